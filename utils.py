@@ -1,4 +1,4 @@
-"""What every command needs: errors for users, seeds, the device, checkpoints and files that are written whole or not at all."""
+"""What every command needs: errors for users, seeds, the device, checkpoints, files written whole or not at all."""
 
 from __future__ import annotations
 

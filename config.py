@@ -1,0 +1,164 @@
+"""Every hyperparameter, its unit and where its value comes from. Edit a value here, or give it as a flag of main.py."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from utils import InputError
+
+Backbone = Literal[
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+    "resnext50_32x4d",
+    "resnext101_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Guided multi-scale attention segmentation (Sinha & Dolz, JBHI 2020). The defaults are the paper's protocol."""
+
+    preset: Literal["paper", "released", "quick"] = "paper"
+    """Named set of values to start from; the other flags change single values of it."""
+
+    # ---- files
+    data: Path = Path("dataset")
+    """Data set: train, val and test, each with Img and GT, in the layout of the README."""
+    out: Path | None = None
+    """Run folder; by default the next free runs/NNN-PRESET."""
+    resume: bool = False
+    """Continue the run in --out (without --out: the newest in runs/); with nothing to continue, start it."""
+
+    # ---- network
+    channels: int = 1
+    """Image channels. main.py sets it to what the data set has."""
+    classes: int = 5
+    """Classes with the background; CHAOS has five. main.py sets it to what the data set has."""
+    backbone: Backbone = "resnext101_32x4d"
+    """The paper's text says ResNet-101; its parameter counts are those of ResNeXt-101 32x4d."""
+    pretrained: bool = False
+    """Start the backbone from torchvision's ImageNet weights. The paper trains from scratch."""
+    variant: Literal["paper", "released"] = "paper"
+    """Where paper and released code differ: CAM by Eq. 4 and a guiding convolution shared by the scales, or neither."""
+    steps: int = 2
+    """Refinement steps, 1 or more. Table II has 1, 2, 3 and 5."""
+    position_attention: bool = True
+    """Use position attention modules (PAM)."""
+    channel_attention: bool = True
+    """Use channel attention modules (CAM)."""
+    guidance: bool = True
+    """Use the semantic module and its losses; without it the network is the paper's MS-Dual."""
+    encoder_decoder: bool = True
+    """The semantic module is an encoder-decoder; without it, the direct distance of the features ("dist", Table II)."""
+    deep_supervision: bool = True
+    """Supervise the raw maps and every step; without it only the maps of the last step."""
+
+    # ---- loss: L = alpha * segmentation + beta * guided + gamma * reconstruction (Eq. 10, 7, 6)
+    alpha: float = 1.0
+    """Weight of the cross-entropies of all maps."""
+    beta: float = 0.25
+    """Weight of the distances between the latent features of successive steps."""
+    gamma: float = 0.1
+    """Weight of the reconstruction errors of the semantic module."""
+
+    # ---- optimization
+    epochs: int = 500
+    """Passes over the training slices."""
+    batch_size: int = 8
+    """Slices in a training step."""
+    lr: float = 1e-3
+    """Learning rate of Adam at the start."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Adam's decay rates of the first and second moment."""
+    plateau_epochs: int = 50
+    """Validations without a better score after which the learning rate falls."""
+    plateau_factor: float = 0.5
+    """What the learning rate is multiplied by then."""
+
+    # ---- augmentation of image and mask together
+    flip_probability: float = 0.5
+    """Chance of a vertical flip and, drawn apart, of a horizontal flip."""
+    rotation_probability: float = 0.5
+    """Chance of a rotation."""
+    rotation_degrees: float = 30.0
+    """Rotations are uniform between minus and plus this angle, in degrees."""
+
+    # ---- machine
+    seed: int = 0
+    """Seed of the initial weights, the order of the slices and the augmentation."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N; auto is the first visible GPU, else the CPU."""
+    amp: Literal["auto", "on", "off"] = "auto"
+    """bfloat16 autocast (attention energies and losses stay float32); auto: where the device computes in it."""
+    eval_batch_size: int = 16
+    """Slices in a forward pass of validation and test; changes speed and memory, not results."""
+    workers: int = 2
+    """Processes that load and augment slices; 0 does it in the training process. The results are the same."""
+
+    def __post_init__(self) -> None:
+        at_least_one = ("channels", "steps", "epochs", "batch_size", "eval_batch_size", "plateau_epochs")
+        minima = dict.fromkeys(at_least_one, 1) | {"classes": 2, "workers": 0, "seed": 0, "rotation_degrees": 0}
+        for name, minimum in minima.items():
+            if getattr(self, name) < minimum:
+                raise InputError(f"--{name} {getattr(self, name)}: must be at least {minimum}")
+        for name in ("flip_probability", "rotation_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"--{name} {getattr(self, name)}: must lie between 0 and 1")
+        for name in ("alpha", "beta", "gamma"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"--{name} {getattr(self, name)}: must not be negative")
+        if not 0 < self.lr < float("inf"):
+            raise InputError(f"--lr {self.lr}: must be positive")
+        if not 0 < self.plateau_factor <= 1:
+            raise InputError(f"--plateau_factor {self.plateau_factor}: must lie above 0 and not above 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"--betas {self.betas}: both must lie in [0, 1)")
+        if not (self.position_attention or self.channel_attention):
+            raise InputError("--no-position_attention and --no-channel_attention: a step needs one of the two")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values as JSON can hold them."""
+        values = dataclasses.asdict(self)
+        return values | {"data": str(self.data), "out": self.out and str(self.out), "betas": list(self.betas)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Config:
+        """The inverse of `to_dict`. Raises InputError for an unknown or missing field."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if values.keys() != names:
+            raise InputError(f"configuration of another version: fields {sorted(values.keys() ^ names)} do not match")
+        out = values["out"] and Path(values["out"])
+        return cls(**values | {"data": Path(values["data"]), "out": out, "betas": tuple(values["betas"])})
+
+
+PRESETS = {
+    "paper": Config(),
+    "released": Config(preset="released", backbone="resnext101_32x8d", variant="released"),
+    # Small enough for two CPU cores and the sample: a result in minutes, not a good network.
+    "quick": Config(preset="quick", backbone="resnet18", epochs=12, batch_size=4, lr=1e-3),
+}
+
+
+def parse_config(arguments: list[str] | None = None) -> Config:
+    """The Config of a command line: the values of its --preset, changed by its other flags.
+
+    Exits with code 2 and a message for an unknown flag or a value of the wrong type; raises InputError for a value
+    out of its range.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", default="paper")
+    preset = parser.parse_known_args(arguments)[0].preset
+    return tyro.cli(Config, default=PRESETS.get(preset, PRESETS["paper"]), args=arguments)

@@ -1,0 +1,125 @@
+"""Position attention, channel attention and the semantic module: the parts of a refinement step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def conv_bn_prelu(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
+    """Convolution that keeps the size, batch normalization, PReLU."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2), nn.BatchNorm2d(out_channels), nn.PReLU()
+    )
+
+
+class PositionAttention(nn.Module):
+    """Position attention (PAM, Eq. 1-2): each position is a mean over all positions, weighted by their likeness.
+
+    out = gamma * softmax(q k^T) v + x, with q and k 1x1 convolutions to C/8 channels, v to C; gamma starts at 0.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.query = nn.Conv2d(channels, channels // 8, 1)
+        self.key = nn.Conv2d(channels, channels // 8, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape."""
+        query, key, value = (conv(x).flatten(2).mT.unsqueeze(1) for conv in (self.query, self.key, self.value))
+        with torch.autocast(x.device.type, enabled=False):
+            attended = position_attention(*(at_least_float32(tokens) for tokens in (query, key, value)))
+        return self.gamma * attended.squeeze(1).mT.reshape(x.shape) + x
+
+
+def position_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(q k^T) v without the N x N map: q, k (B, 1, N, d), v (B, 1, N, C), d <= C -> (B, 1, N, C).
+
+    The zeros that widen q and k to C leave q k^T as it is; kernels that keep no map want one width for all three.
+    """
+    widen = (0, value.shape[-1] - query.shape[-1])
+    return F.scaled_dot_product_attention(F.pad(query, widen), F.pad(key, widen), value, scale=1.0)
+
+
+class ChannelAttention(nn.Module):
+    """Channel attention (CAM): each channel is a mean over all channels, weighted by their likeness.
+
+    With the energy E = X X^T over positions, the weights are softmax(E) in the paper (Eq. 4) and
+    softmax(rowmax(E) - E) in the released code, after DANet. out = gamma * weights X + x; gamma starts at 0.
+    """
+
+    def __init__(self, variant: str) -> None:
+        super().__init__()
+        self.inverted = variant == "released"
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape."""
+        with torch.autocast(x.device.type, enabled=False):
+            tokens = at_least_float32(x).flatten(2)
+            energy = tokens @ tokens.mT
+            if self.inverted:
+                energy = energy.amax(-1, keepdim=True) - energy
+            attended = (energy.softmax(-1) @ tokens).reshape(x.shape)
+        return self.gamma * attended + x
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precisions to float32; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+class AttentionLayer(nn.Sequential):
+    """Convolution to the working width, an attention module, another convolution ("PAM layer", "CAM layer")."""
+
+    def __init__(self, in_channels: int, channels: int, attention: nn.Module) -> None:
+        super().__init__(conv_bn_prelu(in_channels, channels, 3), attention, conv_bn_prelu(channels, channels, 3))
+
+
+class SemanticModule(nn.Module):
+    """The encoder-decoder that guides attention (Figure 3): 128 -> 256 -> 512 channels at H/4, and back.
+
+    Sides must be multiples of 4, which MSDualGuided sees to.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            *_double_conv(channels, 2 * channels),
+            nn.MaxPool2d(2),
+            *_double_conv(2 * channels, 4 * channels),
+            nn.MaxPool2d(2),
+        )
+        self.decoder = nn.Sequential(
+            *_double_conv(4 * channels, 2 * channels),
+            nn.ConvTranspose2d(2 * channels, 2 * channels, 2, stride=2),
+            *_double_conv(2 * channels, channels),
+            nn.ConvTranspose2d(channels, channels, 2, stride=2),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) -> latent (B, 4C, H/4, W/4) and reconstruction (B, C, H, W)."""
+        latent = self.encoder(x)
+        return latent, self.decoder(latent)
+
+
+def _double_conv(in_channels: int, out_channels: int) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for channels in (in_channels, out_channels):
+        layers += [nn.Conv2d(channels, out_channels, 3, padding=1), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
+    return layers
+
+
+class Identity(nn.Module):
+    """What stands for the semantic module without encoder-decoder ("dist", Table II): the features themselves.
+
+    The guided loss is then the direct distance between the features of successive steps; there is nothing to
+    reconstruct. The paper gives no formula for this row; this is our reading.
+    """
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) -> the same, twice."""
+        return x, x

@@ -1,0 +1,58 @@
+"""ResNet and ResNeXt of torchvision as four feature maps, for any number of image channels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model, get_model_weights
+from torchvision.models.resnet import Bottleneck, ResNet
+
+
+class Backbone(nn.Module):
+    """The five stages of a residual network without its classifier ("Res-1" to "Res-5" in the paper's Figure 1).
+
+    Args:
+        name: a ResNet or ResNeXt of torchvision, or "resnext101_32x4d", the paper's by its parameter count.
+        channels: channels of the image; the first convolution is built for them.
+        pretrained: load torchvision's ImageNet weights; the first convolution's are spread over `channels`.
+
+    Raises:
+        ValueError: `pretrained` with a network for which torchvision has no weights.
+    """
+
+    def __init__(self, name: str, channels: int = 1, pretrained: bool = False) -> None:
+        super().__init__()
+        resnet = _resnet(name, pretrained)
+        if channels != 3:
+            resnet.conv1 = _adapt_stem(resnet.conv1, channels)
+        self.stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
+        self.stages = nn.ModuleList([resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4])
+        self.channels = [resnet.fc.in_features // 2**k for k in (3, 2, 1, 0)]
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Image (B, C, H, W) -> maps of Res-2 to Res-5, at H/4, H/8, H/16 and H/32 (rounded up)."""
+        maps = [self.stem(image)]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps[1:]
+
+
+def _resnet(name: str, pretrained: bool) -> ResNet:
+    if name != "resnext101_32x4d":
+        return get_model(name, weights=get_model_weights(name).DEFAULT if pretrained else None)
+    if pretrained:
+        raise ValueError(
+            "torchvision has no ImageNet weights for resnext101_32x4d; "
+            "choose resnext101_32x8d, resnext101_64x4d or another backbone, or train from scratch"
+        )
+    return ResNet(Bottleneck, [3, 4, 23, 3], groups=32, width_per_group=4)
+
+
+def _adapt_stem(conv: nn.Conv2d, channels: int) -> nn.Conv2d:
+    """The convolution for another number of channels: weights repeat over them and keep the size of the response."""
+    stem = nn.Conv2d(channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False)
+    rgb = torch.arange(channels) % 3 if channels > 1 else torch.arange(3)
+    weight = conv.weight.detach()[:, rgb]
+    with torch.no_grad():
+        stem.weight.copy_(weight.sum(1, keepdim=True) if channels == 1 else weight * (3 / channels))
+    return stem
