@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
-from utils import InputError
+from utils import InputError, run_folders
 
 Backbone = Literal[
     "resnet18",
@@ -152,13 +153,42 @@ PRESETS = {
 }
 
 
-def parse_config(arguments: list[str] | None = None) -> Config:
-    """The Config of a command line: the values of its --preset, changed by its other flags.
+# What may change when a run is resumed; everything else would make it another run.
+CHANGEABLE = {"data", "out", "resume", "epochs", "device", "workers", "eval_batch_size"}
 
-    Exits with code 2 and a message for an unknown flag or a value of the wrong type; raises InputError for a value
-    out of its range.
+
+def parse_config(arguments: list[str] | None = None) -> Config:
+    """The Config of a command line: the values of its --preset, or of the run that it resumes, changed by other flags.
+
+    Exits with code 2 and a message for an unknown flag or a value of the wrong type or out of range; raises InputError
+    for a run folder that is taken, and for a resumed run that would change what it is.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", default="paper")
-    preset = parser.parse_known_args(arguments)[0].preset
-    return tyro.cli(Config, default=PRESETS.get(preset, PRESETS["paper"]), args=arguments)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_known_args(arguments)[0]
+    if given.resume and given.out is None:
+        given.out = next(reversed(run_folders()), None)
+    earlier = given.out and _read_run(given.out / "config.json")
+    if earlier and not given.resume:
+        raise InputError(f"{given.out}: holds a run already; add --resume to continue it, or choose another --out")
+    if not earlier:
+        return tyro.cli(Config, default=PRESETS.get(given.preset, PRESETS["paper"]), args=arguments)
+    config = tyro.cli(Config, default=dataclasses.replace(earlier, out=given.out), args=arguments)
+    before, now = earlier.to_dict(), config.to_dict()
+    changed = [name for name in before if name not in CHANGEABLE and before[name] != now[name]]
+    if changed:
+        difference = ", ".join(f"{name} {before[name]} -> {now[name]}" for name in changed)
+        raise InputError(f"{given.out}: is a run of another configuration ({difference}); choose another --out")
+    return config
+
+
+def _read_run(path: Path) -> Config | None:
+    """The configuration of a run, None where there is none."""
+    if not path.exists():
+        return None
+    try:
+        return Config.from_dict(json.loads(path.read_text()))
+    except (json.JSONDecodeError, TypeError, InputError) as error:
+        raise InputError(f"{path}: not a configuration of this version ({error}); choose another --out") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import random
@@ -21,12 +22,14 @@ class InputError(ValueError):
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn an InputError into its one line on stderr and exit code 2, without a traceback."""
+    """Turn an InputError into one line on stderr and exit code 2, a FloatingPointError into one and exit code 1."""
     try:
         yield
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except FloatingPointError as error:
+        raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -67,6 +70,14 @@ def _nan_to_none(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write `rows` to `path` as CSV with a header line, atomically; a key that a row lacks is an empty cell."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (all devices)."""
     random.seed(seed)
@@ -88,6 +99,29 @@ def select_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {name}: cannot be used ({reason}); choose auto, cpu or cuda:N") from None
     return device
+
+
+def use_bfloat16(amp: str, device: torch.device) -> bool:
+    """Whether to autocast to bfloat16: `amp` is "on", "off" or "auto", where the device has instructions for it."""
+    if amp != "auto":
+        return amp == "on"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def run_folders(root: Path = Path("runs")) -> list[Path]:
+    """The numbered run folders in `root`, oldest first."""
+    return sorted(path for path in root.glob("[0-9]*-*") if path.is_dir())
+
+
+def new_run_folder(preset: str, root: Path = Path("runs")) -> Path:
+    """Make and return the next free runs/NNN-PRESET."""
+    last = run_folders(root)[-1:]
+    number = int(last[0].name.split("-")[0]) + 1 if last else 1
+    folder = root / f"{number:03d}-{preset}"
+    folder.mkdir(parents=True)
+    return folder
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:

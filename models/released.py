@@ -45,7 +45,7 @@ def load_released(state_dict: dict[str, Tensor]) -> MSDualGuided:
     Returned in eval mode. Weights of layers that the released forward pass never uses are left out.
     Raises ValueError where keys are missing, unknown, or not of the shape that this network has.
     """
-    translated = {_translate(key): value for key, value in state_dict.items() if not UNUSED.match(key)}
+    translated = {_translate(key): value.clone() for key, value in state_dict.items() if not UNUSED.match(key)}
     try:
         channels, head = translated["backbone.stem.0.weight"].shape[1], translated["raw_heads.0.weight"]
         with torch.device("meta"):

@@ -1,0 +1,244 @@
+"""The data set on disk: SPLIT/Img/Subj_<X>slice_<Y>.png with its mask of the same name in SPLIT/GT.
+
+X is any identifier of letters, digits, underscores and dashes; Y any integer. More channels lie in Img_2, Img_3, ...
+The root may hold a dataset.json; of it the loader reads "labels", class name -> value in the masks with the
+background first, and "subjects", subject -> {"spacing": [x, y, z] in mm, ...}.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data.augment import Augmentation
+from data.png import read_codes, read_image
+from data.slices import MAX_CLASSES, Labels, Slice, SliceDataset
+from utils import InputError
+
+NAME = re.compile(r"Subj_([A-Za-z0-9_-]+)slice_(-?\d+)\.png")
+CHAOS_LABELS = {"background": 0, "liver": 63, "right kidney": 126, "left kidney": 189, "spleen": 252}
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """A checked data set: every file has been read once, every rule of the layout holds."""
+
+    splits: dict[str, list[Slice]]
+    labels: Labels
+    channels: int
+    geometry: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Subject -> what dataset.json says of it: spacing (x, y, z) in mm and more; missing where it says nothing."""
+
+    notes: tuple[str, ...] = ()
+    """Things that are allowed but worth a line to the user."""
+
+    def dataset(self, split: str, augmentation: Augmentation | None = None, seed: int = 0) -> SliceDataset:
+        """The slices of `split` as a dataset."""
+        return SliceDataset(self.splits[split], self.labels, augmentation, seed)
+
+
+def open_data(root: Path, splits: Sequence[str] = ("train", "val", "test")) -> DataFolder:
+    """List, pair, read and check all slices of a data set.
+
+    Raises InputError, naming the file and the remedy, for: a missing folder, an empty split, an image without its mask
+    or the reverse, a slice named twice (slice_1 and slice_01), a subject in two splits, a file that is no readable PNG,
+    sizes that differ between image and mask or within a subject, numbers of channels that differ, mask values that are
+    unknown or cannot be told apart without dataset.json, and a dataset.json that is not as this module wants it.
+    """
+    described = _read_description(root / "dataset.json")
+    found, notes = {}, []
+    for split in splits:
+        found[split], foreign = _list_split(root / split)
+        if foreign:
+            notes.append(
+                f"{root / split}: {len(foreign)} PNG files with other names are left out, such as {foreign[0]}"
+            )
+    _check_subjects(found, root)
+    slices = [item for split in found.values() for item in split]
+    with ThreadPoolExecutor() as pool:
+        scans = list(pool.map(_scan, slices))
+    _check_shapes(slices, scans)
+    labels = described.get("labels") or _infer_labels(set().union(*(scan.codes for scan in scans)), root)
+    for item, scan in zip(slices, scans, strict=True):
+        if not scan.codes <= set(labels.codes):
+            labels.to_classes(read_codes(item.mask), item.mask)
+    geometry = described.get("subjects", {})
+    for subject, numbers in _missing_numbers(slices).items():
+        notes.append(f"subject {subject}: {numbers} slice numbers are missing; they count as background in 3D")
+    return DataFolder(found, labels, scans[0].channels, geometry, tuple(notes))
+
+
+class _Scan(NamedTuple):
+    channels: int
+    size: tuple[int, int]
+    codes: set[int]
+
+
+def _scan(item: Slice) -> _Scan:
+    """Read one slice's files and check that they fit each other."""
+    codes = read_codes(item.mask)
+    channels = 0
+    for path in item.images:
+        image = read_image(path)
+        channels += len(image)
+        if image.shape[1:] != codes.shape:
+            raise InputError(
+                f"{path}: is {image.shape[1]} x {image.shape[2]} pixels (rows x columns), its mask {item.mask} "
+                f"{codes.shape[0]} x {codes.shape[1]}; export both from the same grid"
+            )
+    if min(codes.shape) < 32:
+        raise InputError(
+            f"{item.mask}: is {codes.shape[0]} x {codes.shape[1]} pixels; pad the slices to at least 32 x 32"
+        )
+    return _Scan(channels, codes.shape, set(np.unique(codes).tolist()))
+
+
+def _list_split(folder: Path) -> tuple[list[Slice], list[str]]:
+    """The paired slices of one split, and the names of the PNG files that are none."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; a data set has train, val and test, each with Img and GT")
+    masks, foreign = _list_folder(folder / "GT")
+    channels = [_list_folder(folder / "Img")[0]]
+    while (folder / f"Img_{len(channels) + 1}").is_dir():
+        channels.append(_list_folder(folder / f"Img_{len(channels) + 1}")[0])
+    if not masks and not channels[0]:
+        raise InputError(
+            f"{folder}: holds no slices; put Subj_<X>slice_<Y>.png into Img and, with the same names, into GT"
+        )
+    for images in channels:
+        for key in images.keys() - masks.keys():
+            raise InputError(f"{images[key]}: has no mask; add {folder / 'GT' / images[key].name} or remove the image")
+    for key, mask in masks.items():
+        for k, images in enumerate(channels, 1):
+            if key not in images:
+                name = folder / ("Img" if k == 1 else f"Img_{k}") / mask.name
+                raise InputError(f"{mask}: has no image; add {name} or remove the mask")
+    slices = [Slice(*key, tuple(images[key] for images in channels), mask) for key, mask in masks.items()]
+    return slices, foreign
+
+
+def _list_folder(folder: Path) -> tuple[dict[tuple[str, int], Path], list[str]]:
+    """(subject, number) -> file, and the names of the PNG files that follow no such pattern."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; images belong into Img, masks into GT")
+    found: dict[tuple[str, int], Path] = {}
+    foreign = []
+    for path in sorted(folder.iterdir()):
+        match = NAME.fullmatch(path.name)
+        if match is None:
+            if path.suffix.lower() == ".png" and not path.name.startswith("."):
+                foreign.append(path.name)
+            continue
+        key = (match[1], int(match[2]))
+        if key in found:
+            raise InputError(f"{path}: the same slice as {found[key].name}; keep one of the two")
+        found[key] = path
+    return found, foreign
+
+
+def _check_subjects(splits: dict[str, list[Slice]], root: Path) -> None:
+    home: dict[str, str] = {}
+    for split, slices in splits.items():
+        for subject in {item.subject for item in slices}:
+            if subject in home:
+                raise InputError(
+                    f"{root}: subject {subject} is in {home[subject]} and in {split}; keep all its slices in one split"
+                )
+            home[subject] = split
+
+
+def _check_shapes(slices: list[Slice], scans: list[_Scan]) -> None:
+    """All slices have as many channels, and all slices of a subject one size."""
+    sizes: dict[str, tuple[tuple[int, int], Path]] = {}
+    for item, scan in zip(slices, scans, strict=True):
+        if scan.channels != scans[0].channels:
+            raise InputError(
+                f"{item.images[0]}: has {scan.channels} channels, {slices[0].images[0]} has {scans[0].channels}; "
+                "save all images alike"
+            )
+        size, path = sizes.setdefault(item.subject, (scan.size, item.mask))
+        if scan.size != size:
+            raise InputError(
+                f"{item.mask}: is {scan.size[0]} x {scan.size[1]} pixels (rows x columns), {path.name} of the same "
+                f"subject {size[0]} x {size[1]}; slices of one subject need one size"
+            )
+
+
+def _missing_numbers(slices: list[Slice]) -> dict[str, int]:
+    """Subject -> how many numbers between its first and its last slice have no file."""
+    numbers: dict[str, list[int]] = {}
+    for item in slices:
+        numbers.setdefault(item.subject, []).append(item.number)
+    gaps = {subject: max(n) - min(n) + 1 - len(n) for subject, n in numbers.items()}
+    return {subject: gap for subject, gap in gaps.items() if gap}
+
+
+def _infer_labels(codes: set[int], root: Path) -> Labels:
+    """The table for masks that come without one: CHAOS's grey values, 0 and 255, or class indices 0, 1, 2, ..."""
+    if codes == {0}:
+        raise InputError(f"{root}: every mask is empty (0); check how the masks were exported")
+    if codes <= set(CHAOS_LABELS.values()):
+        return Labels(tuple(CHAOS_LABELS), tuple(CHAOS_LABELS.values()))
+    if codes == {0, 255}:
+        return Labels(("background", "foreground"), (0, 255))
+    count = len(codes)
+    if codes == set(range(count)) and count <= 64:
+        return Labels(("background", *(f"class {k}" for k in range(1, count))), tuple(range(count)))
+    shown = sorted(codes)
+    values = ", ".join(map(str, shown[:12])) + (", ..." if count > 12 else "")
+    example = json.dumps({"labels": {"background": 0, "NAME": next(code for code in shown if code)}})
+    raise InputError(
+        f"{root}: the masks hold the values {values} ({count} in all), which are neither CHAOS's 0, 63, 126, 189, 252, "
+        f"nor 0 and 255, nor class indices 0, 1, 2, ...; list them in {root / 'dataset.json'}, such as {example}"
+    )
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    """What dataset.json says, checked: "labels" as Labels, "subjects" as it stands."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f'{path}: must hold an object such as {{"labels": {{"background": 0, "liver": 63}}}}')
+    described: dict[str, Any] = {}
+    if "labels" in content:
+        described["labels"] = _check_labels(content["labels"], path)
+    described["subjects"] = _check_geometry(content.get("subjects", {}), path)
+    return described
+
+
+def _check_labels(labels: Any, path: Path) -> Labels:
+    example = '{"background": 0, "liver": 63}'
+    if not isinstance(labels, dict) or not all(type(code) is int and 0 <= code < 2**16 for code in labels.values()):
+        raise InputError(f"{path}: labels must give each class its value in the masks, 0 to 65535, such as {example}")
+    names, codes = tuple(labels), tuple(labels.values())
+    if not 2 <= len(names) <= MAX_CLASSES or names[0] != "background":
+        raise InputError(
+            f"{path}: labels must be 2 to {MAX_CLASSES} classes, the first called background, such as {example}"
+        )
+    if len(set(codes)) < len(codes):
+        raise InputError(f"{path}: labels gives two classes the same value; each needs its own")
+    return Labels(names, codes)
+
+
+def _check_geometry(subjects: Any, path: Path) -> dict[str, dict[str, Any]]:
+    if not isinstance(subjects, dict) or not all(isinstance(entry, dict) for entry in subjects.values()):
+        raise InputError(f'{path}: subjects must be an object such as {{"1": {{"spacing": [1.5, 1.5, 8.0]}}}}')
+    for subject, entry in subjects.items():
+        spacing = entry.get("spacing", [1, 1, 1])
+        numbers = isinstance(spacing, list) and len(spacing) == 3 and all(type(s) in (int, float) for s in spacing)
+        if not numbers or not all(0 < s < float("inf") for s in spacing):
+            raise InputError(
+                f"{path}: spacing of subject {subject} must be three lengths in mm (x, y, z), not {spacing}"
+            )
+    return subjects

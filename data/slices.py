@@ -1,0 +1,122 @@
+"""The slices of a split as a dataset of tensors: pairs of image and target, in batches."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from data.augment import Augmentation
+from data.png import read_codes, read_image
+from utils import InputError
+
+IGNORED = -100  # target of pixels that pad a batch; cross-entropy leaves them out
+MAX_CLASSES = 256  # targets travel as uint8
+
+
+def natural(text: str) -> list[tuple[int, int | str]]:
+    """Sort key that puts 2 before 10."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", text) if part]
+
+
+class Slice(NamedTuple):
+    """One slice's files."""
+
+    subject: str
+    number: int
+    images: tuple[Path, ...]
+    mask: Path
+
+
+class Labels(NamedTuple):
+    """The one table between mask values and classes: class k is called names[k] and stored as codes[k]."""
+
+    names: tuple[str, ...]
+    codes: tuple[int, ...]
+
+    def to_classes(self, codes: np.ndarray, path: Path) -> np.ndarray:
+        """Mask values (H, W) -> class indices uint8 (H, W).
+
+        Raises InputError that says which unknown value, where and how many pixels.
+        """
+        table = np.full(max(int(codes.max()), *self.codes) + 1, MAX_CLASSES, np.uint16)
+        table[list(self.codes)] = range(len(self.codes))
+        classes = table[codes]
+        unknown = classes == MAX_CLASSES
+        if unknown.any():
+            value = codes[unknown][0]
+            row, column = np.argwhere(codes == value)[0]
+            raise InputError(
+                f"{path}: unknown mask value {value} at row {row}, column {column} ({(codes == value).sum()} pixels); "
+                f"known are {list(self.codes)}. Correct the mask, or list its values under labels in dataset.json"
+            )
+        return classes.astype(np.uint8)
+
+
+class SliceDataset(Dataset):
+    """The slices of one split, subject by subject and in the order of their numbers.
+
+    Item i is the image, float32 (channels, H, W) in [0, 1], and the target, int64 (H, W). With an augmentation, it is
+    drawn from (seed, epoch, i) alone, so that an epoch is the same for any number of workers.
+    """
+
+    def __init__(
+        self, slices: Sequence[Slice], labels: Labels, augmentation: Augmentation | None = None, seed: int = 0
+    ) -> None:
+        self.slices = sorted(slices, key=lambda s: (natural(s.subject), s.subject, s.number))
+        self.labels = labels
+        self.augmentation = augmentation
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        item = self.slices[index]
+        image = np.concatenate([read_image(path) for path in item.images])
+        target = self.labels.to_classes(read_codes(item.mask), item.mask)
+        if self.augmentation is not None:
+            rng = np.random.default_rng([self.seed, self.epoch, index])
+            image, target = self.augmentation(image, target, rng)
+        return torch.from_numpy(image), torch.from_numpy(target).long()
+
+    def subjects(self) -> dict[str, list[int]]:
+        """Subject -> indices of its slices, in the order of their numbers."""
+        indices: dict[str, list[int]] = {}
+        for index, item in enumerate(self.slices):
+            indices.setdefault(item.subject, []).append(index)
+        return indices
+
+
+class SubjectBatches:
+    """Batch sampler for evaluation: all slices in order, at most `batch_size` in a batch and of one subject."""
+
+    def __init__(self, dataset: SliceDataset, batch_size: int) -> None:
+        self.batches = [
+            indices[start : start + batch_size]
+            for indices in dataset.subjects().values()
+            for start in range(0, len(indices), batch_size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
+def collate(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Stack a batch; smaller slices are padded at the right and bottom, images with 0 and targets with IGNORED."""
+    height, width = (max(target.shape[axis] for _, target in items) for axis in (0, 1))
+    margins = [(0, width - target.shape[1], 0, height - target.shape[0]) for _, target in items]
+    images = [F.pad(image, margin) for (image, _), margin in zip(items, margins, strict=True)]
+    targets = [F.pad(target, margin, value=IGNORED) for (_, target), margin in zip(items, margins, strict=True)]
+    return torch.stack(images), torch.stack(targets)

@@ -1,0 +1,32 @@
+"""What several test files need: two threads for torch, and small data sets on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def make_data(tmp_path: Path):
+    """A function that writes a valid data set of 40 x 48 slices with CHAOS's grey values, and returns its root."""
+
+    def make(subjects: dict[str, list[str]] | None = None, numbers: tuple[int, ...] = (1, 2), size=(40, 48)) -> Path:
+        rng = np.random.default_rng(0)
+        for split, names in (subjects or {"train": ["1"], "val": ["2"], "test": ["3"]}).items():
+            for kind in ("Img", "GT"):
+                (tmp_path / split / kind).mkdir(parents=True, exist_ok=True)
+            for name in names:
+                for number in numbers:
+                    image = rng.integers(0, 256, size, np.uint8)
+                    mask = rng.choice(np.array([0, 63, 126, 189, 252], np.uint8), size)
+                    Image.fromarray(image).save(tmp_path / split / "Img" / f"Subj_{name}slice_{number}.png")
+                    Image.fromarray(mask).save(tmp_path / split / "GT" / f"Subj_{name}slice_{number}.png")
+        return tmp_path
+
+    return make

@@ -1,0 +1,250 @@
+"""Parameter counts, shapes, attention and the wiring of MSDualGuided and its ablations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from config import PRESETS, Backbone, Config
+from losses import GuidedLoss
+from models import MSDualGuided, build_model
+from models import backbone as backbone_module
+from models.attention import ChannelAttention, PositionAttention, position_attention
+from models.backbone import Backbone as Network
+
+SMALL = Config(backbone="resnet18")
+
+# Table VIII. The two one-step guided rows of the paper are 1,280 higher than the sum of the blocks that all its other
+# rows are made of (50,531,399 and 50,530,099); nothing in text or code explains the difference, so ours is the sum.
+TABLE_VIII = [
+    ({"guidance": False}, {1: 43_485_831, 2: 44_411_103, 3: 45_337_675, 5: 47_190_819}),
+    ({}, {1: 50_531_399 - 1_280, 2: 58_499_679, 3: 66_470_539, 5: 82_412_259}),
+    ({"deep_supervision": False}, {1: 50_530_099 - 1_280, 2: 58_498_379, 3: 66_467_939, 5: 82_407_059}),
+]
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(("options", "counts"), TABLE_VIII)
+def test_parameters_equal_table_viii(options, counts):
+    for steps, expected in counts.items():
+        with torch.device("meta"):
+            assert count(build_model(Config(steps=steps, **options))) == expected
+
+
+def test_parameters_of_the_blocks():
+    with torch.device("meta"):
+        model = build_model(Config())
+    step = model.steps[0]
+    assert count(model.backbone) == 42_122_432
+    assert count(model.reduce) == 246_532
+    assert count(model.fuse) == 188_995
+    assert count(model.raw_heads) == 1_300
+    assert count(step.position[0]) == 116_179
+    assert count(step.channel[0]) == 110_979
+    assert count(step.semantic) == 6_970_496
+    assert count(step.guide) == 73_792
+    with torch.device("meta"):
+        assert count(build_model(PRESETS["released"])) == 104_511_475 - 955_412
+
+
+@pytest.mark.parametrize("height, width", [(32, 32), (33, 47), (40, 64), (50, 39)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_any_size_and_batch(height, width, batch):
+    torch.manual_seed(0)
+    model = build_model(replace(SMALL, channels=2, classes=3))
+    image = torch.rand(batch, 2, height, width)
+    output = model.train()(image)
+    assert [x.shape for x in output.raw + output.refined] == [(batch, 3, height, width)] * 8
+    assert torch.isfinite(GuidedLoss()(output, torch.zeros(batch, height, width, dtype=torch.int64)).total)
+    assert model.eval()(image).shape == (batch, 3, height, width)
+
+
+def test_small_images_are_refused():
+    with pytest.raises(ValueError, match="32 x 32"):
+        build_model(SMALL)(torch.rand(1, 1, 31, 64))
+
+
+def test_padding_leaves_full_sizes_alone():
+    torch.manual_seed(0)
+    model = build_model(SMALL).eval()
+    image = torch.rand(1, 1, 60, 64)
+    padded = torch.cat([image, torch.zeros(1, 1, 4, 64)], 2)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(image), model(padded)[..., :60, :], rtol=0, atol=0)
+
+
+OPTIONS = {
+    "steps": [1, 2, 3],
+    "attention": [(True, True), (True, False), (False, True)],
+    "guidance": [(True, True), (True, False), (False, True)],
+    "deep_supervision": [True, False],
+    "variant": ["paper", "released"],
+}
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(st.fixed_dictionaries({name: st.sampled_from(values) for name, values in OPTIONS.items()}))
+def test_no_dead_layers_in_any_ablation(options):
+    position, channel = options.pop("attention")
+    guidance, encoder_decoder = options.pop("guidance")
+    torch.manual_seed(0)
+    model = MSDualGuided(
+        backbone="resnet18",
+        position_attention=position,
+        channel_attention=channel,
+        guidance=guidance,
+        encoder_decoder=encoder_decoder,
+        **options,
+    )
+    with torch.no_grad():  # at gamma = 0 the attention weights have no influence yet
+        for name, parameter in model.named_parameters():
+            if name.endswith("gamma"):
+                parameter.fill_(0.5)
+    output = model.train()(torch.rand(2, 1, 48, 48))
+    steps, deep = options["steps"], options["deep_supervision"]
+    assert len(output.raw) == (4 if deep else 0)
+    assert len(output.refined) == 4 * (max(steps - 1, 1) if deep else 1)
+    assert len(output.latents) == (steps if guidance else 0)
+    assert len(output.reconstructions) == (4 * steps if guidance and encoder_decoder else 0)
+    GuidedLoss(1, 1, 1)(output, torch.randint(0, 5, (2, 48, 48))).total.backward()
+    idle = [name for name, p in model.named_parameters() if p.grad is None]
+    assert not idle
+
+
+def test_eval_is_the_mean_of_the_last_maps():
+    torch.manual_seed(0)
+    model = build_model(replace(SMALL, steps=3)).double().eval()
+    image = torch.rand(1, 1, 64, 64, dtype=torch.float64)
+    with torch.inference_mode():
+        mean = model(image)
+        model.training = True  # returns the maps, while batch normalization stays in eval mode
+        maps = model(image).refined[-4:]
+    torch.testing.assert_close(mean, torch.stack(maps).mean(0), rtol=1e-12, atol=1e-12)
+
+
+def test_every_backbone_has_four_maps():
+    for name in get_args(Backbone):
+        with torch.device("meta"):
+            network = Network(name, channels=4)
+            maps = network(torch.rand(1, 4, 64, 96))
+        assert [tuple(x.shape[-2:]) for x in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)], name
+        assert [x.shape[1] for x in maps] == network.channels, name
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6])
+def test_pretrained_weights_reach_the_stem_and_survive(monkeypatch, channels):
+    torch.manual_seed(0)
+    imagenet = torchvision.models.resnet18()
+    monkeypatch.setattr(backbone_module, "get_model", lambda name, weights: imagenet if weights else None)
+    stem, deep = imagenet.conv1.weight.detach().clone(), imagenet.layer4[0].conv1.weight.detach().clone()
+    model = build_model(replace(SMALL, channels=channels, pretrained=True))
+    assert torch.equal(model.backbone.stages[3][0].conv1.weight, deep)
+    # A grey image, the same in every channel, gets the response of the grey RGB image.
+    grey = torch.rand(1, 1, 32, 32)
+    expected = torch.nn.functional.conv2d(grey.expand(-1, 3, -1, -1), stem)
+    if channels % 3 == 0 or channels == 1:
+        response = torch.nn.functional.conv2d(grey.expand(-1, channels, -1, -1), model.backbone.stem[0].weight)
+        torch.testing.assert_close(response, expected)
+    for k in range(channels if channels > 1 else 0):
+        torch.testing.assert_close(model.backbone.stem[0].weight[:, k], stem[:, k % 3] * 3 / channels)
+
+
+def test_pretrained_without_weights_is_refused():
+    with pytest.raises(ValueError, match="no ImageNet weights for resnext101_32x4d"):
+        build_model(Config(pretrained=True))
+
+
+def plain_position_attention(query, key, value):
+    """softmax(q k^T) v with the N x N map, as Eq. 1 and 2 say."""
+    return (query @ key.mT).softmax(-1) @ value
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
+@pytest.mark.parametrize(("positions", "scale"), [(49, 1.0), (400, 3.0)])
+def test_position_attention_equals_the_formula(dtype, tolerance, positions, scale):
+    torch.manual_seed(0)
+    query, key = (scale * torch.randn(2, 1, positions, 8, dtype=dtype) for _ in range(2))
+    value, upstream = (torch.randn(2, 1, positions, 64, dtype=dtype) for _ in range(2))
+    results = []
+    for function in (position_attention, plain_position_attention):
+        inputs = [x.clone().requires_grad_() for x in (query, key, value)]
+        out = function(*inputs)
+        results.append([out, *torch.autograd.grad(out, inputs, upstream)])
+    for ours, plain in zip(*results, strict=True):
+        error = (ours - plain).abs().max() / plain.abs().max()
+        assert error < tolerance
+
+
+def test_position_attention_module_by_hand():
+    torch.manual_seed(0)
+    module = PositionAttention(16).double()
+    torch.nn.init.constant_(module.gamma, 0.7)
+    x = torch.randn(1, 16, 3, 4, dtype=torch.float64)
+    expected = x.clone()
+    query, key, value = (conv(x)[0].reshape(-1, 12) for conv in (module.query, module.key, module.value))
+    for i in range(12):
+        weights = torch.stack([query[:, i] @ key[:, j] for j in range(12)]).softmax(0)
+        expected[0, :, i // 4, i % 4] += 0.7 * sum(weights[j] * value[:, j] for j in range(12))
+    torch.testing.assert_close(module(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_channel_attention_by_hand(variant):
+    torch.manual_seed(0)
+    module = ChannelAttention(variant).double()
+    torch.nn.init.constant_(module.gamma, 0.7)
+    x = torch.randn(1, 6, 3, 4, dtype=torch.float64) / 2
+    channels, expected = x[0].reshape(6, 12), x.clone()
+    for i in range(6):
+        energy = torch.stack([(channels[i] * channels[j]).sum() for j in range(6)])
+        weights = (energy if variant == "paper" else energy.max() - energy).softmax(0)
+        expected[0, i] += 0.7 * sum(weights[j] * x[0, j] for j in range(6))
+    torch.testing.assert_close(module(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_bfloat16_keeps_the_attention_in_float32():
+    torch.manual_seed(0)
+    seen = []
+    original = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(query, key, value, **options):
+        seen.append(query.dtype)
+        return original(query, key, value, **options)
+
+    model = build_model(SMALL)
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+        output = model(torch.rand(2, 1, 48, 48))
+        terms = GuidedLoss()(output, torch.zeros(2, 48, 48, dtype=torch.int64))
+    assert seen == [torch.float32] * 8
+    assert all(term.dtype == torch.float32 for term in terms)
+
+
+def test_loss_weights_and_ignored_pixels():
+    torch.manual_seed(0)
+    output = build_model(SMALL)(torch.rand(2, 1, 48, 48))
+    target = torch.randint(0, 5, (2, 48, 48))
+    terms = GuidedLoss(2.0, 3.0, 5.0)(output, target)
+    torch.testing.assert_close(terms.total, 2 * terms.segmentation + 3 * terms.guided + 5 * terms.reconstruction)
+    target[:, 24:] = -100
+    cropped = sum(
+        -x.log_softmax(1)[:, :, :24].gather(1, target[:, None, :24]).mean() for x in output.raw + output.refined
+    )
+    torch.testing.assert_close(GuidedLoss()(output, target).segmentation, cropped)
+
+
+@pytest.mark.parametrize("options", [{"steps": 0}, {"position_attention": False, "channel_attention": False}])
+def test_impossible_options_are_refused(options):
+    with pytest.raises(ValueError):
+        MSDualGuided(backbone="resnet18", **options)
+    with pytest.raises(ValueError):
+        Config(**options)
