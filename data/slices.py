@@ -86,7 +86,7 @@ class SliceDataset(Dataset):
         if self.augmentation is not None:
             rng = np.random.default_rng([self.seed, self.epoch, index])
             image, target = self.augmentation(image, target, rng)
-        return torch.from_numpy(image), torch.from_numpy(target).long()
+        return torch.from_numpy(image), torch.from_numpy(target.astype(np.int64))
 
     def subjects(self) -> dict[str, list[int]]:
         """Subject -> indices of its slices, in the order of their numbers."""
