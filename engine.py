@@ -83,8 +83,8 @@ def segment_subjects(
         image = image.to(device, non_blocking=True, memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             logits = model(image)
-        predictions += logits.argmax(1).to("cpu", torch.uint8).numpy()
-        targets += target.to(torch.uint8).numpy()
+        predictions.extend(logits.argmax(1).to("cpu", torch.uint8).numpy())
+        targets.extend(target.to(torch.uint8).numpy())
         subject = dataset.slices[indices[0]].subject
         if len(predictions) == remaining[subject]:
             numbers = [item.number for item in dataset.slices if item.subject == subject]

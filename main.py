@@ -69,10 +69,10 @@ def main(config: Config) -> None:
     model = build_model(config).to(device, memory_format=torch.channels_last)
     criterion = GuidedLoss(config.alpha, config.beta, config.gamma)
     optimizer = torch.optim.Adam(model.parameters(), config.lr, config.betas)
+    # PyTorch lowers the rate after more than `patience` bad epochs, the paper after 50; eps would stop small rates.
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        # PyTorch lowers the rate after more than `patience` bad epochs; the paper after 50 of them.
-        optimizer, "max", config.plateau_factor, patience=config.plateau_epochs - 1, threshold=0.0, threshold_mode="abs"
-    )  # fmt: skip
+        optimizer, "max", config.plateau_factor, config.plateau_epochs - 1, 0.0, "abs", eps=0.0
+    )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{len(classes)} classes: {', '.join(classes)}; {config.channels} channels")
     print(

@@ -30,7 +30,7 @@ def save_overview(path: Path, volumes: list[Volume], dataset: SliceDataset, most
         numbers = np.array([dataset.slices[index].number for index in indices])
         places = numbers - numbers.min()
         shown = np.count_nonzero(volume.target[places], axis=(1, 2)).argmax()
-        image = dataset[indices[shown]][0][0]
+        image = dataset[indices[shown]][0][0].numpy()
         overlays = (None, volume.target[places[shown]], volume.prediction[places[shown]])
         for axis, overlay in zip(row, overlays, strict=True):
             axis.imshow(image, cmap="gray")
