@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from data.volumes import assemble
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data.slices import SliceDataset, SubjectBatches
+from data.volumes import assemble
 from losses import GuidedLoss, LossTerms
 
 REFRESH = 0.5  # seconds between looks at the loss; each look waits for the device

@@ -11,8 +11,6 @@ import time
 from dataclasses import replace
 
 import torch
-from data.volumes import array_spacing, write_nifti
-from metrics import dice, format_table, score_subject, summarize
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
@@ -20,8 +18,10 @@ from config import Config, parse_config
 from data.augment import Augmentation
 from data.folder import open_data
 from data.slices import collate
+from data.volumes import array_spacing, write_nifti
 from engine import segment_subjects, train_one_epoch
 from losses import GuidedLoss
+from metrics import dice, format_table, score_subject, summarize
 from models import build_model
 from report import save_overview
 from utils import (
