@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""Pictures of a data set and of a run."""
 
 from __future__ import annotations
 
@@ -6,43 +6,84 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from data.folder import DataFolder
 from data.slices import SliceDataset
 from engine import Volume
 from utils import atomic_path
 
 # Okabe and Ito's colors, told apart by color-blind eyes; after eight classes they begin again.
-COLORS = ["#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00", "#FFFFFF"]
+COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00", "#FFFFFF")
 
 
 def save_overview(path: Path, volumes: list[Volume], dataset: SliceDataset, most: int = 4) -> None:
     """Write a PNG of image, truth and prediction: the slice with the most foreground of the first `most` subjects."""
     volumes = volumes[:most]
-    names = dataset.labels.names
-    colors = ListedColormap([COLORS[k % len(COLORS)] for k in range(len(names) - 1)])
     figure, axes = plt.subplots(
         len(volumes), 3, figsize=(7.5, 2.6 * len(volumes) + 0.4), squeeze=False, layout="constrained"
     )
     for row, volume in zip(axes, volumes, strict=True):
         indices = dataset.subjects()[volume.subject]
-        numbers = np.array([dataset.slices[index].number for index in indices])
-        places = numbers - numbers.min()
-        shown = np.count_nonzero(volume.target[places], axis=(1, 2)).argmax()
-        image = dataset[indices[shown]][0][0].numpy()
-        overlays = (None, volume.target[places[shown]], volume.prediction[places[shown]])
-        for axis, overlay in zip(row, overlays, strict=True):
-            axis.imshow(image, cmap="gray")
-            if overlay is not None:
-                classes = np.ma.masked_equal(overlay, 0)
-                axis.imshow(classes, cmap=colors, vmin=1, vmax=len(names) - 1, alpha=0.55, interpolation="nearest")
-            axis.set_xticks([], [])
-            axis.set_yticks([], [])
-        row[0].set_ylabel(f"subject {volume.subject}, slice {numbers[shown]}", fontsize=8)
+        index = _fullest(dataset, indices)
+        image, target = dataset[index]
+        number = dataset.slices[index].number
+        prediction = volume.prediction[number - dataset.slices[indices[0]].number]
+        for axis, overlay in zip(row, (None, target.numpy(), prediction), strict=True):
+            _draw(axis, image.numpy(), overlay, len(dataset.labels.names))
+        row[0].set_ylabel(f"subject {volume.subject}, slice {number}", fontsize=8)
     for axis, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
         axis.set_title(title, fontsize=9)
-    patches = [Patch(color=colors(k), label=name) for k, name in enumerate(names[1:])]
+    _save(figure, path, dataset.labels.names)
+
+
+def save_contact_sheet(path: Path, data: DataFolder, most: int = 6) -> None:
+    """Write a PNG of image and truth for the first `most` subjects of each split."""
+    columns = min(most, max(len(data.dataset(split).subjects()) for split in data.splits))
+    figure, axes = plt.subplots(
+        2 * len(data.splits),
+        columns,
+        figsize=(1.8 * columns, 3.8 * len(data.splits)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for row, split in enumerate(data.splits):
+        dataset = data.dataset(split)
+        for column, (subject, indices) in enumerate(list(dataset.subjects().items())[:most]):
+            image, target = dataset[_fullest(dataset, indices)]
+            for axis, overlay in zip(axes[2 * row : 2 * row + 2, column], (None, target.numpy()), strict=True):
+                axis.set_axis_on()
+                _draw(axis, image.numpy(), overlay, len(data.labels.names))
+            axes[2 * row, column].set_title(f"{split} {subject}", fontsize=8)
+    _save(figure, path, data.labels.names)
+
+
+def _fullest(dataset: SliceDataset, indices: list[int]) -> int:
+    """The index of the slice with the most foreground."""
+    return max(indices, key=lambda index: int((dataset[index][1] > 0).sum()))
+
+
+def _colors(classes: int) -> ListedColormap:
+    return ListedColormap([COLORS[k % len(COLORS)] for k in range(classes - 1)])
+
+
+def _draw(axis: Axes, image: np.ndarray, overlay: np.ndarray | None, classes: int) -> None:
+    """First channel of the image (C, H, W), and class indices (H, W) over it."""
+    axis.imshow(image[0], cmap="gray")
+    if overlay is not None:
+        shown = np.ma.masked_equal(overlay, 0)
+        axis.imshow(shown, cmap=_colors(classes), vmin=1, vmax=classes - 1, alpha=0.5, interpolation="nearest")
+    axis.set_xticks([], [])
+    axis.set_yticks([], [])
+
+
+def _save(figure: Figure, path: Path, names: tuple[str, ...]) -> None:
+    patches = [Patch(color=_colors(len(names))(k), label=name) for k, name in enumerate(names[1:])]
     figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 6), fontsize=8, frameon=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150)

@@ -22,7 +22,9 @@ from data.png import read_codes, read_image
 from data.slices import MAX_CLASSES, Labels, Slice, SliceDataset
 from utils import InputError
 
-NAME = re.compile(r"Subj_([A-Za-z0-9_-]+)slice_(-?\d+)\.png")
+SPLITS = ("train", "val", "test")
+SUBJECT = re.compile(r"[A-Za-z0-9_-]+")
+NAME = re.compile(rf"Subj_({SUBJECT.pattern})slice_(-?\d+)\.png")
 CHAOS_LABELS = {"background": 0, "liver": 63, "right kidney": 126, "left kidney": 189, "spleen": 252}
 
 
@@ -44,7 +46,7 @@ class DataFolder:
         return SliceDataset(self.splits[split], self.labels, augmentation, seed)
 
 
-def open_data(root: Path, splits: Sequence[str] = ("train", "val", "test")) -> DataFolder:
+def open_data(root: Path, splits: Sequence[str] = SPLITS) -> DataFolder:
     """List, pair, read and check all slices of a data set.
 
     Raises InputError, naming the file and the remedy, for: a missing folder, an empty split, an image without its mask

@@ -1,10 +1,10 @@
-"""From slices to the volume of a subject, and from the volume to NIfTI in the geometry of its scan."""
+"""From slices to the volume of a subject, and between the grid of the slices and that of the scan."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -12,6 +12,53 @@ import SimpleITK as sitk
 from utils import InputError, atomic_path
 
 MAX_SPAN = 10_000  # slices; numbers further apart are dates or the like
+AXES = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+class Grid(NamedTuple):
+    """Where voxels lie: (x, y, z) size in voxels, spacing in mm, position of the first voxel, and axes row by row."""
+
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+
+    @classmethod
+    def of(cls, image: sitk.Image) -> Grid:
+        """The grid of an image."""
+        return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Size, spacing and origin as dataset.json keeps them; the direction stands once for all grids of a subject."""
+        return {"size": list(self.size), "spacing": list(self.spacing), "origin": list(map(float, self.origin))}
+
+    def position(self, index: Sequence[float]) -> np.ndarray:
+        """The position in mm of a voxel index (x, y, z)."""
+        return np.array(self.origin) + np.reshape(self.direction, (3, 3)) @ (np.array(index) * self.spacing)
+
+
+def fit_grid(grid: Grid, size: int | None, spacing: tuple[float, float] | None) -> Grid:
+    """The grid with another spacing (x, y) in mm, then cropped or padded about the center to `size` rows and columns."""
+    if spacing is not None:
+        new = (*spacing, grid.spacing[2])
+        count = tuple(max(1, round(n * s / t)) for n, s, t in zip(grid.size, grid.spacing, new, strict=True))
+        # The middle of the scan stays where it is.
+        middle = grid.position([(n - 1) / 2 for n in grid.size])
+        half = Grid(count, new, (0.0, 0.0, 0.0), grid.direction).position([(n - 1) / 2 for n in count])
+        grid = Grid(count, new, tuple(middle - half), grid.direction)
+    if size is not None:
+        first = [(n - size) // 2 for n in grid.size[:2]]
+        grid = Grid((size, size, grid.size[2]), grid.spacing, tuple(grid.position([*first, 0])), grid.direction)
+    return grid
+
+
+def place(image: sitk.Image, grid: Grid, smooth: bool) -> sitk.Image:
+    """The image on another grid: linear where `smooth`, else nearest, which is exact for a crop; outside it is 0."""
+    if Grid.of(image) == grid:
+        return image
+    method = sitk.sitkLinear if smooth else sitk.sitkNearestNeighbor
+    size, spacing, origin, direction = grid
+    return sitk.Resample(image, size, sitk.Transform(), method, origin, spacing, direction, 0.0, image.GetPixelID())
 
 
 def assemble(numbers: Sequence[int], slices: Sequence[np.ndarray]) -> np.ndarray:
@@ -38,19 +85,22 @@ def array_spacing(geometry: dict[str, Any]) -> tuple[float, float, float] | None
 
 
 def to_scan(volume: np.ndarray, geometry: dict[str, Any]) -> sitk.Image:
-    """The volume (D, H, W) as an image with the geometry of dataset.json, axes in the order of the original scan.
+    """A label volume (D, H, W) on the grid of the scan that its slices were made of.
 
-    `geometry` may hold spacing (x, y, z) in mm, origin, direction (row by row) and orientation, the axis code of the
-    scan before its slices were turned to LPS; what is missing is 1 mm, the zero point, the identity and LPS.
+    `geometry` is a subject's entry in dataset.json: spacing (x, y, z) in mm, origin, direction (row by row); original,
+    the scan's own size, spacing and origin where the slices were cropped, padded or resampled; orientation, the scan's
+    axis code before it was turned to LPS. What is missing is 1 mm, the zero point, the identity, the same, and LPS.
     """
     image = sitk.GetImageFromArray(volume)
     image.SetSpacing(geometry.get("spacing", (1.0, 1.0, 1.0)))
     image.SetOrigin(geometry.get("origin", (0.0, 0.0, 0.0)))
-    image.SetDirection(geometry.get("direction", (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)))
+    image.SetDirection(geometry.get("direction", AXES))
+    if "original" in geometry:
+        image = place(image, Grid(**geometry["original"], direction=image.GetDirection()), smooth=False)
     return sitk.DICOMOrient(image, geometry["orientation"]) if "orientation" in geometry else image
 
 
 def write_nifti(path: Path, volume: np.ndarray, geometry: dict[str, Any]) -> None:
-    """Write a volume (D, H, W) to `path` (.nii.gz), atomically, so that it overlays its scan; see `to_scan`."""
+    """Write a label volume (D, H, W) to `path` (.nii.gz), atomically, so that it overlays its scan; see `to_scan`."""
     with atomic_path(path) as temporary:
         sitk.WriteImage(to_scan(volume, geometry), temporary, useCompression=True)

@@ -1,0 +1,1 @@
+"""Readers of scans as they come: each gives `data.layout.Case`s."""
