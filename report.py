@@ -43,13 +43,8 @@ def save_overview(path: Path, volumes: list[Volume], dataset: SliceDataset, most
 def save_contact_sheet(path: Path, data: DataFolder, most: int = 6) -> None:
     """Write a PNG of image and truth for the first `most` subjects of each split."""
     columns = min(most, max(len(data.dataset(split).subjects()) for split in data.splits))
-    figure, axes = plt.subplots(
-        2 * len(data.splits),
-        columns,
-        figsize=(1.8 * columns, 3.8 * len(data.splits)),
-        squeeze=False,
-        layout="constrained",
-    )
+    rows = 2 * len(data.splits)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.8 * columns, 1.9 * rows), squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.set_axis_off()
     for row, split in enumerate(data.splits):

@@ -38,7 +38,7 @@ class Grid(NamedTuple):
 
 
 def fit_grid(grid: Grid, size: int | None, spacing: tuple[float, float] | None) -> Grid:
-    """The grid with another spacing (x, y) in mm, then cropped or padded about the center to `size` rows and columns."""
+    """The grid with another spacing (x, y) in mm, then cropped or padded about its center to `size` x `size` slices."""
     if spacing is not None:
         new = (*spacing, grid.spacing[2])
         count = tuple(max(1, round(n * s / t)) for n, s, t in zip(grid.size, grid.spacing, new, strict=True))

@@ -1,0 +1,294 @@
+"""From scans to slices and back: geometry, grey values, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+import prepare
+from data.folder import open_data
+from data.layout import stretch
+from data.sources.nifti import NiftiPairs
+from data.volumes import assemble, to_scan, write_nifti
+from utils import InputError
+
+REAL = Path(__file__).parents[2] / "shared" / "data"
+needs_real_data = pytest.mark.skipif(not REAL.exists(), reason="the real scans are not beside the repository")
+ORIENTATIONS = [
+    "".join(code)
+    for axes in itertools.permutations(("RL", "AP", "IS"))
+    for code in itertools.product(*axes)
+]  # fmt: skip
+
+
+def make_scan(seed: int, code: str, angles=(0.0, 0.0, 0.0), size=(7, 5, 6)) -> tuple[sitk.Image, sitk.Image]:
+    """A random image and label of `size` (x, y, z), turned by Euler angles in degrees, then brought to axes `code`."""
+    rng = np.random.default_rng(seed)
+    scans = []
+    for array in (rng.normal(100, 30, size[::-1]).astype(np.float32), rng.integers(0, 4, size[::-1], np.uint8)):
+        scan = sitk.GetImageFromArray(array)
+        scan.SetSpacing((1.25, 0.8, 7.7))
+        scan.SetOrigin((-30.5, 12.25, 100.0))
+        scan.SetDirection(Rotation.from_euler("xyz", angles, degrees=True).as_matrix().ravel())
+        scans.append(sitk.DICOMOrient(scan, code))
+    return scans[0], scans[1]
+
+
+def write_scan(folder: Path, subject: str, *scan: sitk.Image) -> None:
+    for kind, volume in zip(("image", "label"), scan, strict=True):
+        sitk.WriteImage(volume, folder / f"{kind}_{subject}.nii.gz")
+
+
+def assert_same_scan(ours: sitk.Image, original: sitk.Image) -> None:
+    np.testing.assert_array_equal(sitk.GetArrayViewFromImage(ours), sitk.GetArrayViewFromImage(original))
+    assert_same_grid(ours, original)
+
+
+def assert_same_grid(ours: sitk.Image, original: sitk.Image) -> None:
+    assert ours.GetSize() == original.GetSize()
+    for part in ("GetSpacing", "GetOrigin", "GetDirection"):
+        np.testing.assert_allclose(getattr(ours, part)(), getattr(original, part)(), atol=2e-4)
+
+
+def test_there_are_48_orientations():
+    assert len(set(ORIENTATIONS)) == 48
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.sampled_from(ORIENTATIONS), st.integers(0, 99), st.tuples(*[st.floats(-30, 30)] * 3))
+def test_labels_return_to_the_scan_from_any_orientation(tmp_path_factory, code, seed, angles):
+    folder = tmp_path_factory.mktemp("scan")
+    image, label = make_scan(seed, code, angles)
+    write_scan(folder, "1", image, label)
+    case = NiftiPairs(folder, ["image_{subject}.nii.gz"], "label_{subject}.nii.gz").read("1")
+    upright = sitk.DICOMOrient(sitk.ReadImage(folder / "image_1.nii.gz"), "LPS")
+    np.testing.assert_array_equal(case.images[0], sitk.GetArrayFromImage(upright))
+    assert np.reshape(upright.GetDirection(), (3, 3)).diagonal().min() > 0  # columns to the left, rows to the back
+    geometry = json.loads(json.dumps(case.geometry))
+    write_nifti(folder / "back.nii.gz", case.label.astype(np.uint8), geometry)
+    assert_same_scan(sitk.ReadImage(folder / "back.nii.gz"), sitk.ReadImage(folder / "label_1.nii.gz"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(ORIENTATIONS), st.integers(1, 11), st.tuples(*[st.floats(-30, 30)] * 3))
+def test_cropped_and_padded_labels_return_where_they_were(tmp_path_factory, code, size, angles):
+    folder = tmp_path_factory.mktemp("scan")
+    write_scan(folder, "1", *make_scan(0, code, angles))
+    pairs = NiftiPairs(folder, ["image_{subject}.nii.gz"], "label_{subject}.nii.gz")
+    case = NiftiPairs(pairs.folder, pairs.images, pairs.label, size=size).read("1")
+    assert case.label.shape == (6, size, size)
+    whole = pairs.read("1").label
+    kept = np.zeros(whole.shape, bool)
+    rows, columns = (max(0, (n - size) // 2) for n in whole.shape[1:])
+    kept[:, rows : rows + size, columns : columns + size] = True
+    back = to_scan(case.label.astype(np.uint8), case.geometry)
+    assert_same_grid(back, sitk.ReadImage(folder / "label_1.nii.gz"))
+    returned = sitk.GetArrayFromImage(sitk.DICOMOrient(back, "LPS"))
+    np.testing.assert_array_equal(returned, np.where(kept, whole, 0))
+
+
+def test_resampling_averages_images_and_keeps_labels_whole(tmp_path):
+    image, label = make_scan(0, "LAS", size=(8, 12, 5))
+    write_scan(tmp_path, "1", image, label)
+    whole = NiftiPairs(tmp_path, ["image_{subject}.nii.gz"], "label_{subject}.nii.gz")
+    half = NiftiPairs(whole.folder, whole.images, whole.label, spacing=(2.5, 1.6)).read("1")
+    full = whole.read("1")
+    means = full.images[0].reshape(5, 6, 2, 4, 2).mean((2, 4))
+    np.testing.assert_allclose(half.images[0], means, rtol=1e-5)
+    assert set(np.unique(half.label)) <= {0, 1, 2, 3}
+    np.testing.assert_allclose(half.geometry["spacing"], (2.5, 1.6, 7.7), rtol=1e-6)
+    back = to_scan(half.label.astype(np.uint8), half.geometry)
+    assert_same_grid(back, label)
+    blocks = sitk.GetArrayFromImage(sitk.DICOMOrient(back, "LPS")).reshape(5, 6, 2, 4, 2)
+    assert (blocks == blocks[:, :, :1, :, :1]).all()
+
+
+@given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=30))
+def test_stretch_is_min_max_to_8_bits(values):
+    pixels = stretch(np.array(values, np.float32))
+    low, high = min(values), max(values)
+    expected = [(value - low) / (high - low) * 255 if high > low else 0 for value in values]
+    assert pixels.dtype == np.uint8
+    assert np.abs(pixels - np.array(expected)).max() <= 0.5 + 1e-6
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """Four subjects of 40 x 36 pixels in four orientations, a split file, and the command's arguments."""
+    source = tmp_path / "scans"
+    source.mkdir()
+    for seed, code in enumerate(("LAS", "RPI", "ASL", "SRP")):
+        write_scan(source, f"s{seed}", *make_scan(seed, code, (5, -4, 8), size=(40, 36, 3)))
+    split = tmp_path / "split.json"
+    split.write_text('{"train": ["s0", "s1"], "val": ["s2"], "test": ["s3"]}')
+    return source, ["nifti", str(source), "--out", str(tmp_path / "out"), "--split-file", str(split)]
+
+
+@pytest.mark.parametrize("normalize", ["slice", "volume"])
+def test_the_command_makes_a_data_set_that_goes_back_to_the_scans(scans, tmp_path, normalize, capsys):
+    source, arguments = scans
+    before = {path: path.read_bytes() for path in source.iterdir()}
+    prepare.main([*arguments, "--names", "a", "b", "c", "--normalize", normalize, "--name", "toy"])
+    assert {path: path.read_bytes() for path in source.iterdir()} == before
+    printed = capsys.readouterr().out
+    assert "40x36" in printed
+    out = tmp_path / "out"
+    assert (out / "contact_sheet.png").stat().st_size > 5000
+    data = open_data(out)
+    assert data.labels.names == ("background", "a", "b", "c")
+    assert data.labels.codes == (0, 84, 168, 252)
+    assert json.loads((out / "dataset.json").read_text())["split"]["train"] == ["s0", "s1"]
+    for split in ("train", "val", "test"):
+        dataset = data.dataset(split)
+        for subject, indices in dataset.subjects().items():
+            original = sitk.ReadImage(source / f"label_{subject}.nii.gz")
+            masks = [dataset[index][1].numpy().astype(np.uint8) for index in indices]
+            volume = assemble([dataset.slices[index].number for index in indices], masks)
+            assert_same_scan(to_scan(volume, data.geometry[subject]), original)
+            scan = sitk.GetArrayFromImage(sitk.DICOMOrient(sitk.ReadImage(source / f"image_{subject}.nii.gz"), "LPS"))
+            for index, values in zip(indices, scan, strict=True):
+                stored = np.asarray(Image.open(dataset.slices[index].images[0])).astype(float)
+                part = values if normalize == "slice" else scan
+                expected = (values - part.min()) / (part.max() - part.min()) * 255
+                assert np.abs(stored - expected).max() <= 0.501
+
+
+def test_several_image_patterns_are_several_channels(scans, tmp_path):
+    _, arguments = scans
+    prepare.main([*arguments, "--image", "image_{subject}.nii.gz", "label_{subject}.nii.gz"])
+    data = open_data(tmp_path / "out")
+    assert data.channels == 2
+    image, target = data.dataset("val")[0]
+    np.testing.assert_array_equal(np.rint(image[1].numpy() * 255), target.numpy() * 85)
+
+
+def spoil(path: Path, change) -> None:
+    scan = sitk.ReadImage(path)
+    sitk.WriteImage(change(scan), path)
+
+
+def with_origin(scan: sitk.Image) -> sitk.Image:
+    scan.SetOrigin((0, 0, 0))
+    return scan
+
+
+def write_mha_with_nan(source: Path) -> None:
+    """ITK reads NaN in NIfTI as 0, but keeps it in other formats."""
+    for path in source.glob("image_*.nii.gz"):
+        scan = sitk.ReadImage(path)
+        if "s3" in path.name:
+            scan[0, 0, 0] = float("nan")
+        sitk.WriteImage(scan, path.with_name(path.name.replace("nii.gz", "mha")))
+
+
+BAD = {
+    "missing scan": (lambda s: (s / "image_s2.nii.gz").unlink(), [], ["image_s2.nii.gz", "no such file", "s2"]),
+    "damaged scan": (lambda s: (s / "image_s2.nii.gz").write_bytes(b"noise"), [], ["image_s2.nii.gz", "readable"]),
+    "size": (lambda s: spoil(s / "image_s1.nii.gz", lambda x: x[1:]), [], ["image_s1.nii.gz", "voxels", "label_s1"]),
+    "position": (lambda s: spoil(s / "label_s1.nii.gz", with_origin), [], ["image_s1.nii.gz", "lies elsewhere"]),
+    "fraction": (
+        lambda s: spoil(s / "label_s3.nii.gz", lambda x: sitk.Cast(x, sitk.sitkFloat32) * 0.5), [],
+        ["s3", "class numbers"],
+    ),
+    "nan": (write_mha_with_nan, ["--image", "image_{subject}.mha"], ["s3", "NaN"]),
+    "4-D": (
+        lambda s: spoil(s / "image_s0.nii.gz", lambda x: sitk.JoinSeries([x, x])), [],
+        ["image_s0.nii.gz", "4 dimensions"],
+    ),
+    "names": (lambda s: None, ["--names", "a", "b"], ["2 names", "[1, 2, 3]"]),
+    "size flag": (lambda s: None, ["--size", "16"], ["--size 16"]),
+    "spacing flag": (lambda s: None, ["--spacing", "0", "1"], ["--spacing"]),
+    "split form": (lambda s: (s.parent / "split.json").write_text("[]"), [], ["split.json", '"train"']),
+    "split json": (lambda s: (s.parent / "split.json").write_text("{"), [], ["split.json", "JSON"]),
+    "split missing": (lambda s: (s.parent / "split.json").unlink(), [], ["split.json"]),
+    "split empty": (
+        lambda s: (s.parent / "split.json").write_text('{"train": ["s0"], "val": [], "test": ["s1"]}'), [],
+        ["split.json", "need a list"],
+    ),
+    "subject twice": (
+        lambda s: (s.parent / "split.json").write_text('{"train": ["s0"], "val": ["s0"], "test": ["s1"]}'), [],
+        ["s0 twice"],
+    ),
+    "path in a subject": (
+        lambda s: (s.parent / "split.json").write_text('{"train": ["../s0"], "val": ["s1"], "test": ["s2"]}'), [],
+        ["'../s0'", "letters"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line_and_leaves_nothing(scans, tmp_path, case):
+    source, arguments = scans
+    damage, flags, expected = BAD[case]
+    damage(source)
+    with pytest.raises(InputError) as caught:
+        prepare.main([*arguments, *flags])
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in expected:
+        assert part in message
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "split.json") == ["scans"]
+
+
+def test_nothing_is_overwritten_and_leftovers_do_no_harm(scans, tmp_path):
+    _, arguments = scans
+    (tmp_path / ".out.partial" / "train").mkdir(parents=True)  # as a killed preparation leaves it
+    prepare.main(arguments)
+    with pytest.raises(InputError, match="exists already"):
+        prepare.main(arguments)
+    assert not (tmp_path / ".out.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "error"), [((1, 1), ValueError), ((1, 2, 3), ValueError), ((1, 20231124), InputError)]
+)
+def test_assemble_refuses_what_is_no_volume(numbers, error):
+    with pytest.raises(error):
+        assemble(numbers, [np.zeros((2, 2), np.uint8)] * 2)
+
+
+@settings(deadline=None)
+@given(st.permutations(range(-3, 4)), st.integers(1, 7))
+def test_assemble_puts_each_slice_in_its_place(order, count):
+    numbers = order[:count]
+    volume = assemble(numbers, [np.full((2, 3), number + 10, np.uint8) for number in numbers])
+    assert volume.shape == (max(numbers) - min(numbers) + 1, 2, 3)
+    for place, plane in enumerate(volume, min(numbers)):
+        assert (plane == (place + 10 if place in numbers else 0)).all()
+
+
+@needs_real_data
+@pytest.mark.parametrize(
+    ("folder", "flags", "subjects"),
+    [
+        ("chaos_mr_t2", [], ["31", "34", "1"]),
+        (
+            "msd_hippocampus",
+            ["--image", "imagesTr/{subject}.nii.gz", "--label", "labelsTr/{subject}.nii.gz", "--size", "64"],
+            ["hippocampus_001", "hippocampus_003", "hippocampus_015"],
+        ),
+    ],
+)
+def test_real_scans_and_back(tmp_path, folder, flags, subjects):
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({name: [s] for name, s in zip(("train", "val", "test"), subjects, strict=True)}))
+    out = tmp_path / "out"
+    prepare.main(["nifti", str(REAL / folder), "--out", str(out), "--split-file", str(split), *flags])
+    data = open_data(out)
+    pattern = flags[3] if flags else "label_{subject}.nii.gz"
+    for split_name, subject in zip(("train", "val", "test"), subjects, strict=True):
+        dataset = data.dataset(split_name)
+        masks = [dataset[index][1].numpy().astype(np.uint8) for index in range(len(dataset))]
+        volume = assemble([item.number for item in dataset.slices], masks)
+        write_nifti(tmp_path / "back.nii.gz", volume, data.geometry[subject])
+        original = sitk.ReadImage(REAL / folder / pattern.replace("{subject}", subject))
+        assert_same_scan(sitk.ReadImage(tmp_path / "back.nii.gz"), original)
