@@ -21,7 +21,7 @@ COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D5
 
 
 def save_overview(path: Path, volumes: list[Volume], dataset: SliceDataset, most: int = 4) -> None:
-    """Write a PNG of image, truth and prediction: the slice with the most foreground of the first `most` subjects."""
+    """Write a PNG of image, truth and prediction: the fullest slice of the first `most` subjects."""
     volumes = volumes[:most]
     figure, axes = plt.subplots(
         len(volumes), 3, figsize=(7.5, 2.6 * len(volumes) + 0.4), squeeze=False, layout="constrained"
@@ -41,7 +41,7 @@ def save_overview(path: Path, volumes: list[Volume], dataset: SliceDataset, most
 
 
 def save_contact_sheet(path: Path, data: DataFolder, most: int = 6) -> None:
-    """Write a PNG of image and truth for the first `most` subjects of each split."""
+    """Write a PNG of image and truth: the fullest slice of the first `most` subjects of each split."""
     columns = min(most, max(len(data.dataset(split).subjects()) for split in data.splits))
     rows = 2 * len(data.splits)
     figure, axes = plt.subplots(rows, columns, figsize=(1.8 * columns, 1.9 * rows), squeeze=False, layout="constrained")
@@ -59,8 +59,9 @@ def save_contact_sheet(path: Path, data: DataFolder, most: int = 6) -> None:
 
 
 def _fullest(dataset: SliceDataset, indices: list[int]) -> int:
-    """The index of the slice with the most foreground."""
-    return max(indices, key=lambda index: int((dataset[index][1] > 0).sum()))
+    """The index of the slice with the most classes, and among those with the most foreground."""
+    targets = {index: dataset[index][1] for index in indices}
+    return max(indices, key=lambda index: (len(targets[index].unique()), int((targets[index] > 0).sum())))
 
 
 def _colors(classes: int) -> ListedColormap:
