@@ -38,10 +38,11 @@ class PositionAttention(nn.Module):
 def position_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(q k^T) v without the N x N map: q, k (B, 1, N, d), v (B, 1, N, C), d <= C -> (B, 1, N, C).
 
-    The zeros that widen q and k to C leave q k^T as it is; kernels that keep no map want one width for all three.
+    The kernels that keep no map want one width for all three, and channels that lie side by side in memory. The zeros
+    that widen q and k to C leave q k^T as it is.
     """
     widen = (0, value.shape[-1] - query.shape[-1])
-    return F.scaled_dot_product_attention(F.pad(query, widen), F.pad(key, widen), value, scale=1.0)
+    return F.scaled_dot_product_attention(F.pad(query, widen), F.pad(key, widen), value.contiguous(), scale=1.0)
 
 
 class ChannelAttention(nn.Module):

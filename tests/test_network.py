@@ -10,6 +10,7 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from config import PRESETS, Backbone, Config
 from losses import GuidedLoss
@@ -195,6 +196,16 @@ def test_position_attention_module_by_hand():
         weights = torch.stack([query[:, i] @ key[:, j] for j in range(12)]).softmax(0)
         expected[0, :, i // 4, i % 4] += 0.7 * sum(weights[j] * value[:, j] for j in range(12))
     torch.testing.assert_close(module(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_position_attention_keeps_no_map(layout):
+    """With the kernel that makes the N x N map ruled out, there is another one that takes the tensors as they are."""
+    module = PositionAttention(64)
+    x = torch.randn(2, 64, 24, 20).to(memory_format=layout).requires_grad_()
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):
+        module(x).sum().backward()
+    assert torch.isfinite(x.grad).all()
 
 
 @pytest.mark.parametrize("variant", ["paper", "released"])
