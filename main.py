@@ -113,7 +113,8 @@ def main(config: Config) -> None:
         val = {"val_dsc": score} | {f"val_dsc {name}": scores["per_class"][name]["dsc"]["mean"] for name in classes[1:]}
         log.append({"epoch": epoch + 1, "lr": lr, **losses, **val, "seconds": round(time.monotonic() - began, 1)})
         labels = dict(zip(*data.labels, strict=True))
-        weights = {"model": model.state_dict(), "config": config.to_dict(), "labels": labels}
+        weights = {"model": model.state_dict(), "config": config.to_dict()}
+        weights |= {"labels": labels, "preparation": data.preparation}
         if epoch == 0 or score > best:
             best = max(best, score)
             save_checkpoint(out / "best.pt", weights | {"epoch": epoch + 1, "val_dsc": score})

@@ -1,70 +1,204 @@
 """Make a data set in the loader's layout out of scans, or check one that was made by hand.
 
-python prepare.py nifti SOURCE --out DIR --split-file FILE
+python prepare.py chaos-mr MR --out DIR --split 13,2,5
+python prepare.py nifti SCANS --out DIR --split-file split.json
 python prepare.py check DIR
 """
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
 from data.folder import open_data
-from data.layout import check_split, describe, write_data
-from data.sources.nifti import NiftiPairs
+from data.layout import describe, write_data
+from data.preparation import Preparation
+from data.sources import Source
+from data.sources.chaos import ChaosCT, ChaosMR
+from data.sources.nifti import find_brats, find_hvsmr, find_msd, find_pairs
+from data.splits import PAPER_SEED, PROTOCOLS, Split, fold_split, random_splits, read_split
 from report import save_contact_sheet
-from utils import InputError, user_errors
+from utils import InputError, user_errors, write_json
+
+CHAOS_LICENCE = "CC BY-NC-SA 4.0; Kavur et al., CHAOS, doi 10.5281/zenodo.3431873"
 
 
-@dataclass(frozen=True)
-class Nifti:
-    """Pairs of image and label volumes (NIfTI or what else ITK reads), found by name patterns."""
+@dataclass(frozen=True, kw_only=True)
+class Options(ABC):
+    """What all sources have in common."""
 
     source: tyro.conf.Positional[Path]
-    """Folder that holds the volumes."""
+    """Folder of the scans."""
     out: Path
     """Folder to make."""
-    split_file: Path
-    """JSON with the subjects of each split: {"train": ["1", "2"], "val": ["3"], "test": ["4"]}."""
-    image: tuple[str, ...] = ("image_{subject}.nii.gz",)
-    """Name of an image below SOURCE; several patterns are several channels."""
-    label: str = "label_{subject}.nii.gz"
-    """Name of a label volume below SOURCE."""
-    names: tuple[str, ...] = ()
-    """Names of the classes without the background, in the order of their label values."""
-    normalize: Literal["slice", "volume"] = "slice"
-    """Stretch each slice (the paper's way) or each volume to 8 bits."""
+    split_file: Path | None = None
+    """Subjects of each split: {"train": ["1", "2"], "val": ["3"], "test": ["4"]}."""
+    split: str = ""
+    """Or: numbers of train, val and test subjects, such as 13,2,5, drawn with --seed."""
+    fold: int = 1
+    """With --folds: which fold is the test set; the next one validates. With --protocol: which of its splits."""
+    folds: int | None = None
+    """Or: number of folds that the subjects are dealt into with --seed."""
+    protocol: Literal["paper"] | None = None
+    """Or: the paper's split, see splits/."""
+    seed: int = 0
+    """Seed of --split and --folds."""
+    axis: Literal["axial", "coronal", "sagittal"] = "axial"
+    """Plane of the slices."""
     size: int | None = None
     """Crop or pad slices about their center to this many rows and columns; by default they keep their size."""
-    spacing: tuple[float, float] | None = None
-    """Resample slices to this spacing (x, y) in mm; by default they keep theirs."""
+    spacing: str = ""
+    """Resample slices to this spacing x,y in mm; by default they keep theirs."""
+    normalize: Annotated[Literal["slice", "volume"], tyro.conf.arg(aliases=["--normalise"])] = "slice"
+    """Stretch each slice (the paper's way) or each volume from its smallest to its largest value."""
+    window: str = ""
+    """CENTER,WIDTH in the scan's units: stretch from this window instead. Default for chaos-ct: 40,400."""
+    bits: Literal[8, 16] = 8
+    """Depth of the images."""
+    skip_bad: bool = False
+    """Leave out subjects that cannot be read, and list them at the end."""
+
+    key: ClassVar[str]
+    title: ClassVar[str]
+    licence_text: ClassVar[str] = ""
+    default_window: ClassVar[str] = ""
+
+    @abstractmethod
+    def find(self) -> Source:
+        """The source of the scans."""
+
+    def run(self) -> None:
+        """Prepare, then show what came out."""
+        preparation = Preparation(
+            axis=self.axis,
+            size=self.size,
+            spacing=_numbers("--spacing", self.spacing, 2),
+            normalize=self.normalize,
+            window=_numbers("--window", self.window or self.default_window, 2),
+            bits=self.bits,
+        )
+        source = self.find()
+        split, all_splits = self._choose_split(source.subjects())
+        classes = source.classes([subject for subjects in split.values() for subject in subjects])
+        description = {
+            "name": self.title,
+            "licence": self.licence_text,
+            "command": shlex.join(["prepare.py", *sys.argv[1:]]),
+        }
+        problems = write_data(self.out, source, split, preparation, classes, description, self.skip_bad)
+        if all_splits:
+            write_json(self.out / "splits.json", all_splits)
+        show(self.out)
+        for problem in problems:
+            print(f"left out: {problem}")
+
+    def _choose_split(self, subjects: list[str]) -> tuple[Split, list[Split]]:
+        """The split that was asked for, and all splits of the protocol or the folds."""
+        ways = [self.split_file is not None, bool(self.split), self.folds is not None, self.protocol is not None]
+        if sum(ways) != 1:
+            raise InputError("give one of --split-file FILE, --split TRAIN,VAL,TEST, --folds N or --protocol paper")
+        if self.split_file is not None:
+            return read_split(self.split_file), []
+        if self.folds is not None:
+            splits = [fold_split(subjects, k, self.folds, self.seed) for k in range(1, self.folds + 1)]
+        elif self.split:
+            counts = tuple(map(int, _numbers("--split", self.split, 3)))
+            splits = random_splits(subjects, counts, 1, self.seed)
+        elif self.key in PROTOCOLS:
+            counts, repeats = PROTOCOLS[self.key]
+            splits = random_splits(subjects, counts, repeats, PAPER_SEED)
+        else:
+            raise InputError(f"--protocol paper: the paper has none for {self.key}, only for {', '.join(PROTOCOLS)}")
+        if not 1 <= self.fold <= len(splits):
+            raise InputError(f"--fold {self.fold}: there are {len(splits)} splits, numbered from 1")
+        return splits[self.fold - 1], splits
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChaosMr(Options):
+    """CHAOS abdominal MR: the challenge's MR folder, MR/<subject>/{T1DUAL,T2SPIR} (DICOM, PNG ground truth)."""
+
+    sequence: Literal["t1-in", "t1-out", "t2"] = "t1-in"
+    """T1-DUAL in phase (the paper's), T1-DUAL out of phase, or T2-SPIR."""
+    key, title, licence_text = "chaos-mr", "CHAOS MR", CHAOS_LICENCE
+
+    def find(self) -> Source:
+        return ChaosMR(self.source, self.sequence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChaosCt(Options):
+    """CHAOS CT, liver: the challenge's CT folder, CT/<subject>/{DICOM_anon,Ground}."""
+
+    key, title, licence_text, default_window = "chaos-ct", "CHAOS CT", CHAOS_LICENCE, "40,400"
+
+    def find(self) -> Source:
+        return ChaosCT(self.source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hvsmr(Options):
+    """HVSMR 2016: training_axial_crop_pat<k>.nii.gz with -label (myocardium, blood pool)."""
+
+    key, title = "hvsmr", "HVSMR 2016"
+
+    def find(self) -> Source:
+        return find_hvsmr(self.source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Brats(Options):
+    """BraTS 2018: HGG and LGG folders; FLAIR, T1, T1ce and T2 become four channels."""
+
+    key, title = "brats", "BraTS 2018"
+
+    def find(self) -> Source:
+        return find_brats(self.source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Msd(Options):
+    """Medical Segmentation Decathlon or nnU-Net raw data: dataset.json, imagesTr, labelsTr; 3-D or 4-D images."""
+
+    key, title = "msd", "Medical Segmentation Decathlon"
+
+    def find(self) -> Source:
+        return find_msd(self.source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nifti(Options):
+    """Pairs of image and label volumes (NIfTI or what else ITK reads), found by name patterns."""
+
+    image: str = "image_{subject}.nii.gz"
+    """Name of an image below SOURCE; several, separated by commas, are several channels."""
+    label: str = "label_{subject}.nii.gz"
+    """Name of a label volume below SOURCE."""
+    names: str = ""
+    """Names of the classes without the background, separated by commas, in the order of their label values."""
     name: str = ""
     """Name of the data set, for its dataset.json."""
     licence: str = ""
     """Licence of the data, for its dataset.json."""
+    key = "nifti"
 
-    def run(self) -> None:
-        if self.size is not None and self.size < 32:
-            raise InputError(f"--size {self.size}: must be at least 32")
-        if self.spacing is not None and not all(0 < s < float("inf") for s in self.spacing):
-            raise InputError(f"--spacing {self.spacing}: must be two lengths in mm")
-        split = _read_split(self.split_file)
-        pairs = NiftiPairs(self.source, self.image, self.label, self.size, self.spacing)
-        values = pairs.label_values([subject for subjects in split.values() for subject in subjects])
-        if len(values) < 2:
-            raise InputError(f"{self.source}: the labels of all subjects are empty; check --label {self.label}")
-        if self.names and len(self.names) != len(values) - 1:
-            raise InputError(f"--names: {len(self.names)} names for the label values {values[1:]}; give one for each")
-        names = ("background", *(self.names or [f"class {value}" for value in values[1:]]))
-        description = {"name": self.name, "licence": self.licence, "command": shlex.join(["prepare.py", *sys.argv[1:]])}
-        write_data(self.out, split, pairs.read, values, names, self.normalize, description)
-        _show(self.out)
+    @property
+    def title(self) -> str:
+        return self.name
+
+    @property
+    def licence_text(self) -> str:
+        return self.licence
+
+    def find(self) -> Source:
+        names = tuple(name.strip() for name in self.names.split(",")) if self.names else ()
+        return find_pairs(self.source, self.image.split(","), self.label, names)
 
 
 @dataclass(frozen=True)
@@ -75,17 +209,10 @@ class Check:
     """Folder with train, val and test."""
 
     def run(self) -> None:
-        _show(self.data)
+        show(self.data)
 
 
-def _read_split(path: Path) -> dict[str, list[str]]:
-    try:
-        return check_split(json.loads(path.read_text()), path)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from None
-
-
-def _show(root: Path) -> None:
+def show(root: Path) -> None:
     """Read the data set as training will, print its summary and draw its contact sheet."""
     data = open_data(root)
     for note in data.notes:
@@ -95,9 +222,25 @@ def _show(root: Path) -> None:
     print(f"{root} is ready; {root / 'contact_sheet.png'} shows slices of it. Train with: python main.py --data {root}")
 
 
+def _numbers(flag: str, text: str, count: int) -> tuple[float, ...] | None:
+    """Numbers separated by commas; None for an empty text."""
+    if not text:
+        return None
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count:
+        raise InputError(f"{flag} {text}: must be {count} numbers separated by commas")
+    return numbers
+
+
+SOURCES = (ChaosMr, ChaosCt, Hvsmr, Brats, Msd, Nifti)
+COMMANDS = {command.key: command for command in SOURCES} | {"check": Check}
+
+
 def main(arguments: list[str] | None = None) -> None:
-    command = tyro.cli(Nifti | Check, args=arguments, config=(tyro.conf.ConsolidateSubcommandArgs,))
-    command.run()
+    tyro.extras.subcommand_cli_from_dict(COMMANDS, args=arguments).run()
 
 
 if __name__ == "__main__":

@@ -38,6 +38,9 @@ class DataFolder:
     geometry: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Subject -> what dataset.json says of it: spacing (x, y, z) in mm and more; missing where it says nothing."""
 
+    preparation: dict[str, Any] | None = None
+    """How scans became these slices (`data.preparation.Preparation`), where dataset.json says it."""
+
     notes: tuple[str, ...] = ()
     """Things that are allowed but worth a line to the user."""
 
@@ -74,7 +77,8 @@ def open_data(root: Path, splits: Sequence[str] = SPLITS) -> DataFolder:
     geometry = described.get("subjects", {})
     for subject, numbers in _missing_numbers(slices).items():
         notes.append(f"subject {subject}: {numbers} slice numbers are missing; they count as background in 3D")
-    return DataFolder(found, labels, scans[0].channels, geometry, tuple(notes))
+    preparation = described.get("preparation")
+    return DataFolder(found, labels, scans[0].channels, geometry, preparation, tuple(notes))
 
 
 class _Scan(NamedTuple):
@@ -203,7 +207,7 @@ def _infer_labels(codes: set[int], root: Path) -> Labels:
 
 
 def _read_description(path: Path) -> dict[str, Any]:
-    """What dataset.json says, checked: "labels" as Labels, "subjects" as it stands."""
+    """What dataset.json says, checked: "labels" as Labels, "subjects" and "preparation" as they stand."""
     if not path.exists():
         return {}
     try:
@@ -216,6 +220,7 @@ def _read_description(path: Path) -> dict[str, Any]:
     if "labels" in content:
         described["labels"] = _check_labels(content["labels"], path)
     described["subjects"] = _check_geometry(content.get("subjects", {}), path)
+    described["preparation"] = content.get("preparation")
     return described
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,110 +12,93 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.folder import SPLITS, SUBJECT, DataFolder
+from data.folder import DataFolder
 from data.png import read_codes
+from data.preparation import Preparation
+from data.sources import Source
+from data.splits import Split
 from utils import InputError, write_json
-
-Split = dict[str, list[str]]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A subject as its source gives it, in slices from inferior to superior (LPS axes, so that anterior is up)."""
-
-    subject: str
-    images: np.ndarray
-    """(channels, D, H, W), any real type."""
-    label: np.ndarray
-    """(D, H, W), integers."""
-    geometry: dict[str, Any]
-    """What dataset.json keeps of the subject; see `data.volumes.to_scan`."""
 
 
 def write_data(
     out: Path,
+    source: Source,
     split: Split,
-    read: Callable[[str], Case],
-    values: Sequence[int],
-    names: Sequence[str],
-    normalize: str,
-    description: dict[str, Any],
-) -> None:
-    """Write every subject of `split`, read by `read`, into the new folder `out`.
+    preparation: Preparation,
+    classes: Mapping[int, str],
+    description: Mapping[str, Any],
+    skip_bad: bool = False,
+) -> list[str]:
+    """Write every subject of `split` into the new folder `out`, in parallel; return what was wrong with those left out.
 
-    Label values[k] becomes class k, called names[k]; values[0] is the background. In the masks, classes are grey values
-    spread over 0 to 252, so that they can be seen; those of four organs are CHAOS's. Images are stretched to 8 bits
-    from their smallest to their largest value, by "slice" as in the paper or by "volume"; a constant one becomes 0.
-    The folder appears under its name when it is complete. Raises InputError where `out` is taken or a subject is bad.
+    In the masks, the classes (label value -> name, background first) are grey values spread over 0 to 252, so that they
+    can be seen; those of four organs are CHAOS's. The folder appears under its name when it is complete. With
+    `skip_bad`, subjects that cannot be read are left out. Raises InputError where `out` is taken, a subject is bad, or
+    a split has no subject left.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already; choose another --out or remove it")
-    if len(names) > 253:
-        raise InputError(f"{len(names)} classes do not fit into the grey values of a mask; at most 253 do")
-    codes = [k * (252 // (len(names) - 1)) for k in range(len(names))]
+    if not 2 <= len(classes) <= 253:
+        raise InputError(f"{len(classes)} classes: a mask has grey values for 2 to 253, the background among them")
+    step = 252 // (len(classes) - 1)
+    codes = {value: k * step for k, value in enumerate(classes)}
     home = {subject: name for name, subjects in split.items() for subject in subjects}
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    geometry: dict[str, Any] = {}
+    problems = []
+
+    def write(subject: str) -> dict[str, Any]:
+        try:
+            return _write_subject(partial / home[subject], subject, source, preparation, codes)
+        except InputError as error:
+            return {"problem": f"subject {subject}: {error}"}
+
     try:
         partial.mkdir(parents=True)
-
-        def write(subject: str) -> dict[str, Any]:
-            case = read(subject)
-            _write_slices(case, partial / home[subject], dict(zip(values, codes, strict=True)), normalize)
-            return case.geometry
-
         with ThreadPoolExecutor(4) as pool:
             bar = tqdm(pool.map(write, home), "prepare", len(home), unit="subject", disable=None)
-            subjects = dict(zip(home, bar, strict=True))
-        labels = dict(zip(names, codes, strict=True))
-        write_json(partial / "dataset.json", {**description, "labels": labels, "split": split, "subjects": subjects})
+            for subject, entry in zip(home, bar, strict=True):
+                if "problem" not in entry:
+                    geometry[subject] = entry
+                    continue
+                if not skip_bad:
+                    pool.shutdown(cancel_futures=True)
+                    raise InputError(entry["problem"])
+                problems.append(entry["problem"])
+        kept = {name: [subject for subject in subjects if subject in geometry] for name, subjects in split.items()}
+        for name, subjects in kept.items():
+            if not subjects:
+                raise InputError(f"no subject of {name} can be read; the last problem: {problems[-1]}")
+        labels = {name: codes[value] for value, name in classes.items()}
+        content = {"labels": labels, "preparation": preparation.to_dict(), "split": kept, "subjects": geometry}
+        write_json(partial / "dataset.json", {**description, **content})
         partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return problems
 
 
-def check_split(split: Any, path: Path) -> Split:
-    """A split file's content, train, val and test with a list of subjects each, with the subjects as text.
-
-    Raises InputError for another form, an empty list, a subject named twice, or a name that no file can carry.
-    """
-    example = '{"train": ["1", "2"], "val": ["3"], "test": ["4"]}'
-    if not isinstance(split, dict) or set(split) != set(SPLITS):
-        raise InputError(f"{path}: must be an object such as {example}")
-    if not all(isinstance(split[name], list) and split[name] for name in SPLITS):
-        raise InputError(f"{path}: train, val and test each need a list of subjects, such as {example}")
-    checked = {name: [str(subject) for subject in split[name]] for name in SPLITS}
-    subjects = [subject for name in SPLITS for subject in checked[name]]
-    for subject in subjects:
-        if subjects.count(subject) > 1:
-            raise InputError(f"{path}: names subject {subject} twice; each belongs into one split, once")
-        if not SUBJECT.fullmatch(subject):
-            raise InputError(f"{path}: subject {subject!r} must be of letters, digits, underscores and dashes")
-    return checked
-
-
-def stretch(values: np.ndarray) -> np.ndarray:
-    """Smallest to largest value -> 0 to 255, rounded to the nearest (halves to even); a constant array -> 0."""
-    low, high = float(values.min()), float(values.max())
-    if high == low:
-        return np.zeros(values.shape, np.uint8)
-    return np.rint((values.astype(np.float64) - low) * (255 / (high - low))).astype(np.uint8)
-
-
-def _write_slices(case: Case, folder: Path, codes: dict[int, int], normalize: str) -> None:
-    if not np.isfinite(case.images).all():
-        raise InputError(f"subject {case.subject}: an image holds NaN or infinite values; correct the scan")
+def _write_subject(
+    folder: Path, subject: str, source: Source, preparation: Preparation, codes: Mapping[int, int]
+) -> dict[str, Any]:
+    """Write one subject's slices, numbered from 1, after all that can be wrong with it has been looked for."""
+    case = source.read(subject)
+    images, label, geometry = preparation.apply(case.images, case.label)
+    unknown = sorted(set(np.unique(label).tolist()) - codes.keys())
+    if unknown:
+        raise InputError(f"{case.files[-1]}: holds the label values {unknown}; known are {list(codes)}")
     table = np.zeros(max(codes) + 1, np.uint8)
     table[list(codes)] = list(codes.values())
-    folders = [folder / ("Img" if k == 1 else f"Img_{k}") for k in range(1, len(case.images) + 1)]
+    folders = [folder / ("Img" if k == 1 else f"Img_{k}") for k in range(1, len(images) + 1)]
     for path in (*folders, folder / "GT"):
         path.mkdir(parents=True, exist_ok=True)
-    images = [stretch(volume) if normalize == "volume" else map(stretch, volume) for volume in case.images]
-    for number, (mask, *slices) in enumerate(zip(case.label, *images, strict=True), 1):
-        name = f"Subj_{case.subject}slice_{number}.png"
+    for number, (mask, *slices) in enumerate(zip(label, *images, strict=True), 1):
+        name = f"Subj_{subject}slice_{number}.png"
         Image.fromarray(table[mask]).save(folder / "GT" / name)
         for path, pixels in zip(folders, slices, strict=True):
             Image.fromarray(pixels).save(path / name)
+    return {**geometry, "files": case.files}
 
 
 def describe(data: DataFolder) -> str:

@@ -16,8 +16,8 @@ from scipy.spatial.transform import Rotation
 
 import prepare
 from data.folder import open_data
-from data.layout import stretch
-from data.sources.nifti import NiftiPairs
+from data.preparation import Preparation, stretch
+from data.sources.nifti import find_pairs
 from data.volumes import assemble, to_scan, write_nifti
 from utils import InputError
 
@@ -59,6 +59,12 @@ def assert_same_grid(ours: sitk.Image, original: sitk.Image) -> None:
         np.testing.assert_allclose(getattr(ours, part)(), getattr(original, part)(), atol=2e-4)
 
 
+def prepared(folder: Path, **options):
+    """Subject 1 as slices."""
+    case = find_pairs(folder, ["image_{subject}.nii.gz"], "label_{subject}.nii.gz").read("1")
+    return Preparation(normalize="volume", bits=16, **options).apply(case.images, case.label)
+
+
 def test_there_are_48_orientations():
     assert len(set(ORIENTATIONS)) == 48
 
@@ -69,9 +75,10 @@ def test_labels_return_to_the_scan_from_any_orientation(tmp_path_factory, code, 
     folder = tmp_path_factory.mktemp("scan")
     image, label = make_scan(seed, code, angles)
     write_scan(folder, "1", image, label)
-    case = NiftiPairs(folder, ["image_{subject}.nii.gz"], "label_{subject}.nii.gz").read("1")
+    case = prepared(folder)
     upright = sitk.DICOMOrient(sitk.ReadImage(folder / "image_1.nii.gz"), "LPS")
-    np.testing.assert_array_equal(case.images[0], sitk.GetArrayFromImage(upright))
+    order = np.argsort(sitk.GetArrayFromImage(upright), axis=None)
+    assert (np.diff(case.images[0].ravel()[order].astype(int)) >= 0).all()  # grey values in the order of the scan's
     assert np.reshape(upright.GetDirection(), (3, 3)).diagonal().min() > 0  # columns to the left, rows to the back
     geometry = json.loads(json.dumps(case.geometry))
     write_nifti(folder / "back.nii.gz", case.label.astype(np.uint8), geometry)
@@ -79,14 +86,13 @@ def test_labels_return_to_the_scan_from_any_orientation(tmp_path_factory, code, 
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from(ORIENTATIONS), st.integers(1, 11), st.tuples(*[st.floats(-30, 30)] * 3))
+@given(st.sampled_from(ORIENTATIONS), st.integers(32, 48), st.tuples(*[st.floats(-30, 30)] * 3))
 def test_cropped_and_padded_labels_return_where_they_were(tmp_path_factory, code, size, angles):
     folder = tmp_path_factory.mktemp("scan")
-    write_scan(folder, "1", *make_scan(0, code, angles))
-    pairs = NiftiPairs(folder, ["image_{subject}.nii.gz"], "label_{subject}.nii.gz")
-    case = NiftiPairs(pairs.folder, pairs.images, pairs.label, size=size).read("1")
+    write_scan(folder, "1", *make_scan(0, code, angles, size=(42, 37, 6)))
+    case = prepared(folder, size=size)
     assert case.label.shape == (6, size, size)
-    whole = pairs.read("1").label
+    whole = prepared(folder).label
     kept = np.zeros(whole.shape, bool)
     rows, columns = (max(0, (n - size) // 2) for n in whole.shape[1:])
     kept[:, rows : rows + size, columns : columns + size] = True
@@ -99,11 +105,11 @@ def test_cropped_and_padded_labels_return_where_they_were(tmp_path_factory, code
 def test_resampling_averages_images_and_keeps_labels_whole(tmp_path):
     image, label = make_scan(0, "LAS", size=(8, 12, 5))
     write_scan(tmp_path, "1", image, label)
-    whole = NiftiPairs(tmp_path, ["image_{subject}.nii.gz"], "label_{subject}.nii.gz")
-    half = NiftiPairs(whole.folder, whole.images, whole.label, spacing=(2.5, 1.6)).read("1")
-    full = whole.read("1")
-    means = full.images[0].reshape(5, 6, 2, 4, 2).mean((2, 4))
-    np.testing.assert_allclose(half.images[0], means, rtol=1e-5)
+    half = prepared(tmp_path, spacing=(2.5, 1.6))
+    full = sitk.GetArrayFromImage(sitk.DICOMOrient(image, "LPS"))
+    means = full.reshape(5, 6, 2, 4, 2).mean((2, 4))
+    expected = (means - means.min()) / (means.max() - means.min()) * 65535
+    np.testing.assert_allclose(half.images[0], expected, atol=1)
     assert set(np.unique(half.label)) <= {0, 1, 2, 3}
     np.testing.assert_allclose(half.geometry["spacing"], (2.5, 1.6, 7.7), rtol=1e-6)
     back = to_scan(half.label.astype(np.uint8), half.geometry)
@@ -114,8 +120,8 @@ def test_resampling_averages_images_and_keeps_labels_whole(tmp_path):
 
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=30))
 def test_stretch_is_min_max_to_8_bits(values):
-    pixels = stretch(np.array(values, np.float32))
     low, high = min(values), max(values)
+    pixels = stretch(np.array(values, np.float32), low, high)
     expected = [(value - low) / (high - low) * 255 if high > low else 0 for value in values]
     assert pixels.dtype == np.uint8
     assert np.abs(pixels - np.array(expected)).max() <= 0.5 + 1e-6
@@ -137,7 +143,7 @@ def scans(tmp_path):
 def test_the_command_makes_a_data_set_that_goes_back_to_the_scans(scans, tmp_path, normalize, capsys):
     source, arguments = scans
     before = {path: path.read_bytes() for path in source.iterdir()}
-    prepare.main([*arguments, "--names", "a", "b", "c", "--normalize", normalize, "--name", "toy"])
+    prepare.main([*arguments, "--names", "a,b,c", "--normalize", normalize, "--name", "toy"])
     assert {path: path.read_bytes() for path in source.iterdir()} == before
     printed = capsys.readouterr().out
     assert "40x36" in printed
@@ -164,7 +170,7 @@ def test_the_command_makes_a_data_set_that_goes_back_to_the_scans(scans, tmp_pat
 
 def test_several_image_patterns_are_several_channels(scans, tmp_path):
     _, arguments = scans
-    prepare.main([*arguments, "--image", "image_{subject}.nii.gz", "label_{subject}.nii.gz"])
+    prepare.main([*arguments, "--image", "image_{subject}.nii.gz,label_{subject}.nii.gz"])
     data = open_data(tmp_path / "out")
     assert data.channels == 2
     image, target = data.dataset("val")[0]
@@ -191,7 +197,8 @@ def write_mha_with_nan(source: Path) -> None:
 
 
 BAD = {
-    "missing scan": (lambda s: (s / "image_s2.nii.gz").unlink(), [], ["image_s2.nii.gz", "no such file", "s2"]),
+    "missing scan": (lambda s: (s / "image_s2.nii.gz").unlink(), [], ["subject s2", "image_s2.nii.gz", "no such file"]),
+    "missing label": (lambda s: (s / "label_s2.nii.gz").unlink(), [], ["no label of subject s2", "only of s0, s1, s3"]),
     "damaged scan": (lambda s: (s / "image_s2.nii.gz").write_bytes(b"noise"), [], ["image_s2.nii.gz", "readable"]),
     "size": (lambda s: spoil(s / "image_s1.nii.gz", lambda x: x[1:]), [], ["image_s1.nii.gz", "voxels", "label_s1"]),
     "position": (lambda s: spoil(s / "label_s1.nii.gz", with_origin), [], ["image_s1.nii.gz", "lies elsewhere"]),
@@ -200,13 +207,13 @@ BAD = {
         ["s3", "class numbers"],
     ),
     "nan": (write_mha_with_nan, ["--image", "image_{subject}.mha"], ["s3", "NaN"]),
-    "4-D": (
-        lambda s: spoil(s / "image_s0.nii.gz", lambda x: sitk.JoinSeries([x, x])), [],
-        ["image_s0.nii.gz", "4 dimensions"],
+    "4-D label": (
+        lambda s: spoil(s / "label_s0.nii.gz", lambda x: sitk.JoinSeries([x, x])), [],
+        ["label_s0.nii.gz", "is it the label"],
     ),
-    "names": (lambda s: None, ["--names", "a", "b"], ["2 names", "[1, 2, 3]"]),
+    "names": (lambda s: None, ["--names", "a,b"], ["2 names", "[1, 2, 3]"]),
     "size flag": (lambda s: None, ["--size", "16"], ["--size 16"]),
-    "spacing flag": (lambda s: None, ["--spacing", "0", "1"], ["--spacing"]),
+    "spacing flag": (lambda s: None, ["--spacing", "0,1"], ["--spacing"]),
     "split form": (lambda s: (s.parent / "split.json").write_text("[]"), [], ["split.json", '"train"']),
     "split json": (lambda s: (s.parent / "split.json").write_text("{"), [], ["split.json", "JSON"]),
     "split missing": (lambda s: (s.parent / "split.json").unlink(), [], ["split.json"]),

@@ -1,1 +1,32 @@
-"""Readers of scans as they come: each gives `data.layout.Case`s."""
+"""Readers of scans as they come. Each finds its subjects, knows its classes, and reads one subject as a Case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import SimpleITK as sitk
+
+
+class Case(NamedTuple):
+    """One subject's scan."""
+
+    images: list[sitk.Image]
+    """A 3-D volume for each channel, all on one grid."""
+    label: sitk.Image
+    """Label values, integers, on the same grid."""
+    files: list[str]
+    """What it was read from, relative to the source's folder."""
+
+
+class Source(Protocol):
+    """What `data.layout.write_data` needs of a source."""
+
+    def subjects(self) -> list[str]:
+        """All subjects that the source has."""
+
+    def classes(self, subjects: Sequence[str]) -> dict[int, str]:
+        """Label value -> class name, the background first."""
+
+    def read(self, subject: str) -> Case:
+        """One subject. Raises InputError, naming the file, for whatever is wrong with it."""

@@ -1,89 +1,185 @@
-"""Pairs of image and label volumes, NIfTI or anything else that ITK reads, found by name patterns."""
+"""Image and label volumes in files: pairs by name, HVSMR, BraTS, Medical Segmentation Decathlon and nnU-Net."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
-from data.layout import Case
-from data.volumes import Grid, fit_grid, place
+from data.slices import natural
+from data.sources import Case
 from utils import InputError
+
+BRATS_CHANNELS = ("flair", "t1", "t1ce", "t2")  # the order of the Decathlon's Task01
+BRATS_CLASSES = {0: "background", 1: "necrotic and non-enhancing", 2: "edema", 4: "enhancing"}
+HVSMR_CLASSES = {0: "background", 1: "myocardium", 2: "blood pool"}
 
 
 @dataclass(frozen=True)
-class NiftiPairs:
-    """Images and labels in `folder`; the patterns hold {subject}. One image pattern for each channel."""
+class VolumeFiles:
+    """Subjects whose volumes have been found: `files` is subject -> (image files, one a channel or 4-D; label file)."""
 
     folder: Path
-    images: Sequence[str]
-    label: str
-    size: int | None = None
-    """Crop or pad the slices about their center to this many rows and columns."""
-    spacing: tuple[float, float] | None = None
-    """Resample the slices to this spacing (x, y) in mm, images linearly, labels to the nearest."""
+    files: dict[str, tuple[list[Path], Path]]
+    known: dict[int, str] | None = None
+    """Label value -> class name where the source says so; else the values are looked up in the labels."""
+    names: tuple[str, ...] = ()
+    """Class names for the values that are found, in their order, without the background."""
 
-    def label_values(self, subjects: Sequence[str]) -> list[int]:
-        """All values in the labels of `subjects`, in order, the background 0 in any case."""
+    def subjects(self) -> list[str]:
+        """All subjects, in natural order."""
+        return sorted(self.files, key=natural)
+
+    def classes(self, subjects: Sequence[str]) -> dict[int, str]:
+        """Label value -> class name. Raises InputError where names and values in the labels differ in number."""
+        if self.known is not None:
+            return self.known
         with ThreadPoolExecutor(4) as pool:
-            labels = pool.map(lambda subject: _integers(self._read(self.label, subject)[1], subject), subjects)
-            return sorted({0}.union(*(np.unique(label).tolist() for label in labels)))
+            labels = pool.map(lambda subject: _read_label(self._paths(subject)[1]), subjects)
+            values = sorted({0}.union(*(np.unique(sitk.GetArrayViewFromImage(label)).tolist() for label in labels)))[1:]
+        if self.names and len(self.names) != len(values):
+            raise InputError(f"--names: {len(self.names)} names for the label values {values}; give one for each")
+        names = self.names or [f"class {value}" for value in values]
+        return {0: "background"} | dict(zip(values, names, strict=True))
 
     def read(self, subject: str) -> Case:
         """Raises InputError for a missing or unreadable file, and for volumes that do not share one grid."""
-        label_path, label = self._read(self.label, subject)
-        channels = []
-        for pattern in self.images:
-            path, image = self._read(pattern, subject)
-            _check_same_grid(image, path, label, label_path)
-            channels.append(image)
-        orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(label.GetDirection())
-        channels, label = [sitk.DICOMOrient(image, "LPS") for image in channels], sitk.DICOMOrient(label, "LPS")
-        original = Grid.of(label)
-        grid = fit_grid(original, self.size, self.spacing)
-        arrays = [sitk.GetArrayFromImage(place(image, grid, smooth=self.spacing is not None)) for image in channels]
-        geometry = grid.to_dict() | {"orientation": orientation, "direction": list(label.GetDirection())}
-        if grid != original:
-            geometry["original"] = original.to_dict()
-        mask = _integers(place(label, grid, smooth=False), subject)
-        return Case(subject, np.stack(arrays), mask, geometry)
+        image_paths, label_path = self._paths(subject)
+        label = _read_label(label_path)
+        images = []
+        for path in image_paths:
+            for image in _channels(read_volume(path)):
+                check_same_grid(image, path, label, label_path)
+                images.append(image)
+        relative = [str(path.relative_to(self.folder)) for path in (*image_paths, label_path)]
+        return Case(images, label, relative)
 
-    def _read(self, pattern: str, subject: str) -> tuple[Path, sitk.Image]:
-        path = self.folder / pattern.replace("{subject}", subject)
-        if not path.is_file():
-            raise InputError(f"{path}: no such file for subject {subject}; check the pattern {pattern} and the split")
-        try:
-            image = sitk.ReadImage(path)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise InputError(f"{path}: not a readable volume ({reason})") from None
-        if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-            raise InputError(f"{path}: has {image.GetDimension()} dimensions; give each channel as a 3-D volume")
-        return path, image
+    def _paths(self, subject: str) -> tuple[list[Path], Path]:
+        if subject not in self.files:
+            raise InputError(f"{self.folder}: has no label of subject {subject}, only of {_some(self.subjects())}")
+        return self.files[subject]
 
 
-def _check_same_grid(image: sitk.Image, path: Path, label: sitk.Image, label_path: Path) -> None:
-    """NIfTI headers are float32, so positions may differ by a little: a hundredth of a voxel, not more."""
+def find_pairs(
+    folder: Path, image_patterns: Sequence[str], label_pattern: str, names: tuple[str, ...] = ()
+) -> VolumeFiles:
+    """Pairs by patterns that hold {subject}, once each. Raises InputError where nothing is found."""
+    for pattern in (*image_patterns, label_pattern):
+        if pattern.count("{subject}") != 1:
+            raise InputError(f"pattern {pattern}: must hold {{subject}} once, such as image_{{subject}}.nii.gz")
+    files = {}
+    before, after = label_pattern.split("{subject}")
+    for label in folder.glob(f"{before}*{after}"):
+        name = label.relative_to(folder).as_posix()
+        subject = name[len(before) : len(name) - len(after)]
+        images = [folder / pattern.replace("{subject}", subject) for pattern in image_patterns]
+        files[subject] = (images, label)
+    return _found(folder, files, f"labels named {label_pattern}", names=names)
+
+
+def find_hvsmr(folder: Path) -> VolumeFiles:
+    """HVSMR 2016: training_axial_crop_pat<k>.nii.gz with -label; the subject is k."""
+    stem = "training_axial_crop_pat{subject}"
+    pairs = find_pairs(folder, [f"{stem}.nii.gz"], f"{stem}-label.nii.gz")
+    return replace(pairs, known=HVSMR_CLASSES)
+
+
+def find_brats(folder: Path) -> VolumeFiles:
+    """BraTS 2018: HGG/ and LGG/ with a folder for each subject, four sequences and a segmentation in it."""
+    files = {}
+    for label in folder.glob("*/*/*_seg.nii.gz"):
+        subject = label.parent.name
+        files[subject] = ([label.with_name(f"{subject}_{channel}.nii.gz") for channel in BRATS_CHANNELS], label)
+    return _found(folder, files, "HGG/SUBJECT/SUBJECT_seg.nii.gz", known=BRATS_CLASSES)
+
+
+def find_msd(folder: Path) -> VolumeFiles:
+    """Medical Segmentation Decathlon (imagesTr/CASE.nii.gz, 3-D or 4-D) or nnU-Net (imagesTr/CASE_0000.nii.gz, ...)."""
+    files = {}
+    for label in (folder / "labelsTr").glob("*.nii.gz"):
+        case = label.name.removesuffix(".nii.gz")
+        if case.startswith("."):
+            continue
+        single = folder / "imagesTr" / label.name
+        several = sorted((folder / "imagesTr").glob(f"{glob_escape(case)}_[0-9][0-9][0-9][0-9].nii.gz"))
+        files[re.sub(r"[^A-Za-z0-9_-]", "-", case)] = (several or [single], label)
+    return _found(folder, files, "labelsTr/CASE.nii.gz", known=_msd_classes(folder / "dataset.json"))
+
+
+def glob_escape(text: str) -> str:
+    """Text as a glob pattern that matches only itself."""
+    return re.sub(r"([*?[])", r"[\1]", text)
+
+
+def _msd_classes(path: Path) -> dict[int, str] | None:
+    """The labels of a dataset.json, {"0": "background", ...} or nnU-Net's {"background": 0, ...}; None without one."""
+    if not path.exists():
+        return None
+    try:
+        labels = json.loads(path.read_text())["labels"]
+        pairs = [(int(k), v) if str(k).isdigit() else (int(v), k) for k, v in labels.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: holds no labels as the Decathlon or nnU-Net write them ({error!r})") from None
+    return {value: str(name) if value else "background" for value, name in sorted(pairs)}
+
+
+def read_volume(path: Path) -> sitk.Image:
+    """A volume of 3 or 4 dimensions. Raises InputError for a file that is missing, unreadable or something else."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; each label needs its image, and each channel one")
+    try:
+        image = sitk.ReadImage(path)
+    except RuntimeError as error:
+        raise InputError(f"{path}: not a readable volume ({str(error).strip().splitlines()[-1]})") from None
+    if image.GetDimension() not in (3, 4) or image.GetNumberOfComponentsPerPixel() != 1:
+        raise InputError(f"{path}: is no volume of numbers ({image.GetDimension()} dimensions)")
+    return image
+
+
+def _channels(image: sitk.Image) -> list[sitk.Image]:
+    """A 4-D image as its 3-D channels."""
+    return [image] if image.GetDimension() == 3 else [image[..., k] for k in range(image.GetSize()[3])]
+
+
+def check_same_grid(image: sitk.Image, path: Path, label: sitk.Image, label_path: Path) -> None:
+    """Raise InputError unless both lie on one grid; headers are float32, so a hundredth of a voxel is let pass."""
     if image.GetSize() != label.GetSize():
         raise InputError(f"{path}: has {image.GetSize()} voxels, {label_path} {label.GetSize()}; they must be the same")
-    corners = [(0, 0, 0), tuple(n - 1 for n in image.GetSize())]
     tolerance = 0.01 * min(image.GetSpacing())
-    for corner in corners:
+    x, y, z = (n - 1 for n in image.GetSize())
+    for corner in ((0, 0, 0), (x, 0, 0), (0, y, 0), (0, 0, z)):
         points = [volume.TransformIndexToPhysicalPoint(corner) for volume in (image, label)]
         if max(abs(a - b) for a, b in zip(*points, strict=True)) > tolerance:
-            shown = ", ".join(f"({', '.join(f'{x:.2f}' for x in point)})" for point in points)
+            shown = " and ".join(f"({', '.join(f'{value:.2f}' for value in point)})" for point in points)
             raise InputError(
-                f"{path}: lies elsewhere than {label_path} (voxel {corner} at {shown} mm); correct one of the headers"
+                f"{path}: lies elsewhere than {label_path}: voxel {corner} is at {shown} mm; correct a header"
             )
 
 
-def _integers(label: sitk.Image, subject: str) -> np.ndarray:
-    array = sitk.GetArrayFromImage(label)
-    integers = np.rint(array).astype(np.int64)
-    if not np.array_equal(array, integers) or integers.min() < 0:
-        raise InputError(f"subject {subject}: the label volume holds values that are no class numbers 0, 1, 2, ...")
-    return integers
+def _read_label(path: Path) -> sitk.Image:
+    """A 3-D volume of whole numbers."""
+    label = read_volume(path)
+    array = sitk.GetArrayViewFromImage(label)
+    whole = np.array_equal(array, np.rint(array)) and array.min() >= 0 and array.max() < 2**16
+    if label.GetDimension() != 3 or not whole:
+        raise InputError(f"{path}: holds values that are no class numbers 0, 1, 2, ...; is it the label?")
+    return sitk.Cast(label, sitk.sitkUInt16)
+
+
+def _found(folder: Path, files: dict[str, tuple[list[Path], Path]], what: str, **options: Any) -> VolumeFiles:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    if not files:
+        raise InputError(f"{folder}: holds no {what}; name the folder above them")
+    return VolumeFiles(folder, files, **options)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")

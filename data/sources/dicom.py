@@ -1,0 +1,112 @@
+"""A DICOM series as a volume, put together by the positions of its slices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import SimpleITK as sitk
+
+from utils import InputError
+
+POSITION, ORIENTATION, SPACING, SERIES = "0020|0032", "0020|0037", "0028|0030", "0020|000e"
+
+
+class Series(NamedTuple):
+    """A volume, and the files of its slices in the order of the volume's last axis."""
+
+    image: sitk.Image
+    files: list[Path]
+
+
+class _Slice(NamedTuple):
+    path: Path
+    series: str
+    orientation: np.ndarray
+    position: np.ndarray
+    spacing: tuple[float, float]
+    pixels: np.ndarray
+
+
+def read_series(folder: Path) -> Series:
+    """All DICOM files of a folder as one volume, sorted along the slices' normal; other files are left out.
+
+    The spacing between slices is the distance of their positions, never SliceThickness. Raises InputError for a folder
+    without DICOM files, a file that cannot be read, slices of several series, sizes, spacings or orientations, and
+    positions that are missing or there twice.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and _is_dicom(path))
+    if not paths:
+        raise InputError(f"{folder}: holds no DICOM files")
+    slices = [_read_slice(path) for path in paths]
+    _check_alike(slices)
+    columns, rows = slices[0].orientation.reshape(2, 3)
+    normal = np.cross(columns, rows)
+    slices.sort(key=lambda item: float(item.position @ normal))
+    gap = _slice_gap(slices, normal)
+    image = sitk.GetImageFromArray(np.stack([item.pixels for item in slices]))
+    image.SetSpacing((*slices[0].spacing, gap))
+    image.SetOrigin(slices[0].position)
+    image.SetDirection(np.column_stack([columns, rows, normal]).ravel())
+    return Series(image, [item.path for item in slices])
+
+
+def _is_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        return path.suffix.lower() == ".dcm" or file.read(132)[128:] == b"DICM"
+
+
+def _read_slice(path: Path) -> _Slice:
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(path)
+    try:
+        pixels = sitk.GetArrayFromImage(reader.Execute())
+        position, orientation, spacing = (
+            np.array([float(number) for number in reader.GetMetaData(tag).split("\\")])
+            for tag in (POSITION, ORIENTATION, SPACING)
+        )
+        series = reader.GetMetaData(SERIES) if reader.HasMetaDataKey(SERIES) else ""
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{path}: not a readable DICOM slice ({str(error).strip().splitlines()[-1]})") from None
+    if pixels.ndim == 3 and len(pixels) == 1:
+        pixels = pixels[0]
+    if pixels.ndim != 2:
+        raise InputError(f"{path}: is no single grey slice (shape {pixels.shape}); export one slice a file")
+    # PixelSpacing is the distance of rows, then of columns: y before x.
+    return _Slice(path, series.strip(), orientation, position, (spacing[1], spacing[0]), pixels)
+
+
+def _check_alike(slices: list[_Slice]) -> None:
+    first = slices[0]
+    for item in slices[1:]:
+        differences = {
+            "series": item.series != first.series,
+            "size": item.pixels.shape != first.pixels.shape,
+            "pixel spacing": not np.allclose(item.spacing, first.spacing, rtol=1e-4),
+            "orientation": not np.allclose(item.orientation, first.orientation, atol=1e-3),
+        }
+        for what, differs in differences.items():
+            if differs:
+                raise InputError(
+                    f"{item.path}: is of another {what} than {first.path.name}; keep one series in a folder"
+                )
+
+
+def _slice_gap(slices: list[_Slice], normal: np.ndarray) -> float:
+    """The distance of neighboring slices in mm, which must be the same all along."""
+    if len(slices) == 1:
+        return 1.0
+    places = np.array([item.position @ normal for item in slices])
+    gaps = np.diff(places)
+    gap = float(np.median(gaps))
+    for k, distance in enumerate(gaps):
+        pair = f"{slices[k + 1].path} and {slices[k].path.name}"
+        if distance < 0.01 * gap or distance < 1e-3:
+            raise InputError(f"{pair}: lie at the same position; keep one of the two")
+        if abs(distance - gap) > 0.1 * gap:
+            raise InputError(f"{pair}: are {distance:.2f} mm apart, the others {gap:.2f} mm; slices are missing")
+    return float((places[-1] - places[0]) / (len(slices) - 1))

@@ -1,0 +1,81 @@
+"""Which subject is used for what: split files, random splits, folds, and the paper's protocols."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data.folder import SPLITS, SUBJECT
+from data.slices import natural
+from utils import InputError
+
+Split = dict[str, list[str]]
+PAPER_SEED = 2020  # the authors' lists were never published; ours follow from this seed and the subjects' names
+
+# Train, validation and test subjects, and how many such splits, each with other test subjects.
+PROTOCOLS = {"chaos-mr": ((13, 2, 5), 3), "hvsmr": ((6, 2, 2), 5), "msd": ((388, 48, 48), 1)}
+
+
+def shuffled(subjects: Sequence[str], seed: int) -> list[str]:
+    """The subjects in an order that follows from seed and names alone, in any version of any library."""
+    return sorted(subjects, key=lambda subject: hashlib.sha256(f"{seed}:{subject}".encode()).digest())
+
+
+def random_splits(subjects: Sequence[str], counts: Sequence[int], repeats: int, seed: int) -> list[Split]:
+    """`repeats` splits with so many train, val and test subjects; no two splits share a test subject.
+
+    Raises InputError where there are not as many subjects.
+    """
+    train, val, test = counts
+    if len(subjects) != train + val + test or repeats * test > len(subjects):
+        raise InputError(
+            f"a split into {train}, {val} and {test} needs {train + val + test} subjects, not {len(subjects)}"
+        )
+    order = shuffled(subjects, seed)
+    splits = []
+    for repeat in range(repeats):
+        turned = order[repeat * test :] + order[: repeat * test]
+        parts = turned[:test], turned[test : test + val], turned[test + val :]
+        splits.append(dict(zip(SPLITS, (sorted(part, key=natural) for part in reversed(parts)), strict=True)))
+    return splits
+
+
+def fold_split(subjects: Sequence[str], fold: int, folds: int, seed: int) -> Split:
+    """Fold number `fold` (from 1) of `folds`: it is the test set, the next one the validation set, the rest trains."""
+    if not 3 <= folds <= len(subjects) or not 1 <= fold <= folds:
+        raise InputError(f"--fold {fold} --folds {folds}: needs 3 to {len(subjects)} folds, and one of them")
+    order = shuffled(subjects, seed)
+    test, val = (order[(fold - 1 + shift) % folds :: folds] for shift in (0, 1))
+    train = [subject for subject in order if subject not in {*test, *val}]
+    return dict(zip(SPLITS, (sorted(part, key=natural) for part in (train, val, test)), strict=True))
+
+
+def read_split(path: Path) -> Split:
+    """A split file: train, val and test with a list of subjects each; the subjects as text.
+
+    Raises InputError for another form, an empty list, a subject named twice, or a name that no file can carry.
+    """
+    try:
+        split = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from None
+    return _check(split, path)
+
+
+def _check(split: Any, path: Path) -> Split:
+    example = '{"train": ["1", "2"], "val": ["3"], "test": ["4"]}'
+    if not isinstance(split, dict) or set(split) != set(SPLITS):
+        raise InputError(f"{path}: must be an object such as {example}")
+    if not all(isinstance(split[name], list) and split[name] for name in SPLITS):
+        raise InputError(f"{path}: train, val and test each need a list of subjects, such as {example}")
+    checked = {name: [str(subject) for subject in split[name]] for name in SPLITS}
+    subjects = [subject for name in SPLITS for subject in checked[name]]
+    for subject in subjects:
+        if subjects.count(subject) > 1:
+            raise InputError(f"{path}: names subject {subject} twice; each belongs into one split, once")
+        if not SUBJECT.fullmatch(subject):
+            raise InputError(f"{path}: subject {subject!r} must be of letters, digits, underscores and dashes")
+    return checked
