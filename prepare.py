@@ -75,6 +75,9 @@ class Options(ABC):
 
     def run(self) -> None:
         """Prepare, then show what came out."""
+        ways = [self.split_file is not None, bool(self.split), self.folds is not None, self.protocol is not None]
+        if sum(ways) != 1:
+            raise InputError("give one of --split-file FILE, --split TRAIN,VAL,TEST, --folds N or --protocol paper")
         preparation = Preparation(
             axis=self.axis,
             size=self.size,
@@ -100,9 +103,6 @@ class Options(ABC):
 
     def _choose_split(self, subjects: list[str]) -> tuple[Split, list[Split]]:
         """The split that was asked for, and all splits of the protocol or the folds."""
-        ways = [self.split_file is not None, bool(self.split), self.folds is not None, self.protocol is not None]
-        if sum(ways) != 1:
-            raise InputError("give one of --split-file FILE, --split TRAIN,VAL,TEST, --folds N or --protocol paper")
         if self.split_file is not None:
             return read_split(self.split_file), []
         if self.folds is not None:

@@ -31,9 +31,8 @@ def random_splits(subjects: Sequence[str], counts: Sequence[int], repeats: int, 
     """
     train, val, test = counts
     if len(subjects) != train + val + test or repeats * test > len(subjects):
-        raise InputError(
-            f"a split into {train}, {val} and {test} needs {train + val + test} subjects, not {len(subjects)}"
-        )
+        wanted = f"a split into {train}, {val} and {test}"
+        raise InputError(f"{wanted} needs {train + val + test} subjects; the source has {len(subjects)}")
     order = shuffled(subjects, seed)
     splits = []
     for repeat in range(repeats):

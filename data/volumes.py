@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,6 +60,11 @@ def place(image: sitk.Image, grid: Grid, smooth: bool) -> sitk.Image:
     method = sitk.sitkLinear if smooth else sitk.sitkNearestNeighbor
     size, spacing, origin, direction = grid
     return sitk.Resample(image, size, sitk.Transform(), method, origin, spacing, direction, 0.0, image.GetPixelID())
+
+
+def itk_reason(error: RuntimeError) -> str:
+    """What an ITK error says, in a line without the addresses of objects."""
+    return re.sub(r"^.*\(0x[0-9a-f]+\): ", "", str(error).strip().splitlines()[-1])
 
 
 def assemble(numbers: Sequence[int], slices: Sequence[np.ndarray]) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
+from data.volumes import itk_reason
 from utils import InputError
 
 POSITION, ORIENTATION, SPACING, SERIES = "0020|0032", "0020|0037", "0028|0030", "0020|000e"
@@ -71,7 +72,7 @@ def _read_slice(path: Path) -> _Slice:
         )
         series = reader.GetMetaData(SERIES) if reader.HasMetaDataKey(SERIES) else ""
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"{path}: not a readable DICOM slice ({str(error).strip().splitlines()[-1]})") from None
+        raise InputError(f"{path}: not a readable DICOM slice ({itk_reason(error)})") from None
     if pixels.ndim == 3 and len(pixels) == 1:
         pixels = pixels[0]
     if pixels.ndim != 2:

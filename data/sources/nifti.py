@@ -15,6 +15,7 @@ import SimpleITK as sitk
 
 from data.slices import natural
 from data.sources import Case
+from data.volumes import itk_reason
 from utils import InputError
 
 BRATS_CHANNELS = ("flair", "t1", "t1ce", "t2")  # the order of the Decathlon's Task01
@@ -137,7 +138,7 @@ def read_volume(path: Path) -> sitk.Image:
     try:
         image = sitk.ReadImage(path)
     except RuntimeError as error:
-        raise InputError(f"{path}: not a readable volume ({str(error).strip().splitlines()[-1]})") from None
+        raise InputError(f"{path}: not a readable volume ({itk_reason(error)})") from None
     if image.GetDimension() not in (3, 4) or image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(f"{path}: is no volume of numbers ({image.GetDimension()} dimensions)")
     return image
