@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -90,3 +90,27 @@ def segment_subjects(
             numbers = [item.number for item in dataset.slices if item.subject == subject]
             yield Volume(subject, assemble(numbers, predictions), assemble(numbers, targets))
             predictions, targets = [], []
+
+
+@torch.inference_mode()
+def segment_volume(
+    models: Sequence[nn.Module], images: np.ndarray, batch_size: int, device: torch.device, bfloat16: bool, flips: bool
+) -> np.ndarray:
+    """Images float32 (channels, D, H, W) -> class probabilities float32 (classes, D, H, W).
+
+    They are the mean over `models` (in eval mode) and, with `flips`, over the slices flipped along neither, either and
+    both of their axes.
+    """
+    turns = [(), (-1,), (-2,), (-2, -1)] if flips else [()]
+    slices = torch.from_numpy(np.ascontiguousarray(images.swapaxes(0, 1)))
+    probabilities = []
+    for batch in slices.split(batch_size):
+        batch = batch.to(device, memory_format=torch.channels_last)
+        total = torch.zeros(())
+        for model in models:
+            for axes in turns:
+                with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                    logits = model(batch.flip(axes))
+                total = total + logits.float().softmax(1).flip(axes).cpu()
+        probabilities.append(total / (len(models) * len(turns)))
+    return torch.cat(probabilities).numpy().swapaxes(0, 1)

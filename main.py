@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
@@ -114,7 +115,7 @@ def main(config: Config) -> None:
         log.append({"epoch": epoch + 1, "lr": lr, **losses, **val, "seconds": round(time.monotonic() - began, 1)})
         labels = dict(zip(*data.labels, strict=True))
         weights = {"model": model.state_dict(), "config": config.to_dict()}
-        weights |= {"labels": labels, "preparation": data.preparation}
+        weights |= {"labels": labels, "values": list(data.values), "preparation": data.preparation}
         if epoch == 0 or score > best:
             best = max(best, score)
             save_checkpoint(out / "best.pt", weights | {"epoch": epoch + 1, "val_dsc": score})
@@ -136,7 +137,8 @@ def main(config: Config) -> None:
         geometry = data.geometry.get(volume.subject, {})
         scores = score_subject(volume.prediction, volume.target, classes, array_spacing(geometry))
         rows += [{"subject": volume.subject} | row for row in scores]
-        write_nifti(out / "predictions" / f"{volume.subject}.nii.gz", volume.prediction, geometry)
+        segmentation = np.array(data.values, np.uint16 if max(data.values) > 255 else np.uint8)[volume.prediction]
+        write_nifti(out / "predictions" / f"{volume.subject}.nii.gz", segmentation, geometry)
         shown.append(volume)
     summary = summarize(rows)
     write_csv(out / "test.csv", rows)

@@ -58,6 +58,20 @@ def save_contact_sheet(path: Path, data: DataFolder, most: int = 6) -> None:
     _save(figure, path, data.labels.names)
 
 
+def save_montage(path: Path, images: np.ndarray, segmentation: np.ndarray, names: tuple[str, ...]) -> None:
+    """Write a PNG of six slices evenly through what was found: images (channels, D, H, W), class indices (D, H, W)."""
+    found = np.flatnonzero(segmentation.any(axis=(1, 2)))
+    if not found.size:
+        found = np.arange(len(segmentation))
+    shown = found[np.unique(np.linspace(0, len(found) - 1, 6).round().astype(int))]
+    figure, axes = plt.subplots(2, len(shown), figsize=(1.8 * len(shown), 4), squeeze=False, layout="constrained")
+    for column, place in enumerate(shown):
+        for axis, overlay in zip(axes[:, column], (None, segmentation[place]), strict=True):
+            _draw(axis, images[:, place], overlay, len(names))
+        axes[0, column].set_title(f"slice {place + 1} of {len(segmentation)}", fontsize=8)
+    _save(figure, path, names)
+
+
 def _fullest(dataset: SliceDataset, indices: list[int]) -> int:
     """The index of the slice with the most classes, and among those with the most foreground."""
     targets = {index: dataset[index][1] for index in indices}

@@ -19,7 +19,7 @@ import numpy as np
 
 from data.augment import Augmentation
 from data.png import read_codes, read_image
-from data.slices import MAX_CLASSES, Labels, Slice, SliceDataset
+from data.slices import MAX_CLASSES, Labels, Slice, SliceDataset, natural
 from utils import InputError
 
 SPLITS = ("train", "val", "test")
@@ -41,6 +41,9 @@ class DataFolder:
     preparation: dict[str, Any] | None = None
     """How scans became these slices (`data.preparation.Preparation`), where dataset.json says it."""
 
+    values: tuple[int, ...] = ()
+    """The label value of each class in volumes: that of the scans' labels, or the class index."""
+
     notes: tuple[str, ...] = ()
     """Things that are allowed but worth a line to the user."""
 
@@ -57,7 +60,7 @@ def open_data(root: Path, splits: Sequence[str] = SPLITS) -> DataFolder:
     sizes that differ between image and mask or within a subject, numbers of channels that differ, mask values that are
     unknown or cannot be told apart without dataset.json, and a dataset.json that is not as this module wants it.
     """
-    described = _read_description(root / "dataset.json")
+    described = read_description(root / "dataset.json")
     found, notes = {}, []
     for split in splits:
         found[split], foreign = _list_split(root / split)
@@ -77,8 +80,8 @@ def open_data(root: Path, splits: Sequence[str] = SPLITS) -> DataFolder:
     geometry = described.get("subjects", {})
     for subject, numbers in _missing_numbers(slices).items():
         notes.append(f"subject {subject}: {numbers} slice numbers are missing; they count as background in 3D")
-    preparation = described.get("preparation")
-    return DataFolder(found, labels, scans[0].channels, geometry, preparation, tuple(notes))
+    values = described.get("values", tuple(range(len(labels.names))))
+    return DataFolder(found, labels, scans[0].channels, geometry, described.get("preparation"), values, tuple(notes))
 
 
 class _Scan(NamedTuple):
@@ -128,6 +131,26 @@ def _list_split(folder: Path) -> tuple[list[Slice], list[str]]:
                 raise InputError(f"{mask}: has no image; add {name} or remove the mask")
     slices = [Slice(*key, tuple(images[key] for images in channels), mask) for key, mask in masks.items()]
     return slices, foreign
+
+
+def list_images(folder: Path) -> dict[str, list[tuple[int, tuple[Path, ...]]]]:
+    """Subject -> (number, image files, one a channel) in the order of numbers: of a split, or of a folder of slices.
+
+    Raises InputError where there are none, or a channel lacks a slice.
+    """
+    folders = [folder / "Img"] if (folder / "Img").is_dir() else [folder]
+    while folders[0].name == "Img" and (folder / f"Img_{len(folders) + 1}").is_dir():
+        folders.append(folder / f"Img_{len(folders) + 1}")
+    channels = [_list_folder(path)[0] for path in folders]
+    if not channels[0]:
+        raise InputError(f"{folders[0]}: holds no slices named Subj_<X>slice_<Y>.png")
+    subjects: dict[str, list[tuple[int, tuple[Path, ...]]]] = {}
+    for key in sorted(channels[0], key=lambda key: (natural(key[0]), key[1])):
+        for path, images in zip(folders, channels, strict=True):
+            if key not in images:
+                raise InputError(f"{path / channels[0][key].name}: is missing; each channel needs every slice")
+        subjects.setdefault(key[0], []).append((key[1], tuple(images[key] for images in channels)))
+    return subjects
 
 
 def _list_folder(folder: Path) -> tuple[dict[tuple[str, int], Path], list[str]]:
@@ -206,8 +229,8 @@ def _infer_labels(codes: set[int], root: Path) -> Labels:
     )
 
 
-def _read_description(path: Path) -> dict[str, Any]:
-    """What dataset.json says, checked: "labels" as Labels, "subjects" and "preparation" as they stand."""
+def read_description(path: Path) -> dict[str, Any]:
+    """What dataset.json says, checked: "labels" as Labels, the rest as it stands."""
     if not path.exists():
         return {}
     try:
@@ -221,6 +244,11 @@ def _read_description(path: Path) -> dict[str, Any]:
         described["labels"] = _check_labels(content["labels"], path)
     described["subjects"] = _check_geometry(content.get("subjects", {}), path)
     described["preparation"] = content.get("preparation")
+    if "values" in content:
+        values = content["values"]
+        if "labels" not in described or not isinstance(values, dict) or tuple(values) != described["labels"].names:
+            raise InputError(f"{path}: values must give each class of labels its value in volumes")
+        described["values"] = tuple(values.values())
     return described
 
 

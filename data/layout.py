@@ -70,8 +70,13 @@ def write_data(
         for name, subjects in kept.items():
             if not subjects:
                 raise InputError(f"no subject of {name} can be read; the last problem: {problems[-1]}")
-        labels = {name: codes[value] for value, name in classes.items()}
-        content = {"labels": labels, "preparation": preparation.to_dict(), "split": kept, "subjects": geometry}
+        content = {
+            "labels": {name: codes[value] for value, name in classes.items()},
+            "values": {name: value for value, name in classes.items()},
+            "preparation": preparation.to_dict(),
+            "split": kept,
+            "subjects": geometry,
+        }
         write_json(partial / "dataset.json", {**description, **content})
         partial.replace(out)
     finally:

@@ -56,7 +56,7 @@ class VolumeFiles:
         label = _read_label(label_path)
         images = []
         for path in image_paths:
-            for image in _channels(read_volume(path)):
+            for image in read_channels(path):
                 check_same_grid(image, path, label, label_path)
                 images.append(image)
         relative = [str(path.relative_to(self.folder)) for path in (*image_paths, label_path)]
@@ -144,8 +144,9 @@ def read_volume(path: Path) -> sitk.Image:
     return image
 
 
-def _channels(image: sitk.Image) -> list[sitk.Image]:
-    """A 4-D image as its 3-D channels."""
+def read_channels(path: Path) -> list[sitk.Image]:
+    """The volume of a file, or the 3-D channels of a 4-D one."""
+    image = read_volume(path)
     return [image] if image.GetDimension() == 3 else [image[..., k] for k in range(image.GetSize()[3])]
 
 

@@ -1,0 +1,233 @@
+"""Segment new scans with a trained network, in the scans' own geometry.
+
+python predict.py runs/001-paper/best.pt scan.nii.gz dicom_folder --out segmentations
+python predict.py fold1/best.pt,fold2/best.pt DIR/test --out segmentations --tta
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+import tyro
+from torch import nn
+
+from config import Config
+from data.folder import list_images, read_description
+from data.png import read_codes, read_image
+from data.preparation import Preparation
+from data.slices import Labels
+from data.sources.dicom import read_series
+from data.sources.nifti import check_same_grid, read_channels, read_volume
+from data.volumes import Grid, assemble, to_scan
+from engine import segment_volume
+from metrics import format_table, score_subject, summarize
+from models import build_model
+from report import save_montage
+from utils import InputError, atomic_path, load_checkpoint, select_device, use_bfloat16, user_errors, write_csv
+
+
+@dataclass(frozen=True)
+class Options:
+    """Segment scans: NIfTI files, DICOM folders, folders of PNG slices, or a split of a data set."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """best.pt of a run; several, separated by commas, are averaged (the folds of one data set)."""
+    inputs: tyro.conf.Positional[tuple[str, ...]]
+    """Scans. The channels of a scan in several files are separated by commas."""
+    out: Path
+    """Folder for the segmentations; files of the same name in it are replaced."""
+    tta: bool = False
+    """Average over flips of the slices."""
+    batch: int = 8
+    """Slices in a forward pass; changes speed and memory."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    probabilities: bool = False
+    """Also write the probability of each class, as a 4-D NIfTI."""
+    truth: tuple[Path, ...] = ()
+    """Label volumes, or GT folders of PNG masks, in the order of the scans: also score."""
+
+
+class Network(NamedTuple):
+    """A checkpoint's network and what it needs to know of its data."""
+
+    model: nn.Module
+    channels: int
+    labels: Labels
+    values: np.ndarray
+    """Label value of each class in segmentations."""
+    preparation: Preparation
+
+    def data(self) -> tuple[Any, ...]:
+        """What networks must share to be averaged."""
+        return self.channels, self.labels, self.values.tolist(), self.preparation
+
+
+class Scan(NamedTuple):
+    """Slices for the network, and the way back."""
+
+    name: str
+    images: np.ndarray
+    """float32 (channels, D, H, W) in [0, 1]."""
+    numbers: list[int]
+    geometry: dict[str, Any]
+
+
+def main(options: Options) -> None:
+    device = select_device(options.device)
+    if options.batch < 1:
+        raise InputError(f"--batch {options.batch}: must be at least 1")
+    if options.truth and len(options.truth) != len(options.inputs):
+        raise InputError(f"--truth: {len(options.truth)} for {len(options.inputs)} scans; give one for each")
+    networks = [load_network(Path(path), device) for path in options.checkpoint.split(",")]
+    first = networks[0]
+    for network, path in zip(networks, options.checkpoint.split(","), strict=True):
+        if network.data() != first.data():
+            raise InputError(
+                f"{path}: was trained on other data than the first checkpoint; average folds of one data set"
+            )
+    options.out.mkdir(parents=True, exist_ok=True)
+    volumes, scores, done = [], [], set()
+    for position, source in enumerate(options.inputs):
+        for scan in read_scans(source, first):
+            if scan.name in done:
+                raise InputError(f"{source}: a second scan called {scan.name}; segment it into another --out")
+            done.add(scan.name)
+            probabilities = segment_volume(
+                [network.model for network in networks], scan.images, options.batch, device,
+                use_bfloat16("auto", device), options.tta,
+            )  # fmt: skip
+            segmentation = write_results(options, scan, probabilities, first)
+            volumes += measure(scan, segmentation, first)
+            print(f"{scan.name}: {options.out / f'{scan.name}.nii.gz'}", flush=True)
+            if options.truth:
+                scores += score(scan, segmentation, options.truth[position], first)
+    write_csv(options.out / "volumes.csv", volumes)
+    if scores:
+        write_csv(options.out / "scores.csv", scores)
+        print(format_table(summarize(scores)))
+
+
+def load_network(path: Path, device: torch.device) -> Network:
+    """Raises InputError for a file that is no checkpoint of main.py."""
+    checkpoint = load_checkpoint(path, device)
+    try:
+        config = replace(Config.from_dict(checkpoint["config"]), pretrained=False)
+        model = build_model(config)
+        model.load_state_dict(checkpoint["model"])
+        labels = Labels(tuple(checkpoint["labels"]), tuple(checkpoint["labels"].values()))
+        values = np.array(checkpoint["values"])
+        preparation = Preparation.from_dict(checkpoint["preparation"] or {})
+    except (KeyError, TypeError, RuntimeError, InputError) as error:
+        raise InputError(f"{path}: no checkpoint of main.py ({str(error).splitlines()[0]})") from None
+    if checkpoint["preparation"] is None:
+        print(f"{path}: its data set did not say how scans became slices; taking whole axial slices, each stretched")
+    model = model.to(device, memory_format=torch.channels_last).eval()
+    return Network(model, config.channels, labels, values, preparation)
+
+
+def read_scans(source: str, network: Network) -> Iterator[Scan]:
+    """The scans of one input, whatever kind it is. Raises InputError for anything else, or other channels."""
+    path = Path(source)
+    if path.is_dir() and not ((path / "Img").is_dir() or any(path.glob("Subj_*.png"))):
+        scans = iter([_prepare(path.resolve().name, [read_series(path).image], network.preparation, path)])
+    elif path.is_dir():
+        scans = _read_slices(path)
+    else:
+        files = [Path(file) for file in source.split(",")]
+        volumes = [volume for file in files for volume in read_channels(file)]
+        for volume in volumes[1:]:
+            check_same_grid(volume, files[-1], volumes[0], files[0])
+        name = files[0].name.removesuffix(".gz").rsplit(".", 1)[0]
+        scans = iter([_prepare(name, volumes, network.preparation, files[0])])
+    for scan in scans:
+        if len(scan.images) != network.channels:
+            raise InputError(
+                f"{source}: has {len(scan.images)} channels, the network takes {network.channels}; "
+                "separate the files of the channels by commas"
+            )
+        yield scan
+
+
+def _prepare(name: str, volumes: Sequence[sitk.Image], preparation: Preparation, path: Path) -> Scan:
+    try:
+        images, _, geometry = preparation.apply(volumes)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if min(images.shape[2:]) < 32:
+        raise InputError(
+            f"{path}: has slices of {images.shape[3]} x {images.shape[2]} pixels; the network needs 32 x 32"
+        )
+    scaled = images.astype(np.float32) / np.float32(2**preparation.bits - 1)
+    return Scan(name, scaled, list(range(1, images.shape[1] + 1)), geometry)
+
+
+def _read_slices(folder: Path) -> Iterator[Scan]:
+    """The subjects of a folder of slices, or of a split; the geometry is that of the data set's dataset.json."""
+    described = read_description(folder.parent / "dataset.json")
+    for subject, slices in list_images(folder).items():
+        arrays = [np.concatenate([read_image(path) for path in paths]) for _, paths in slices]
+        if len({array.shape for array in arrays}) > 1:
+            raise InputError(f"{folder}: slices of subject {subject} differ in size or channels")
+        geometry = described.get("subjects", {}).get(subject, {})
+        yield Scan(subject, np.stack(arrays, 1), [number for number, _ in slices], geometry)
+
+
+def write_results(options: Options, scan: Scan, probabilities: np.ndarray, network: Network) -> np.ndarray:
+    """Write segmentation, montage and probabilities; return the class indices (D, H, W)."""
+    segmentation = probabilities.argmax(0).astype(np.uint8)
+    save_montage(options.out / f"{scan.name}.png", scan.images, segmentation, network.labels.names)
+    volume = assemble(scan.numbers, list(segmentation))
+    values = network.values.astype(np.uint8 if network.values.max() < 256 else np.uint16)
+    image = to_scan(values[volume], scan.geometry)
+    with atomic_path(options.out / f"{scan.name}.nii.gz") as temporary:
+        sitk.WriteImage(image, temporary, useCompression=True)
+    if options.probabilities:
+        channels = [to_scan(assemble(scan.numbers, list(channel)), scan.geometry) for channel in probabilities]
+        with atomic_path(options.out / f"{scan.name}_probabilities.nii.gz") as temporary:
+            sitk.WriteImage(sitk.JoinSeries(channels), temporary, useCompression=True)
+    return volume
+
+
+def measure(scan: Scan, segmentation: np.ndarray, network: Network) -> list[dict[str, Any]]:
+    """Voxels and ml of each class in the scan's own grid."""
+    image = to_scan(segmentation, scan.geometry)
+    counts = np.bincount(sitk.GetArrayViewFromImage(image).ravel(), minlength=len(network.values))
+    milliliters = np.prod(image.GetSpacing()) / 1000 if "spacing" in scan.geometry else None
+    return [
+        {"scan": scan.name, "class": name, "voxels": int(count)}
+        | ({} if milliliters is None else {"ml": round(float(count * milliliters), 3)})
+        for name, count in zip(network.labels.names[1:], counts[1:], strict=True)
+    ]
+
+
+def score(scan: Scan, segmentation: np.ndarray, truth: Path, network: Network) -> list[dict[str, Any]]:
+    """Rows of scores against a label volume on the scan's grid, or masks in a GT folder."""
+    image = to_scan(segmentation, scan.geometry)
+    if truth.is_dir():
+        masks = {number: paths[0] for number, paths in list_images(truth).get(scan.name, [])}
+        missing = [number for number in scan.numbers if number not in masks]
+        if missing:
+            raise InputError(f"{truth}: has no mask of subject {scan.name}, slice {missing[0]}")
+        classes = [network.labels.to_classes(read_codes(masks[number]), masks[number]) for number in scan.numbers]
+        target = sitk.GetArrayFromImage(to_scan(assemble(scan.numbers, classes), scan.geometry))
+    else:
+        label = read_volume(truth)
+        check_same_grid(label, truth, image, Path(scan.name))
+        target = Labels(network.labels.names, tuple(network.values.tolist())).to_classes(
+            sitk.GetArrayFromImage(label).astype(np.int64), truth
+        )
+    spacing = Grid.of(image).spacing[::-1] if "spacing" in scan.geometry else None
+    rows = score_subject(sitk.GetArrayFromImage(image), target, network.labels.names, spacing)
+    return [{"subject": scan.name} | row for row in rows]
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(tyro.cli(Options, description=Options.__doc__))

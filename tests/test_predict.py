@@ -1,0 +1,216 @@
+"""Segmentation of new scans: the grid they come back on, and agreement with what training scored."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+import predict
+import prepare
+from config import Config
+from data.png import read_image
+from data.preparation import Preparation
+from engine import segment_volume
+from main import main as train
+from tests.test_prepare import ORIENTATIONS, make_scan, write_scan
+from tests.test_sources import slice_position, write_dicom
+from utils import InputError, load_checkpoint, save_checkpoint
+
+CONFIG = Config(backbone="resnet18", steps=1, epochs=1, batch_size=2, workers=0, device="cpu", amp="off")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Scans in four orientations, slices of 36 x 36 of them, and a run of an epoch on those: their folders."""
+    root = tmp_path_factory.mktemp("trained")
+    (root / "scans").mkdir()
+    for seed, code in enumerate(("LAS", "RPI", "ASL", "SRP")):
+        write_scan(root / "scans", f"s{seed}", *make_scan(seed, code, (5, -4, 8), size=(40, 34, 3)))
+    (root / "split.json").write_text('{"train": ["s0", "s1"], "val": ["s2"], "test": ["s3"]}')
+    prepare.main(
+        [
+            "nifti",
+            str(root / "scans"),
+            "--out",
+            str(root / "data"),
+            "--split-file",
+            str(root / "split.json"),
+            "--size",
+            "36",
+        ]
+    )
+    train(replace(CONFIG, data=root / "data", out=root / "run"))
+    return root / "scans", root / "data", root / "run"
+
+
+def run(*arguments: object, **options) -> None:
+    options = {"device": "cpu"} | options
+    predict.main(predict.Options(str(arguments[0]), tuple(map(str, arguments[1:])), **options))
+
+
+def read(path: Path) -> np.ndarray:
+    return sitk.GetArrayFromImage(sitk.ReadImage(path))
+
+
+def test_a_test_scan_gets_the_prediction_of_training(trained, tmp_path, monkeypatch):
+    """From the scan itself, from its slices, and in training: one segmentation, on the scan's own grid."""
+    monkeypatch.setattr(predict, "use_bfloat16", lambda amp, device: False)
+    scans, data, folder = trained
+    run(folder / "best.pt", scans / "image_s3.nii.gz", out=tmp_path / "a", truth=(scans / "label_s3.nii.gz",))
+    run(folder / "best.pt", data / "test", out=tmp_path / "b", truth=(data / "test" / "GT",))
+    original, ours = sitk.ReadImage(scans / "image_s3.nii.gz"), sitk.ReadImage(tmp_path / "a" / "image_s3.nii.gz")
+    assert ours.GetSize() == original.GetSize()
+    for part in ("GetSpacing", "GetOrigin", "GetDirection"):
+        np.testing.assert_allclose(getattr(ours, part)(), getattr(original, part)(), atol=1e-4)
+    expected = read(folder / "predictions" / "s3.nii.gz")
+    np.testing.assert_array_equal(read(tmp_path / "a" / "image_s3.nii.gz"), expected)
+    np.testing.assert_array_equal(read(tmp_path / "b" / "s3.nii.gz"), expected)
+    with (tmp_path / "a" / "volumes.csv").open(newline="") as file:
+        volumes = list(csv.DictReader(file))
+    for k, row in enumerate(volumes, 1):
+        count = (expected == k).sum()
+        assert int(row["voxels"]) == count
+        assert float(row["ml"]) == pytest.approx(count * 1.25 * 0.8 * 7.7 / 1000, abs=1e-3)
+    with (tmp_path / "a" / "scores.csv").open(newline="") as file:
+        scores = list(csv.DictReader(file))
+    truth = read(scans / "label_s3.nii.gz")
+    for k, row in enumerate(scores, 1):
+        a, b = expected == k, truth == k
+        assert float(row["dsc"]) == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
+    assert (tmp_path / "a" / "image_s3.png").stat().st_size > 3000
+
+
+@pytest.mark.parametrize("code", ORIENTATIONS[::7])
+def test_orientation_does_not_change_the_segmentation(trained, tmp_path, code):
+    image, _ = make_scan(9, "LPS", (3, 2, -5), size=(40, 34, 3))
+    for name, scan in (("upright", image), ("turned", sitk.DICOMOrient(image, code))):
+        sitk.WriteImage(scan, tmp_path / f"{name}.nii.gz")
+    run(trained[2] / "best.pt", tmp_path / "upright.nii.gz", tmp_path / "turned.nii.gz", out=tmp_path / "out")
+    turned = sitk.ReadImage(tmp_path / "out" / "turned.nii.gz")
+    back = sitk.GetArrayFromImage(sitk.DICOMOrient(turned, "LPS"))
+    np.testing.assert_array_equal(back, read(tmp_path / "out" / "upright.nii.gz"))
+
+
+def test_dicom_folder_and_probabilities(trained, tmp_path):
+    rng = np.random.default_rng(0)
+    for k in range(3):
+        write_dicom(tmp_path / "series" / f"{9 - k}.dcm", rng.integers(0, 500, (34, 40)), slice_position(k))
+    run(trained[2] / "best.pt", tmp_path / "series", out=tmp_path / "out", probabilities=True, tta=True)
+    label = sitk.ReadImage(tmp_path / "out" / "series.nii.gz")
+    np.testing.assert_allclose(label.GetSpacing(), (1.5, 1.25, 5.5), rtol=1e-5)
+    probabilities = read(tmp_path / "out" / "series_probabilities.nii.gz")
+    assert probabilities.shape == (4, 3, 34, 40)
+    inside = probabilities.sum(0) > 0  # columns that were cropped away hold nothing
+    np.testing.assert_allclose(probabilities.sum(0)[inside], 1, atol=1e-5)
+    assert inside.mean() == 36 / 40
+    np.testing.assert_array_equal(probabilities.argmax(0)[inside], sitk.GetArrayFromImage(label)[inside])
+
+
+def test_original_label_values_come_back(trained, tmp_path):
+    """BraTS's classes are 0, 1, 2 and 4: so must be those of a segmentation."""
+    checkpoint = load_checkpoint(trained[2] / "best.pt")
+    save_checkpoint(tmp_path / "brats.pt", checkpoint | {"values": [0, 1, 2, 4]})
+    scan = trained[0] / "image_s0.nii.gz"
+    run(trained[2] / "best.pt", scan, out=tmp_path / "a")
+    run(tmp_path / "brats.pt", scan, out=tmp_path / "b")
+    ours = read(tmp_path / "a" / "image_s0.nii.gz")
+    np.testing.assert_array_equal(read(tmp_path / "b" / "image_s0.nii.gz"), np.array([0, 1, 2, 4])[ours])
+
+
+class Constant(torch.nn.Module):
+    """Logits that are the image's first channel and fixed numbers."""
+
+    def __init__(self, *logits: float) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, image):
+        return torch.stack([image[:, 0] * 3, *(torch.full_like(image[:, 0], value) for value in self.logits)], 1)
+
+
+def test_models_and_flips_are_averaged():
+    images = np.random.default_rng(0).random((2, 5, 33, 34)).astype(np.float32)
+    models = [Constant(1.0, 2.0), Constant(0.0, -1.0)]
+    ours = segment_volume(models, images, 2, torch.device("cpu"), bfloat16=False, flips=True)
+    expected = np.mean([model(torch.from_numpy(images.swapaxes(0, 1))).softmax(1).numpy() for model in models], 0)
+    np.testing.assert_allclose(ours, expected.swapaxes(0, 1), rtol=1e-5)
+
+
+class LeftToRight(torch.nn.Module):
+    """Logits that grow along the columns: flips must undo them."""
+
+    def forward(self, image):
+        ramp = torch.linspace(0, 1, image.shape[-1]).expand_as(image[:, 0])
+        return torch.stack([ramp, image[:, 0]], 1)
+
+
+def test_flips_are_undone():
+    images = np.random.default_rng(0).random((1, 2, 33, 34)).astype(np.float32)
+    ours = segment_volume([LeftToRight()], images, 1, torch.device("cpu"), bfloat16=False, flips=True)
+    ramp, flipped = np.linspace(0, 1, 34), np.linspace(1, 0, 34)
+    expected = np.mean([1 / (1 + np.exp(images[0] - r)) for r in (ramp, flipped)], 0)
+    np.testing.assert_allclose(ours[0], expected, rtol=1e-5)
+
+
+def change(path: Path, target: Path, **entries) -> Path:
+    save_checkpoint(target, load_checkpoint(path) | entries)
+    return target
+
+
+def scans(run_folder: Path, *subjects: int) -> str:
+    return ",".join(str(run_folder.parent / "scans" / f"image_s{k}.nii.gz") for k in subjects)
+
+
+BAD = {
+    "no checkpoint": (lambda r, t: [t / "none.pt", t], ["none.pt", "no such checkpoint"]),
+    "another file": (lambda r, t: [change(r / "best.pt", t / "odd.pt", config={}), t], ["odd.pt", "configuration"]),
+    "half a checkpoint": (lambda r, t: [change(r / "best.pt", t / "odd.pt", model={}), t], ["odd.pt", "no checkpoint"]),
+    "other folds": (
+        lambda r, t: [f"{r / 'best.pt'},{change(r / 'best.pt', t / 'b.pt', values=[0, 1, 2, 9])}", t],
+        ["b.pt", "other data"],
+    ),
+    "no scan": (lambda r, t: [r / "best.pt", t / "none.nii.gz"], ["none.nii.gz", "no such file"]),
+    "damaged scan": (
+        lambda r, t: [r / "best.pt", (t / "x.nii.gz").write_bytes(b"noise") and t / "x.nii.gz"],
+        ["x.nii.gz", "readable"],
+    ),
+    "empty folder": (lambda r, t: [r / "best.pt", t], ["holds no DICOM"]),
+    "two channels": (lambda r, t: [r / "best.pt", scans(r, 0, 0)], ["2 channels", "takes 1"]),
+    "other grid": (lambda r, t: [r / "best.pt", scans(r, 0, 1)], ["image_s1.nii.gz", "lies elsewhere"]),
+    "same name": (lambda r, t: [r / "best.pt", scans(r, 0), scans(r, 0)], ["a second scan called image_s0"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line(trained, tmp_path, case):
+    arguments, expected = BAD[case]
+    (tmp_path / "in").mkdir()
+    with pytest.raises(InputError) as caught:
+        run(*arguments(trained[2], tmp_path / "in"), out=tmp_path / "out")
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in expected:
+        assert part in message
+
+
+def test_preparation_survives_json_and_refuses_another_version():
+    preparation = Preparation("coronal", 64, (1.5, 2.0), "volume", (40.0, 400.0), 16)
+    assert Preparation.from_dict(json.loads(json.dumps(preparation.to_dict()))) == preparation
+    with pytest.raises(InputError, match="another version"):
+        Preparation.from_dict({"sharpen": 3})
+
+
+def test_prepared_slices_are_what_the_network_gets(trained):
+    """predict.py feeds the very numbers that the loader reads from the PNGs."""
+    scans, data, folder = trained
+    network = predict.load_network(folder / "best.pt", torch.device("cpu"))
+    (scan,) = predict.read_scans(str(scans / "image_s3.nii.gz"), network)
+    for number, images in zip(scan.numbers, scan.images.swapaxes(0, 1), strict=True):
+        np.testing.assert_array_equal(images, read_image(data / "test" / "Img" / f"Subj_s3slice_{number}.png"))
