@@ -22,7 +22,7 @@ from data.folder import list_images, read_description
 from data.png import read_codes, read_image
 from data.preparation import Preparation
 from data.slices import Labels
-from data.sources.dicom import read_series
+from data.sources.dicom import Series, read_series, write_series
 from data.sources.nifti import check_same_grid, read_channels, read_volume
 from data.volumes import Grid, assemble, to_scan
 from engine import segment_volume
@@ -48,6 +48,8 @@ class Options:
     """Slices in a forward pass; changes speed and memory."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    dicom: bool = False
+    """Also write segmentations of DICOM folders as DICOM series."""
     probabilities: bool = False
     """Also write the probability of each class, as a 4-D NIfTI."""
     truth: tuple[Path, ...] = ()
@@ -77,6 +79,8 @@ class Scan(NamedTuple):
     """float32 (channels, D, H, W) in [0, 1]."""
     numbers: list[int]
     geometry: dict[str, Any]
+    series: Series | None = None
+    """The DICOM series that it was read from."""
 
 
 def main(options: Options) -> None:
@@ -136,7 +140,9 @@ def read_scans(source: str, network: Network) -> Iterator[Scan]:
     """The scans of one input, whatever kind it is. Raises InputError for anything else, or other channels."""
     path = Path(source)
     if path.is_dir() and not ((path / "Img").is_dir() or any(path.glob("Subj_*.png"))):
-        scans = iter([_prepare(path.resolve().name, [read_series(path).image], network.preparation, path)])
+        series = read_series(path)
+        scan = _prepare(path.resolve().name, [series.image], network.preparation, path)
+        scans = iter([scan._replace(series=series)])
     elif path.is_dir():
         scans = _read_slices(path)
     else:
@@ -188,6 +194,8 @@ def write_results(options: Options, scan: Scan, probabilities: np.ndarray, netwo
     image = to_scan(values[volume], scan.geometry)
     with atomic_path(options.out / f"{scan.name}.nii.gz") as temporary:
         sitk.WriteImage(image, temporary, useCompression=True)
+    if options.dicom and scan.series is not None:
+        write_series(options.out / f"{scan.name}_dicom", image, scan.series)
     if options.probabilities:
         channels = [to_scan(assemble(scan.numbers, list(channel)), scan.geometry) for channel in probabilities]
         with atomic_path(options.out / f"{scan.name}_probabilities.nii.gz") as temporary:

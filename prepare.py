@@ -21,7 +21,7 @@ from data.layout import describe, write_data
 from data.preparation import Preparation
 from data.sources import Source
 from data.sources.chaos import ChaosCT, ChaosMR
-from data.sources.nifti import find_brats, find_hvsmr, find_msd, find_pairs
+from data.sources.nifti import find_brats, find_hvsmr, find_msd, find_pairs, read_msd_description
 from data.splits import PAPER_SEED, PROTOCOLS, Split, fold_split, random_splits, read_split
 from report import save_contact_sheet
 from utils import InputError, user_errors, write_json
@@ -146,7 +146,7 @@ class ChaosCt(Options):
 class Hvsmr(Options):
     """HVSMR 2016: training_axial_crop_pat<k>.nii.gz with -label (myocardium, blood pool)."""
 
-    key, title = "hvsmr", "HVSMR 2016"
+    key, title, licence_text = "hvsmr", "HVSMR 2016", "the terms of the HVSMR 2016 challenge"
 
     def find(self) -> Source:
         return find_hvsmr(self.source)
@@ -156,7 +156,7 @@ class Hvsmr(Options):
 class Brats(Options):
     """BraTS 2018: HGG and LGG folders; FLAIR, T1, T1ce and T2 become four channels."""
 
-    key, title = "brats", "BraTS 2018"
+    key, title, licence_text = "brats", "BraTS 2018", "the terms of the BraTS 2018 challenge"
 
     def find(self) -> Source:
         return find_brats(self.source)
@@ -166,7 +166,16 @@ class Brats(Options):
 class Msd(Options):
     """Medical Segmentation Decathlon or nnU-Net raw data: dataset.json, imagesTr, labelsTr; 3-D or 4-D images."""
 
-    key, title = "msd", "Medical Segmentation Decathlon"
+    key = "msd"
+
+    @property
+    def title(self) -> str:
+        return read_msd_description(self.source).get("name", "")
+
+    @property
+    def licence_text(self) -> str:
+        described = read_msd_description(self.source)
+        return str(described.get("licence", described.get("license", "")))
 
     def find(self) -> Source:
         return find_msd(self.source)

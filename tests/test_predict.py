@@ -17,6 +17,7 @@ import prepare
 from config import Config
 from data.png import read_image
 from data.preparation import Preparation
+from data.sources.dicom import read_series
 from engine import segment_volume
 from main import main as train
 from tests.test_prepare import ORIENTATIONS, make_scan, write_scan
@@ -102,7 +103,12 @@ def test_dicom_folder_and_probabilities(trained, tmp_path):
     rng = np.random.default_rng(0)
     for k in range(3):
         write_dicom(tmp_path / "series" / f"{9 - k}.dcm", rng.integers(0, 500, (34, 40)), slice_position(k))
-    run(trained[2] / "best.pt", tmp_path / "series", out=tmp_path / "out", probabilities=True, tta=True)
+    run(trained[2] / "best.pt", tmp_path / "series", out=tmp_path / "out", probabilities=True, tta=True, dicom=True)
+    as_dicom, label = read_series(tmp_path / "out" / "series_dicom"), sitk.ReadImage(tmp_path / "out" / "series.nii.gz")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(as_dicom.image), sitk.GetArrayFromImage(label))
+    for part in ("GetSpacing", "GetOrigin", "GetDirection"):
+        np.testing.assert_allclose(getattr(as_dicom.image, part)(), getattr(label, part)(), atol=1e-4)
+    assert [path.name for path in as_dicom.files] == ["9.dcm", "8.dcm", "7.dcm"]
     label = sitk.ReadImage(tmp_path / "out" / "series.nii.gz")
     np.testing.assert_allclose(label.GetSpacing(), (1.5, 1.25, 5.5), rtol=1e-5)
     probabilities = read(tmp_path / "out" / "series_probabilities.nii.gz")

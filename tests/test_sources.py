@@ -265,8 +265,10 @@ def test_msd(tmp_path, form):
     labels = {"0": "background", "1": "a", "2": "b"}
     if form == "nnunet":
         labels = {name: int(value) for value, name in labels.items()}
-    (root / "dataset.json").write_text(json.dumps({"labels": labels}))
+    (root / "dataset.json").write_text(json.dumps({"name": "Toy", "licence": "CC0", "labels": labels}))
     prepare.main(["msd", str(root), "--out", str(tmp_path / "out"), "--split", "1,1,1"])
+    described = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert (described["name"], described["licence"]) == ("Toy", "CC0")
     assert open_data(tmp_path / "out").labels.names == ("background", "a", "b")
     check(tmp_path / "out", *({k: case[i] for k, case in cases.items()} for i in (0, 1)), [0, 1, 2])
 

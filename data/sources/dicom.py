@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,9 +10,14 @@ import numpy as np
 import SimpleITK as sitk
 
 from data.volumes import itk_reason
-from utils import InputError
+from utils import InputError, atomic_path
 
 POSITION, ORIENTATION, SPACING, SERIES = "0020|0032", "0020|0037", "0028|0030", "0020|000e"
+# Patient, study, frame of reference and place of a slice: what its segmentation shares with it.
+COPIED = (
+    "0010|0010", "0010|0020", "0010|0030", "0010|0040", "0020|000d", "0020|0010", "0008|0020", "0008|0030", "0008|0050",
+    "0020|0052", "0020|0013", "0018|0050", POSITION, ORIENTATION,
+)  # fmt: skip
 
 
 class Series(NamedTuple):
@@ -53,6 +59,37 @@ def read_series(folder: Path) -> Series:
     image.SetOrigin(slices[0].position)
     image.SetDirection(np.column_stack([columns, rows, normal]).ravel())
     return Series(image, [item.path for item in slices])
+
+
+def write_series(folder: Path, label: sitk.Image, series: Series) -> None:
+    """Write a label volume on the grid of `series` as a DICOM series of the same patient and study.
+
+    One file for each slice, named as the slice's and replaced if it is there; positions, orientation and frame of
+    reference are the slice's own, so that viewers show both together.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    series_uid = _new_uid()
+    for k, source in enumerate(series.files):
+        tags = sitk.ImageFileReader()
+        tags.SetFileName(source)
+        tags.ReadImageInformation()
+        image = label[:, :, k]
+        for tag in COPIED:
+            if tags.HasMetaDataKey(tag):
+                image.SetMetaData(tag, tags.GetMetaData(tag))
+        new = {"0008|0060": "OT", "0008|103e": "Segmentation", SERIES: series_uid, "0008|0018": _new_uid()}
+        for tag, value in new.items():
+            image.SetMetaData(tag, value)
+        with atomic_path(folder / f"{source.stem}.dcm") as temporary:
+            writer = sitk.ImageFileWriter()
+            writer.KeepOriginalImageUIDOn()
+            writer.SetImageIO("GDCMImageIO")
+            writer.SetFileName(temporary)
+            writer.Execute(image)
+
+
+def _new_uid() -> str:
+    return f"2.25.{uuid.uuid4().int}"
 
 
 def _is_dicom(path: Path) -> bool:

@@ -111,7 +111,7 @@ def find_msd(folder: Path) -> VolumeFiles:
         single = folder / "imagesTr" / label.name
         several = sorted((folder / "imagesTr").glob(f"{glob_escape(case)}_[0-9][0-9][0-9][0-9].nii.gz"))
         files[re.sub(r"[^A-Za-z0-9_-]", "-", case)] = (several or [single], label)
-    return _found(folder, files, "labelsTr/CASE.nii.gz", known=_msd_classes(folder / "dataset.json"))
+    return _found(folder, files, "labelsTr/CASE.nii.gz", known=_msd_classes(folder))
 
 
 def glob_escape(text: str) -> str:
@@ -119,16 +119,28 @@ def glob_escape(text: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", text)
 
 
-def _msd_classes(path: Path) -> dict[int, str] | None:
-    """The labels of a dataset.json, {"0": "background", ...} or nnU-Net's {"background": 0, ...}; None without one."""
+def read_msd_description(folder: Path) -> dict[str, Any]:
+    """The dataset.json of a Decathlon or nnU-Net folder; empty where there is none."""
+    path = folder / "dataset.json"
     if not path.exists():
-        return None
+        return {}
     try:
-        labels = json.loads(path.read_text())["labels"]
+        described = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(described, dict) or not isinstance(described.get("labels"), dict):
+        raise InputError(f"{path}: holds no labels as the Decathlon and nnU-Net write them")
+    return described
+
+
+def _msd_classes(folder: Path) -> dict[int, str] | None:
+    """Its labels, {"0": "background", ...} or nnU-Net's {"background": 0, ...}; None without a dataset.json."""
+    labels = read_msd_description(folder).get("labels", {})
+    try:
         pairs = [(int(k), v) if str(k).isdigit() else (int(v), k) for k, v in labels.items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: holds no labels as the Decathlon or nnU-Net write them ({error!r})") from None
-    return {value: str(name) if value else "background" for value, name in sorted(pairs)}
+    except (ValueError, TypeError):
+        raise InputError(f"{folder / 'dataset.json'}: labels must be single numbers, not {labels}") from None
+    return {value: str(name) if value else "background" for value, name in sorted(pairs)} or None
 
 
 def read_volume(path: Path) -> sitk.Image:
