@@ -23,7 +23,7 @@ from data.png import read_codes, read_image
 from data.preparation import Preparation
 from data.slices import Labels
 from data.sources.dicom import Series, read_series, write_series
-from data.sources.nifti import check_same_grid, read_channels, read_volume
+from data.sources.nifti import check_same_grid, read_channels, read_label
 from data.volumes import Grid, assemble, to_scan
 from engine import segment_volume
 from metrics import format_table, score_subject, summarize
@@ -226,10 +226,10 @@ def score(scan: Scan, segmentation: np.ndarray, truth: Path, network: Network) -
         classes = [network.labels.to_classes(read_codes(masks[number]), masks[number]) for number in scan.numbers]
         target = sitk.GetArrayFromImage(to_scan(assemble(scan.numbers, classes), scan.geometry))
     else:
-        label = read_volume(truth)
+        label = read_label(truth)
         check_same_grid(label, truth, image, Path(scan.name))
         target = Labels(network.labels.names, tuple(network.values.tolist())).to_classes(
-            sitk.GetArrayFromImage(label).astype(np.int64), truth
+            sitk.GetArrayFromImage(label), truth
         )
     spacing = Grid.of(image).spacing[::-1] if "spacing" in scan.geometry else None
     rows = score_subject(sitk.GetArrayFromImage(image), target, network.labels.names, spacing)

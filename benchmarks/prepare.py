@@ -39,9 +39,7 @@ def main() -> None:
         began = time.monotonic()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
         seconds = time.monotonic() - began
-    print(
-        f"{subjects} subjects of 256 x 256 x 36: {seconds:.1f} s on {os.cpu_count()} cores, check and contact sheet included"
-    )
+    print(f"{subjects} subjects of 256 x 256 x 36: {seconds:.1f} s on {os.cpu_count()} cores, with check and summary")
 
 
 if __name__ == "__main__":

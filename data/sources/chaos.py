@@ -13,6 +13,7 @@ from data.png import read_codes
 from data.slices import natural
 from data.sources import Case
 from data.sources.dicom import Series, read_series
+from data.sources.nifti import check_same_grid
 from utils import InputError
 
 MR_CLASSES = {0: "background", 1: "liver", 2: "right kidney", 3: "left kidney", 4: "spleen"}
@@ -47,6 +48,7 @@ class ChaosMR:
         named = read_series(root / SEQUENCES["t1-in"][1]) if self.sequence == "t1-out" else series
         if len(named.files) != len(series.files):
             raise InputError(f"{root}: has {len(named.files)} in-phase and {len(series.files)} out-phase slices")
+        check_same_grid(series.image, root / images, named.image, root / SEQUENCES["t1-in"][1])
         masks = _masks(root / "Ground")
         stems = [path.stem for path in named.files]
         for stem in stems:

@@ -43,7 +43,7 @@ class VolumeFiles:
         if self.known is not None:
             return self.known
         with ThreadPoolExecutor(4) as pool:
-            labels = pool.map(lambda subject: _read_label(self._paths(subject)[1]), subjects)
+            labels = pool.map(lambda subject: read_label(self._paths(subject)[1]), subjects)
             values = sorted({0}.union(*(np.unique(sitk.GetArrayViewFromImage(label)).tolist() for label in labels)))[1:]
         if self.names and len(self.names) != len(values):
             raise InputError(f"--names: {len(self.names)} names for the label values {values}; give one for each")
@@ -53,7 +53,7 @@ class VolumeFiles:
     def read(self, subject: str) -> Case:
         """Raises InputError for a missing or unreadable file, and for volumes that do not share one grid."""
         image_paths, label_path = self._paths(subject)
-        label = _read_label(label_path)
+        label = read_label(label_path)
         images = []
         for path in image_paths:
             for image in read_channels(path):
@@ -177,8 +177,8 @@ def check_same_grid(image: sitk.Image, path: Path, label: sitk.Image, label_path
             )
 
 
-def _read_label(path: Path) -> sitk.Image:
-    """A 3-D volume of whole numbers."""
+def read_label(path: Path) -> sitk.Image:
+    """A 3-D volume of whole numbers, as 16 bits. Raises InputError for anything else."""
     label = read_volume(path)
     array = sitk.GetArrayViewFromImage(label)
     whole = np.array_equal(array, np.rint(array)) and array.min() >= 0 and array.max() < 2**16
