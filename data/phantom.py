@@ -48,7 +48,7 @@ def phantom_subject(
 def write_dataset(
     out: Path,
     seed: int = 0,
-    subjects: tuple[int, int, int] = (6, 2, 2),
+    subjects: tuple[int, int, int] = (10, 2, 2),
     size: int = 96,
     slices: tuple[int, int] = (12, 16),
 ) -> None:
