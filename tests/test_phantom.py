@@ -63,9 +63,9 @@ def test_the_committed_data_set_is_what_its_command_writes(tmp_path):
 def test_files_are_as_promised(subjects):
     described = json.loads((DATASET / "dataset.json").read_text())
     assert described["labels"] == LABELS
-    assert list(described["subjects"]) == [str(k) for k in range(1, 11)]
+    assert list(described["subjects"]) == [str(k) for k in range(1, 15)]
     assert sum(path.stat().st_size for path in DATASET.rglob("*")) < 2e6
-    assert [split for split, _, _ in subjects.values()] == ["train"] * 6 + ["val"] * 2 + ["test"] * 2
+    assert [split for split, _, _ in subjects.values()] == ["train"] * 10 + ["val"] * 2 + ["test"] * 2
     counts = {len(masks) for _, _, masks in subjects.values()}
     assert len(counts) > 1
     assert counts <= set(range(12, 17))
