@@ -27,6 +27,9 @@ Backbone = Literal[
     "resnext101_64x4d",
 ]
 
+PATHS = ("data", "out", "split_file")
+MODELS = ("ms_dual_guided", "unet", "attention_unet", "danet", "pan", "daf", "daf_pam", "daf_cam", "daf_dual")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -43,7 +46,13 @@ class Config:
     resume: bool = False
     """Continue the run in --out (without --out: the newest in runs/); with nothing to continue, start it."""
 
+    split_file: Path | None = None
+    """Split the subjects in --data by this file, {"train": ["1", "2"], "val": ["3"], "test": ["4"]}, not by folder."""
+
     # ---- network
+    model: str = "ms_dual_guided"
+    """ms_dual_guided; unet, attention_unet, danet, pan, daf; Table I's daf_pam, daf_cam, daf_dual; or smp.NAME, an
+    architecture of segmentation_models.pytorch."""
     channels: int = 1
     """Image channels. main.py sets it to what the data set has."""
     classes: int = 5
@@ -51,7 +60,7 @@ class Config:
     backbone: Backbone = "resnext101_32x4d"
     """The paper's text says ResNet-101; its parameter counts are those of ResNeXt-101 32x4d."""
     pretrained: bool = False
-    """Start the backbone from torchvision's ImageNet weights. The paper trains from scratch."""
+    """Start the backbone from ImageNet weights. The paper trains from scratch."""
     variant: Literal["paper", "released"] = "paper"
     """Where paper and released code differ: CAM by Eq. 4 and a guiding convolution shared by the scales, or neither."""
     steps: int = 2
@@ -111,6 +120,10 @@ class Config:
 
     def __post_init__(self) -> None:
         at_least_one = ("channels", "steps", "epochs", "batch_size", "eval_batch_size", "plateau_epochs")
+        if self.model not in MODELS and not self.model.startswith("smp."):
+            raise InputError(f"--model {self.model}: must be {', '.join(MODELS)}, or smp.NAME")
+        if self.pretrained and self.model in ("unet", "attention_unet"):
+            raise InputError(f"--pretrained: {self.model} has no backbone with ImageNet weights")
         minima = dict.fromkeys(at_least_one, 1) | {"classes": 2, "workers": 0, "seed": 0, "rotation_degrees": 0}
         for name, minimum in minima.items():
             if getattr(self, name) < minimum:
@@ -133,7 +146,8 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """All values as JSON can hold them."""
         values = dataclasses.asdict(self)
-        return values | {"data": str(self.data), "out": self.out and str(self.out), "betas": list(self.betas)}
+        paths = {name: values[name] and str(values[name]) for name in PATHS}
+        return values | paths | {"betas": list(self.betas)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
@@ -141,8 +155,8 @@ class Config:
         names = {field.name for field in dataclasses.fields(cls)}
         if values.keys() != names:
             raise InputError(f"configuration of another version: fields {sorted(values.keys() ^ names)} do not match")
-        out = values["out"] and Path(values["out"])
-        return cls(**values | {"data": Path(values["data"]), "out": out, "betas": tuple(values["betas"])})
+        paths = {name: values[name] and Path(values[name]) for name in PATHS}
+        return cls(**values | paths | {"betas": tuple(values["betas"])})
 
 
 PRESETS = {

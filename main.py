@@ -19,6 +19,7 @@ from config import Config, parse_config
 from data.augment import Augmentation
 from data.folder import open_data
 from data.slices import collate
+from data.splits import read_split
 from data.volumes import array_spacing, write_nifti
 from engine import segment_subjects, train_one_epoch
 from losses import GuidedLoss
@@ -27,7 +28,9 @@ from models import build_model
 from report import save_overview
 from utils import (
     load_checkpoint,
+    lock_folder,
     new_run_folder,
+    peak_memory,
     save_checkpoint,
     seed_everything,
     select_device,
@@ -45,7 +48,7 @@ def main(config: Config) -> None:
     seed_everything(config.seed)
 
     # ---------------------------------------------------------------- data
-    data = open_data(config.data)
+    data = open_data(config.data, subjects=config.split_file and read_split(config.split_file))
     classes = data.labels.names
     config = replace(config, channels=data.channels, classes=len(classes))
     augmentation = Augmentation(config.flip_probability, config.rotation_probability, config.rotation_degrees)
@@ -76,13 +79,13 @@ def main(config: Config) -> None:
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{len(classes)} classes: {', '.join(classes)}; {config.channels} channels")
-    print(
-        f"{config.backbone}, {config.steps} steps, {parameters:,} parameters, {'bfloat16' if bfloat16 else 'float32'}"
-    )
+    print(f"{config.model}, {config.backbone}, {parameters:,} parameters, {'bfloat16' if bfloat16 else 'float32'}")
 
     # ---------------------------------------------------------------- run folder
     out = config.out or new_run_folder(config.preset)
     out.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(out)
+    (out / "test.json").unlink(missing_ok=True)  # it marks a finished run
     start, best, log = 0, -1.0, []
     if (out / "last.pt").exists():
         last = load_checkpoint(out / "last.pt", device)
@@ -112,7 +115,8 @@ def main(config: Config) -> None:
         scheduler.step(score)
 
         val = {"val_dsc": score} | {f"val_dsc {name}": scores["per_class"][name]["dsc"]["mean"] for name in classes[1:]}
-        log.append({"epoch": epoch + 1, "lr": lr, **losses, **val, "seconds": round(time.monotonic() - began, 1)})
+        used = {"seconds": round(time.monotonic() - began, 1), "memory_gib": round(peak_memory(device), 2)}
+        log.append({"epoch": epoch + 1, "lr": lr, **losses, **val, **used})
         labels = dict(zip(*data.labels, strict=True))
         weights = {"model": model.state_dict(), "config": config.to_dict()}
         weights |= {"labels": labels, "values": list(data.values), "preparation": data.preparation}
@@ -142,8 +146,11 @@ def main(config: Config) -> None:
         shown.append(volume)
     summary = summarize(rows)
     write_csv(out / "test.csv", rows)
-    write_json(out / "test.json", summary)
     save_overview(out / "test.png", shown, test_set)
+    cost = {"parameters": parameters, "best_epoch": chosen["epoch"], "epochs": len(log)}
+    cost |= {"seconds": sum(row["seconds"] for row in log), "memory_gib": max(row["memory_gib"] for row in log)}
+    write_json(out / "test.json", summary | cost)
+    lock.close()
     print(f"\nTest, best checkpoint (epoch {chosen['epoch']}), {len(shown)} subjects in 3D, mean ± std\n")
     print(format_table(summary))
     print(f"\nEverything is in {out}: test.csv, test.json, test.png, predictions, log.csv, best.pt")

@@ -72,6 +72,34 @@ def save_montage(path: Path, images: np.ndarray, segmentation: np.ndarray, names
     _save(figure, path, names)
 
 
+def save_boxes(
+    path: Path, values: dict[str, dict[tuple[str, str], dict[str, float]]], classes: list[str], metric: str = "DSC"
+) -> None:
+    """Write a PNG of box plots, a panel for each class and their mean: row -> (class, metric) -> subject -> value."""
+    panels = [*classes, "mean"]
+    columns = min(len(panels), 3)
+    lines = -(-len(panels) // columns)
+    height = 0.9 + 0.26 * len(values)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(3.6 * columns, height * lines), squeeze=False, sharey=True, layout="constrained"
+    )
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, label in zip(axes.flat, panels, strict=False):
+        known = [[v for v in of_row[label, metric].values() if np.isfinite(v)] for of_row in values.values()]
+        axis.boxplot(known, orientation="horizontal", widths=0.6, showfliers=False, manage_ticks=False)
+        for place, points in enumerate(known, 1):
+            axis.plot(points, np.full(len(points), place), "o", color=COLORS[5], markersize=3, alpha=0.6)
+        axis.set_title(f"{label}, {metric} %" if metric in ("DSC", "VS") else f"{label}, {metric}", fontsize=9)
+        axis.tick_params(labelsize=7)
+        axis.grid(axis="x", linewidth=0.3)
+    axes[0, 0].set_yticks(range(1, len(values) + 1), list(values))
+    axes[0, 0].set_ylim(len(values) + 0.6, 0.4)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+    plt.close(figure)
+
+
 def _fullest(dataset: SliceDataset, indices: list[int]) -> int:
     """The index of the slice with the most classes, and among those with the most foreground."""
     targets = {index: dataset[index][1] for index in indices}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import json
 import os
 import random
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -108,6 +110,27 @@ def use_bfloat16(amp: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory so far in GiB: that PyTorch has taken on a GPU, else that this process has taken."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def lock_folder(folder: Path) -> TextIO:
+    """Keep other processes out of `folder` until the returned file is closed or this process ends, however it ends.
+
+    Raises InputError where another process is in it.
+    """
+    file = (folder / ".lock").open("a")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not kept alive by loader processes
+    except (BlockingIOError, PermissionError):
+        file.close()
+        raise InputError(f"{folder}: another process is at work in it; wait for it, or choose another --out") from None
+    return file
 
 
 def run_folders(root: Path = Path("runs")) -> list[Path]:

@@ -52,8 +52,10 @@ class DataFolder:
         return SliceDataset(self.splits[split], self.labels, augmentation, seed)
 
 
-def open_data(root: Path, splits: Sequence[str] = SPLITS) -> DataFolder:
+def open_data(root: Path, splits: Sequence[str] = SPLITS, subjects: dict[str, list[str]] | None = None) -> DataFolder:
     """List, pair, read and check all slices of a data set.
+
+    With `subjects`, split -> names, the slices of all folders are split anew by these; others are left out.
 
     Raises InputError, naming the file and the remedy, for: a missing folder, an empty split, an image without its mask
     or the reverse, a slice named twice (slice_1 and slice_01), a subject in two splits, a file that is no readable PNG,
@@ -69,6 +71,10 @@ def open_data(root: Path, splits: Sequence[str] = SPLITS) -> DataFolder:
                 f"{root / split}: {len(foreign)} PNG files with other names are left out, such as {foreign[0]}"
             )
     _check_subjects(found, root)
+    if subjects:
+        found, left_out = _split_anew(found, subjects, root)
+        if left_out:
+            notes.append(f"{root}: the split leaves out {len(left_out)} subjects: {', '.join(left_out)}")
     slices = [item for split in found.values() for item in split]
     with ThreadPoolExecutor() as pool:
         scans = list(pool.map(_scan, slices))
@@ -181,6 +187,22 @@ def _check_subjects(splits: dict[str, list[Slice]], root: Path) -> None:
                     f"{root}: subject {subject} is in {home[subject]} and in {split}; keep all its slices in one split"
                 )
             home[subject] = split
+
+
+def _split_anew(
+    found: dict[str, list[Slice]], subjects: dict[str, list[str]], root: Path
+) -> tuple[dict[str, list[Slice]], list[str]]:
+    """The slices of all splits by `subjects` instead, and the subjects that it does not name."""
+    slices: dict[str, list[Slice]] = {}
+    for item in (item for split in found.values() for item in split):
+        slices.setdefault(item.subject, []).append(item)
+    for split, names in subjects.items():
+        for name in names:
+            if name not in slices:
+                there = ", ".join(sorted(slices, key=natural))
+                raise InputError(f"{root}: has no subject {name}, which the split wants for {split}; it has {there}")
+    anew = {split: [item for name in names for item in slices.pop(name)] for split, names in subjects.items()}
+    return anew, sorted(slices, key=natural)
 
 
 def _check_shapes(slices: list[Slice], scans: list[_Scan]) -> None:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.models.resnet import Bottleneck, ResNet
 
+from utils import InputError
+
 
 class Backbone(nn.Module):
     """The five stages of a residual network without its classifier ("Res-1" to "Res-5" in the paper's Figure 1).
@@ -15,14 +17,19 @@ class Backbone(nn.Module):
         name: a ResNet or ResNeXt of torchvision, or "resnext101_32x4d", the paper's by its parameter count.
         channels: channels of the image; the first convolution is built for them.
         pretrained: load torchvision's ImageNet weights; the first convolution's are spread over `channels`.
+        output_stride: 32; with 16 or 8 the last stage or two keep the size and dilate their convolutions instead.
 
     Raises:
-        ValueError: `pretrained` with a network for which torchvision has no weights.
+        InputError: `pretrained` with a network for which torchvision has no weights.
     """
 
-    def __init__(self, name: str, channels: int = 1, pretrained: bool = False) -> None:
+    def __init__(self, name: str, channels: int = 1, pretrained: bool = False, output_stride: int = 32) -> None:
         super().__init__()
         resnet = _resnet(name, pretrained)
+        if output_stride == 8:
+            _dilate(resnet.layer3, 2)
+        if output_stride < 32:
+            _dilate(resnet.layer4, 16 // output_stride * 2)
         if channels != 3:
             resnet.conv1 = _adapt_stem(resnet.conv1, channels)
         self.stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
@@ -30,7 +37,7 @@ class Backbone(nn.Module):
         self.channels = [resnet.fc.in_features // 2**k for k in (3, 2, 1, 0)]
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Image (B, C, H, W) -> maps of Res-2 to Res-5, at H/4, H/8, H/16 and H/32 (rounded up)."""
+        """Image (B, C, H, W) -> maps of Res-2 to Res-5, at H/4, H/8, H/16 and H/32 or the stride (rounded up)."""
         maps = [self.stem(image)]
         for stage in self.stages:
             maps.append(stage(maps[-1]))
@@ -41,11 +48,20 @@ def _resnet(name: str, pretrained: bool) -> ResNet:
     if name != "resnext101_32x4d":
         return get_model(name, weights=get_model_weights(name).DEFAULT if pretrained else None)
     if pretrained:
-        raise ValueError(
+        raise InputError(
             "torchvision has no ImageNet weights for resnext101_32x4d; "
             "choose resnext101_32x8d, resnext101_64x4d or another backbone, or train from scratch"
         )
     return ResNet(Bottleneck, [3, 4, 23, 3], groups=32, width_per_group=4)
+
+
+def _dilate(stage: nn.Module, rate: int) -> None:
+    """Take the stride out of a stage and spread its 3x3 convolutions instead (Yu & Koltun, 2016); same weights."""
+    for module in stage.modules():
+        if isinstance(module, nn.Conv2d):
+            module.stride = (1, 1)
+            if module.kernel_size == (3, 3):
+                module.dilation = module.padding = (rate, rate)
 
 
 def _adapt_stem(conv: nn.Conv2d, channels: int) -> nn.Conv2d:

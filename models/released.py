@@ -7,7 +7,8 @@ import re
 import torch
 from torch import Tensor
 
-from models.ms_dual_guided import SCALES, MSDualGuided
+from models.ms_dual_guided import MSDualGuided
+from models.multi_scale import SCALES
 
 # Layers that the released network has but whose output its forward pass never uses.
 UNUSED = re.compile(r"conv6|conv7|attention\d|refine\d|resnext\.fc")

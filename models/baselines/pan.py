@@ -1,0 +1,95 @@
+"""PAN: Li, Xiong, An & Wang, "Pyramid Attention Network for Semantic Segmentation", BMVC 2018."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.backbone import Backbone
+from models.network import Network, Output, only
+
+
+class PAN(Network):
+    """Feature pyramid attention on Res-5 (dilated to H/16), then global attention upsampling along Res-4 to Res-2.
+
+    The whole decoder is as wide as there are classes. So the paper's parameter counts say: 21,323,991 (ResNet-34) and
+    42,675,415 (ResNet-101) are this network's with four outputs; with five they are 21,329,098 and 42,695,690.
+    """
+
+    multiple, smallest = 16, 128  # the pyramid halves the H/16 maps three times
+
+    def __init__(self, channels: int, classes: int, backbone: str = "resnet101", pretrained: bool = False) -> None:
+        super().__init__()
+        self.backbone = Backbone(backbone, channels, pretrained, output_stride=16)
+        *widths, deepest = self.backbone.channels
+        self.pyramid = FeaturePyramidAttention(deepest, classes)
+        self.up = nn.ModuleList(GlobalAttentionUpsample(width, classes) for width in reversed(widths))
+        self.initialize(keep=self.backbone if pretrained else None)
+
+    def maps(self, image: Tensor) -> Output:
+        """Image (B, C, H, W) -> Output with one map of logits at H/4."""
+        *maps, deepest = self.backbone(image)
+        x = self.pyramid(deepest)
+        for up, skip in zip(self.up, reversed(maps), strict=True):
+            x = up(x, skip)
+        return only(x)
+
+
+class FeaturePyramidAttention(nn.Module):
+    """Features times a pyramid of 7x7, 5x5 and 3x3 convolutions at one half, fourth and eighth, plus their mean."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), _conv_bn_relu(in_channels, channels, 1))
+        self.features = _conv_bn_relu(in_channels, channels, 1)
+        self.down = nn.ModuleList(
+            nn.Sequential(nn.MaxPool2d(2), _conv_bn_relu(width, 1, kernel))
+            for width, kernel in ((in_channels, 7), (1, 5), (1, 3))
+        )
+        self.across = nn.ModuleList(_conv_bn_relu(1, 1, kernel) for kernel in (7, 5, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, channels, H, W)."""
+        sizes, level, levels = [x.shape[-2:]], x, []
+        for down, across in zip(self.down, self.across, strict=True):
+            level = down(level)
+            levels.append(across(level))
+            sizes.append(level.shape[-2:])
+        attention = 0
+        for level, size in zip(reversed(levels), reversed(sizes[:-1]), strict=True):
+            attention = _enlarge(attention + level, size)
+        return attention * self.features(x) + _enlarge(self.mean(x), x.shape[-2:])
+
+
+class GlobalAttentionUpsample(nn.Module):
+    """A skip connection, its channels weighted by the mean of the deeper features, plus those features."""
+
+    def __init__(self, skip_channels: int, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1), BatchNorm(channels), nn.Sigmoid()
+        )
+        self.skip = _conv_bn_relu(skip_channels, channels, 3)
+
+    def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
+        """deep (B, channels, h, w), skip (B, C, H, W) -> (B, channels, H, W)."""
+        return _enlarge(deep, skip.shape[-2:]) + self.skip(skip) * self.weight(deep)
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalization that takes its running statistics where one value per channel has none of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape."""
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
+def _conv_bn_relu(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+    return nn.Sequential(conv, BatchNorm(out_channels), nn.ReLU())
+
+
+def _enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(x, size, mode="bilinear")

@@ -1,0 +1,92 @@
+"""What all networks share: images of any size, one kind of output, one initialization."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Output(NamedTuple):
+    """What a network returns in train mode. Scales run from the finest (Res-2) to the coarsest (Res-5)."""
+
+    raw: list[Tensor]
+    """Logits (B, classes, H, W) of each scale before refinement; empty without deep supervision."""
+    refined: list[Tensor]
+    """Logits (B, classes, H, W) of the refined scales, step by step; the last four are the last step's. Of a baseline:
+    the maps that it supervises, its prediction first."""
+    latents: list[list[Tensor]]
+    """Of each step, the latent features of each scale; empty without guidance."""
+    reconstructions: list[tuple[Tensor, Tensor]]
+    """Input of the semantic module and its reconstruction, step by step and scale by scale."""
+
+
+class Network(nn.Module):
+    """Pads the image to what the layers take, and brings all logits to the image's own size.
+
+    A network says what its layers take (`multiple`, `smallest`: sides in pixels), computes its maps (`maps`), and says
+    which of them are its prediction (`prediction`).
+    """
+
+    multiple = 16
+    smallest = 48
+
+    def maps(self, image: Tensor) -> Output:
+        """Padded image (B, C, H, W) -> Output with logits of any resolution."""
+        raise NotImplementedError
+
+    def prediction(self, refined: list[Tensor]) -> Tensor:
+        """The refined maps -> the logits that the network predicts with."""
+        return refined[0]
+
+    def forward(self, image: Tensor) -> Output | Tensor:
+        """Image (B, C, H, W), any H, W >= 32 -> Output in train mode, logits (B, classes, H, W) in eval mode."""
+        height, width = image.shape[-2:]
+        if min(height, width) < 32:
+            raise ValueError(f"images must be at least 32 x 32 pixels, not {height} x {width}")
+        bottom, right = (max(self.smallest, -(-side // self.multiple) * self.multiple) for side in (height, width))
+        padded = F.pad(image, (0, right - width, 0, bottom - height))
+
+        def resize(logits: Tensor) -> Tensor:
+            if logits.shape[-2:] != padded.shape[-2:]:
+                logits = F.interpolate(logits, padded.shape[-2:], mode="bilinear")
+            return logits[..., :height, :width]
+
+        output = self.maps(padded)
+        if not self.training:
+            return resize(self.prediction(output.refined))
+        return output._replace(
+            raw=[resize(logits) for logits in output.raw], refined=[resize(logits) for logits in output.refined]
+        )
+
+    def initialize(self, keep: nn.Module | None = None) -> None:
+        """The released code's initialization: Xavier, and BN near one. Pretrained modules (`keep`) stay as they are."""
+        kept = set(keep.modules()) if keep else set()
+        for module in self.modules():
+            if module in kept:
+                continue
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.xavier_normal_(module.weight)
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, 1.0, 0.02)
+                nn.init.zeros_(module.bias)
+
+
+def heads(in_channels: int, classes: int, count: int) -> nn.ModuleList:
+    """`count` 1x1 convolutions from features to logits."""
+    return nn.ModuleList(nn.Conv2d(in_channels, classes, 1) for _ in range(count))
+
+
+def conv_bn_relu(in_channels: int, out_channels: int, kernel: int = 3) -> list[nn.Module]:
+    """Convolution that keeps the size, batch normalization, ReLU."""
+    return [
+        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    ]
+
+
+def only(*logits: Tensor) -> Output:
+    """The Output of a network whose loss is the cross-entropy of `logits` alone, the prediction first."""
+    return Output([], list(logits), [], [])

@@ -1,0 +1,264 @@
+"""The paper's tables: train every row on every fold, then put ours beside the paper's.
+
+python reproduce.py III-chaos --data DIR                  every row of Table III's CHAOS half
+python reproduce.py I --data DIR --folds 5 --epochs 100   on five folds of all subjects in DIR
+python reproduce.py VIII                                  parameter counts, without any training
+python reproduce.py compare runs/001-paper runs/002-paper the same table and tests for runs of your own
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from config import Config, parse_config
+from data.folder import SPLITS, list_images
+from data.slices import natural
+from data.splits import fold_split, random_splits
+from launch import Run, check, run_all, submit_all
+from models import build_model
+from report import save_boxes
+from tables import (
+    PAPER,
+    Result,
+    Table,
+    latex,
+    markdown,
+    parameters_latex,
+    parameters_markdown,
+    parameters_table,
+    read_result,
+)
+from utils import InputError, lock_folder, user_errors, write_csv, write_json, write_text
+
+# Flags of main.py that make each row of the paper's tables. "MS-Dual" and "MS-Dual-Guided" have two steps.
+ROWS = {
+    "U-Net": ["--model", "unet"],
+    "Attention U-Net": ["--model", "attention_unet"],
+    "DANet": ["--model", "danet", "--backbone", "resnet101"],
+    "PAN (ResNet-34)": ["--model", "pan", "--backbone", "resnet34"],
+    "PAN (ResNet-101)": ["--model", "pan", "--backbone", "resnet101"],
+    "DAF": ["--model", "daf"],
+    "PAM": ["--model", "daf_pam"],
+    "CAM": ["--model", "daf_cam"],
+    "DANet-step": ["--model", "daf_dual"],
+}
+STEPS = {"1 step": 1, "2 steps": 2, "3 steps": 3, "5 steps": 5}
+for title, steps in STEPS.items():
+    ending = "" if steps == 2 else f" ({title})"
+    ROWS[f"MS-Dual{ending}"] = ["--steps", str(steps), "--no-guidance"]
+    ROWS[f"MS-Dual-Guided{ending}"] = ["--steps", str(steps)]
+    ROWS[f"w/o deep supervision ({title})"] = ["--steps", str(steps), "--no-deep-supervision"]
+    ROWS[f"w/o encoder-decoder ({title})"] = ["--steps", str(steps), "--no-encoder-decoder"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """A table of the paper. Flags of main.py that are not listed here are handed to all rows (--preset quick, ...)."""
+
+    table: tyro.conf.Positional[Literal["I", "II", "III-chaos", "IV", "V", "VI", "VII", "VIII"]]
+    """Table of the paper."""
+    data: tuple[Path, ...] = ()
+    """Prepared data set; or several, one for each fold."""
+    out: Path = Path("reproduced")
+    """Folder for runs, splits and tables. Tables share the runs of the rows that they share."""
+    folds: int = 0
+    """Split all subjects of --data anew into so many folds, each the test set once; 0: the split of its folders."""
+    split: str = ""
+    """TRAIN,VAL,TEST: split all subjects of --data at random into so many, such as 13,2,5."""
+    repeats: int = 1
+    """So many splits by --split, each with other test subjects."""
+    seed: int = 0
+    """Seed of the splits."""
+    only: str = ""
+    """Rows, separated by commas; the others are left out."""
+    jobs: int = 1
+    """Trainings at the same time; they share the visible GPUs, or the cores."""
+    slurm: str | None = None
+    """Train as SLURM jobs, with these options of submitit: "timeout_min=1440 gpus_per_node=1 slurm_partition=gpu"."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A data set and how its subjects are split: by its folders (None), or by a split file."""
+
+    name: str
+    data: Path
+    split_file: Path | None
+
+
+def reproduce(options: Options, flags: list[str]) -> None:
+    """Train what is not trained yet and write the table. Raises InputError at once for what cannot work."""
+    if options.table == "VIII":
+        return write_parameters(options.out)
+    if not options.data:
+        raise InputError("--data: name a prepared data set (prepare.py makes one), such as --data dataset")
+    if options.jobs < 1:
+        raise InputError(f"--jobs {options.jobs}: must be at least 1")
+    folder = options.out / f"table-{options.table}"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(options.out)
+    runs = [
+        Run(row, fold.name, options.out / "runs" / slug(row) / fold.name, _flags(row, fold, flags))
+        for row in chosen_rows(options)
+        for fold in folds(options)
+    ]
+    for run in runs:
+        check(run)
+    manifest = folder / "manifest.json"
+    if options.slurm is None:
+        run_all(runs, manifest, options.jobs)
+    else:
+        submit_all(runs, manifest, options.jobs, slurm_options(options.slurm))
+    write_table(options.table, [run for run in runs if run.finished()], folder)
+    lock.close()
+    failed = [run for run in runs if not run.finished()]
+    for run in failed:
+        print(f"failed: {run.row}, {run.fold}: {run.error} ({run.log})", file=sys.stderr)
+    if failed:
+        raise SystemExit(1)
+
+
+def chosen_rows(options: Options) -> list[str]:
+    """The rows of the table, or those of --only in the table's order."""
+    rows = list(PAPER["tables"][options.table]["rows"])
+    wanted = [name.strip() for name in options.only.split(",") if name.strip()] or rows
+    for name in wanted:
+        if name not in rows:
+            raise InputError(f"--only {name}: no row of Table {options.table}; it has {', '.join(rows)}")
+    return [row for row in rows if row in wanted]
+
+
+def folds(options: Options) -> list[Fold]:
+    """What each row is trained on. Writes the split files that it needs."""
+    if options.folds and options.split:
+        raise InputError("--folds and --split: choose one of the two")
+    several = len(options.data) > 1
+    found = []
+    for number, data in enumerate(options.data, 1):
+        prefix = f"{number}-{data.resolve().name}" if several else data.resolve().name
+        if not (options.folds or options.split):
+            found.append(Fold(prefix, data, None))
+            continue
+        subjects = sorted({name for split in SPLITS for name in list_images(data / split)}, key=natural)
+        if options.folds:
+            count, kind = options.folds, "fold"
+            splits = [fold_split(subjects, k, count, options.seed) for k in range(1, count + 1)]
+        else:
+            count, kind = options.repeats, f"split-{options.split.replace(',', '-')}"
+            splits = random_splits(subjects, _counts(options.split), count, options.seed)
+        for k, split in enumerate(splits, 1):
+            name = f"{prefix}-{kind}-{k}-of-{count}-seed-{options.seed}"
+            path = options.out / "splits" / f"{name}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, split)
+            found.append(Fold(name, data, path))
+    return found
+
+
+def _counts(text: str) -> list[int]:
+    if not re.fullmatch(r"\d+,\d+,\d+", text) or "0" in text.split(","):
+        raise InputError(f"--split {text}: must be three numbers of subjects, such as 13,2,5")
+    return [int(number) for number in text.split(",")]
+
+
+def _flags(row: str, fold: Fold, flags: list[str]) -> list[str]:
+    """The row's own flags come last, so that no flag for all rows changes what a row is."""
+    split = ["--split_file", str(fold.split_file)] if fold.split_file else []
+    return [*flags, "--data", str(fold.data), *split, *ROWS[row]]
+
+
+def slug(name: str) -> str:
+    """A row's name as a folder: "PAN (ResNet-34)" -> "pan-resnet-34"."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def slurm_options(text: str) -> dict[str, Any]:
+    """ "a=1 b=x" -> {"a": 1, "b": "x"}."""
+    pairs = [part.partition("=") for part in text.split()]
+    for name, equals, _ in pairs:
+        if not (name and equals):
+            raise InputError(f'--slurm {text}: must be NAME=VALUE pairs, such as "timeout_min=1440 gpus_per_node=1"')
+    return {name: int(value) if value.isdigit() else value for name, _, value in pairs}
+
+
+def write_table(name: str, runs: list[Run], folder: Path) -> None:
+    """Write table.md, table.csv, table.tex and boxes.png of the finished runs, and print the first."""
+    rows: dict[str, list[Path]] = {}
+    for run in runs:
+        rows.setdefault(run.row, []).append(run.folder)
+    if rows:
+        _write(name, [read_result(row, folders) for row, folders in rows.items()], folder)
+
+
+def _write(name: str, results: list[Result], folder: Path) -> None:
+    if len({tuple(result.classes) for result in results}) > 1:
+        raise InputError(f"{name}: the runs are of data sets with other classes and cannot share a table")
+    table = Table(name, results)
+    write_text(folder / "table.md", markdown(table))
+    write_csv(folder / "table.csv", table.rows())
+    write_text(folder / "table.tex", latex(table))
+    save_boxes(folder / "boxes.png", {result.name: result.values for result in results}, results[0].classes)
+    print(f"\n{markdown(table)}\nWritten to {folder}: table.md, table.csv, table.tex, boxes.png")
+
+
+def write_parameters(out: Path) -> None:
+    """Table VIII: the parameters of every row in the paper's form, one channel and five classes."""
+    counts = {}
+    for row in PAPER["parameters"]:
+        with torch.device("meta"):
+            model = build_model(parse_config(["--channels", "1", "--classes", "5", *ROWS[row]]))
+        counts[row] = sum(parameter.numel() for parameter in model.parameters())
+    rows = parameters_table(counts)
+    folder = out / "table-VIII"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "table.md", parameters_markdown(rows))
+    write_csv(folder / "table.csv", rows)
+    write_text(folder / "table.tex", parameters_latex(rows))
+    print(f"{parameters_markdown(rows)}\nWritten to {folder}: table.md, table.csv, table.tex")
+
+
+@dataclass(frozen=True)
+class Compare:
+    """The table and the tests for any runs."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Run folders; the folds of one row separated by commas. The last one is what the others are tested against."""
+    out: Path = Path("compared")
+    """Folder for the table."""
+
+
+def compare(options: Compare) -> None:
+    """Write the table of the runs of one's own."""
+    groups = [[Path(name) for name in group.split(",")] for group in options.runs]
+    results = [read_result(str(group[0]), group) for group in groups]
+    options.out.mkdir(parents=True, exist_ok=True)
+    _write("Comparison", results, options.out)
+
+
+def main(arguments: list[str]) -> None:
+    """reproduce.py's command line."""
+    if arguments[:1] == ["compare"]:
+        return compare(tyro.cli(Compare, args=arguments[1:], prog="reproduce.py compare"))
+    options, rest = tyro.cli(Options, args=arguments, return_unknown_args=True)
+    own = {field.name for field in dataclasses.fields(Config)} - {"data", "out", "seed", "resume", "split_file"}
+    unknown = [flag for flag in rest if flag.startswith("--") and _plain(flag) not in own]
+    if unknown:
+        raise InputError(f"{unknown[0]}: no flag of reproduce.py, and none of main.py that may be given to all rows")
+    reproduce(options, rest)
+
+
+def _plain(flag: str) -> str:
+    return flag.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(sys.argv[1:])
