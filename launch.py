@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -190,7 +191,7 @@ def submit_all(runs: list[Run], manifest: Path, jobs: int, options: dict[str, An
             active[run.job].result()  # waits for its end
             _end(run, "")
         except Exception as error:  # of any kind: what the training raised, or that SLURM canceled it
-            _end(run, str(error).strip().splitlines()[-1])
+            _end(run, _reason(str(error)))
         _write(runs, manifest)
 
 
@@ -214,6 +215,13 @@ def _write(runs: list[Run], manifest: Path) -> None:
 def _read(manifest: Path) -> Iterator[dict[str, Any]]:
     if manifest.exists():
         yield from json.loads(manifest.read_text())
+
+
+def _reason(report: str) -> str:
+    """The line of a submitit report that names the exception of the job; its last line where there is none."""
+    lines = [line.strip() for line in report.splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exit|Interrupt|Exception)\b", line)]
+    return (named or lines or [""])[-1]
 
 
 def _last_line(path: Path) -> str:

@@ -19,7 +19,7 @@ import torch
 import tyro
 
 from config import Config, parse_config
-from data.folder import SPLITS, list_images
+from data.folder import open_data
 from data.slices import natural
 from data.splits import fold_split, random_splits
 from launch import Run, check, run_all, submit_all
@@ -121,7 +121,7 @@ def reproduce(options: Options, flags: list[str]) -> None:
     lock.close()
     failed = [run for run in runs if not run.finished()]
     for run in failed:
-        print(f"failed: {run.row}, {run.fold}: {run.error} ({run.log})", file=sys.stderr)
+        print(f"failed: {run.row}, {run.fold}: {run.error} ({run.folder})", file=sys.stderr)
     if failed:
         raise SystemExit(1)
 
@@ -143,11 +143,12 @@ def folds(options: Options) -> list[Fold]:
     several = len(options.data) > 1
     found = []
     for number, data in enumerate(options.data, 1):
+        slices = open_data(data).splits.values()  # any mistake in the data shows here, not in every run
         prefix = f"{number}-{data.resolve().name}" if several else data.resolve().name
         if not (options.folds or options.split):
             found.append(Fold(prefix, data, None))
             continue
-        subjects = sorted({name for split in SPLITS for name in list_images(data / split)}, key=natural)
+        subjects = sorted({item.subject for split in slices for item in split}, key=natural)
         if options.folds:
             count, kind = options.folds, "fold"
             splits = [fold_split(subjects, k, count, options.seed) for k in range(1, count + 1)]

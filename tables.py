@@ -336,7 +336,9 @@ def _heading(table: Table) -> str:
 def _explanation(table: Table) -> str:
     epochs = sorted({result.epochs for result in table.results})
     runs = sorted({result.runs for result in table.results})
-    text = "Mean ± standard deviation over test subjects in 3D; distances in voxels, over the n subjects that have one. "
+    text = (
+        "Mean ± standard deviation over test subjects in 3D; distances in voxels, over the n subjects that have any. "
+    )
     if table.paper:
         text += "In each cell: ours, the paper's, the difference. "
     text += f"Budget of every row: {' or '.join(map(str, epochs))} epochs, {' or '.join(map(str, runs))} runs (folds)."

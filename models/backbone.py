@@ -56,12 +56,13 @@ def _resnet(name: str, pretrained: bool) -> ResNet:
 
 
 def _dilate(stage: nn.Module, rate: int) -> None:
-    """Take the stride out of a stage and spread its 3x3 convolutions instead (Yu & Koltun, 2016); same weights."""
+    """Take the stride out of a stage and spread the 3x3 convolutions after it instead (Yu & Koltun, 2016)."""
     for module in stage.modules():
         if isinstance(module, nn.Conv2d):
-            module.stride = (1, 1)
             if module.kernel_size == (3, 3):
-                module.dilation = module.padding = (rate, rate)
+                spread = rate // 2 if module.stride == (2, 2) else rate
+                module.dilation = module.padding = (spread, spread)
+            module.stride = (1, 1)
 
 
 def _adapt_stem(conv: nn.Conv2d, channels: int) -> nn.Conv2d:

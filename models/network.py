@@ -73,6 +73,16 @@ class Network(nn.Module):
                 nn.init.zeros_(module.bias)
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalization that takes its running statistics where one value per channel has none of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape."""
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
 def heads(in_channels: int, classes: int, count: int) -> nn.ModuleList:
     """`count` 1x1 convolutions from features to logits."""
     return nn.ModuleList(nn.Conv2d(in_channels, classes, 1) for _ in range(count))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.backbone import Backbone
-from models.network import Network, Output, only
+from models.network import BatchNorm, Network, Output, only
 
 
 class PAN(Network):
@@ -74,16 +74,6 @@ class GlobalAttentionUpsample(nn.Module):
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
         """deep (B, channels, h, w), skip (B, C, H, W) -> (B, channels, H, W)."""
         return _enlarge(deep, skip.shape[-2:]) + self.skip(skip) * self.weight(deep)
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """Batch normalization that takes its running statistics where one value per channel has none of its own."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape."""
-        if self.training and x.numel() == x.shape[1]:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(x)
 
 
 def _conv_bn_relu(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:

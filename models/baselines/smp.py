@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.network import Network, Output, only
+from models.network import BatchNorm, Network, Output, only
 from utils import InputError
 
 
@@ -24,16 +24,19 @@ class SegmentationModel(Network):
             raise InputError(
                 f"--model smp.{name} needs a library that is not installed: pip install segmentation-models-pytorch"
             ) from None
-        known = {architecture.__name__.lower(): architecture for architecture in smp.MODEL_ARCHITECTURES}
+        known = smp.MODEL_ARCHITECTURES_MAPPING
         if name.lower() not in known:
-            names = sorted(architecture.__name__ for architecture in smp.MODEL_ARCHITECTURES)
+            names = sorted(architecture.__name__ for architecture in known.values())
             raise InputError(f"--model smp.{name}: no such architecture; there are {', '.join(names)}")
         weights = "imagenet" if pretrained else None
         try:
-            self.network = known[name.lower()](backbone, weights, in_channels=channels, classes=classes)
+            self.network = smp.create_model(name, backbone, weights, channels, classes)
         except (KeyError, ValueError) as error:
             reason = str(error).strip("\"'").splitlines()[0]
             raise InputError(f"--model smp.{name} --backbone {backbone}: {reason}") from None
+        for module in self.network.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = BatchNorm  # the last batch of an epoch may be a single image
 
     def maps(self, image: Tensor) -> Output:
         """Padded image (B, C, H, W) -> Output with one map of logits at full size."""

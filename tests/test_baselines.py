@@ -1,0 +1,136 @@
+"""Baselines: the paper's parameter counts, any size, dilation, and the networks of segmentation_models.pytorch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from config import Config
+from losses import GuidedLoss
+from models import build_model
+from models.backbone import Backbone
+from models.baselines.attention_unet import AttentionGate
+from utils import InputError
+
+ROOT = Path(__file__).parents[1]
+MODELS = ["unet", "attention_unet", "danet", "pan", "daf", "daf_pam", "daf_cam", "daf_dual"]
+
+
+def count(config: Config) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_model(config).parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "paper", "difference"),
+    [
+        ({"model": "unet"}, 31_030_853, 0),
+        ({"model": "attention_unet"}, 34_877_681, 0),
+        ({"model": "daf"}, 43_482_179, 0),
+        ({"model": "daf_pam"}, 43_486_343, 0),
+        # One digit: 43,465,543 is the sum of the blocks of the PAM row with CAM layers in place of PAM layers.
+        ({"model": "daf_cam"}, 43_485_543, -20_000),
+        # The paper's has the convolutions of DANet's two other outputs (2 x 4 of 64 x 64 + 64), which nothing uses.
+        ({"model": "daf_dual"}, 43_980_179, -8 * 4_160),
+        # The paper's has ResNet-101's classifier, 2048 x 1000 + 1000, which nothing uses.
+        ({"model": "danet", "backbone": "resnet101"}, 68_475_961, -2_049_000),
+        # The paper's has four outputs, one for each organ.
+        ({"model": "pan", "backbone": "resnet34", "classes": 4}, 21_323_991, 0),
+        ({"model": "pan", "backbone": "resnet101", "classes": 4}, 42_675_415, 0),
+        ({"model": "pan", "backbone": "resnet34"}, 21_323_991, 5_107),
+        ({"model": "pan", "backbone": "resnet101"}, 42_675_415, 20_275),
+    ],
+)
+def test_parameters_equal_table_viii_or_differ_for_a_stated_reason(options, paper, difference):
+    assert count(Config(**options)) == paper + difference
+
+
+@pytest.mark.parametrize("model", [*MODELS, "smp.Unet", "smp.DeepLabV3Plus"])
+def test_any_size_and_batch_and_no_dead_layers(model):
+    torch.manual_seed(0)
+    network = build_model(Config(model=model, backbone="resnet18", channels=2, classes=3))
+    for parameter in (p for name, p in network.named_parameters() if name.endswith("gamma")):
+        torch.nn.init.constant_(parameter, 0.5)  # at 0 the attention weights have no influence yet
+    for batch, height, width in ((1, 33, 47), (2, 64, 48)):
+        output = network.train()(torch.rand(batch, 2, height, width))
+        assert {x.shape for x in output.raw + output.refined} == {(batch, 3, height, width)}
+        GuidedLoss()(output, torch.randint(0, 3, (batch, height, width))).total.backward()
+        with torch.inference_mode():
+            assert network.eval()(torch.rand(batch, 2, height, width)).shape == (batch, 3, height, width)
+    assert not [name for name, parameter in network.named_parameters() if parameter.grad is None]
+
+
+def test_supervised_maps():
+    image = torch.rand(2, 1, 48, 48)
+    expected = {"unet": (0, 1), "attention_unet": (0, 1), "pan": (0, 1), "danet": (0, 3), "daf": (4, 4)}
+    for model, (raw, refined) in expected.items():
+        output = build_model(Config(model=model, backbone="resnet18"))(image)
+        assert (len(output.raw), len(output.refined)) == (raw, refined), model
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("stride", [8, 16])
+def test_dilation_computes_the_strided_maps_and_those_between(name, stride):
+    """Without a stride and with spread kernels, every second row and column is what the strided network computes."""
+    torch.manual_seed(0)
+    strided = Backbone(name).double().eval()
+    dilated = Backbone(name, output_stride=stride).double().eval()
+    dilated.load_state_dict(strided.state_dict())
+    image = torch.rand(1, 1, 96, 64, dtype=torch.float64)
+    with torch.inference_mode():
+        for expected, maps in zip(strided(image), dilated(image), strict=True):
+            step = maps.shape[-1] // expected.shape[-1]
+            torch.testing.assert_close(maps[..., ::step, ::step], expected, rtol=1e-10, atol=1e-10)
+        assert dilated(image)[-1].shape[-2:] == (96 // stride, 64 // stride)
+
+
+def test_attention_gate_by_hand():
+    torch.manual_seed(0)
+    gate = AttentionGate(4).double().eval()
+    g, x = torch.randn(2, 1, 4, 2, 3, dtype=torch.float64)
+    expected = torch.empty_like(x)
+    scale = 1 / (1 + 1e-5) ** 0.5  # of batch normalization with its initial statistics
+    for i, j in ((i, j) for i in range(2) for j in range(3)):
+        inner = scale * (gate.gate[0].weight[:, :, 0, 0] @ g[0, :, i, j] + gate.gate[0].bias)
+        inner = inner + scale * (gate.skip[0].weight[:, :, 0, 0] @ x[0, :, i, j] + gate.skip[0].bias)
+        weight = torch.sigmoid(scale * (gate.psi[0].weight[0, :, 0, 0] @ inner.relu() + gate.psi[0].bias))
+        expected[0, :, i, j] = weight * x[0, :, i, j]
+    torch.testing.assert_close(gate(g, x), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_smp_is_the_library_s_network():
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    network = build_model(Config(model="smp.UnetPlusPlus", backbone="resnet34", classes=3)).eval()
+    theirs = smp.UnetPlusPlus("resnet34", encoder_weights=None, in_channels=1, classes=3).eval()
+    theirs.load_state_dict(network.network.state_dict())
+    image = torch.rand(1, 1, 64, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(image), theirs(image))
+
+
+def test_smp_mistakes(monkeypatch):
+    config = Config(model="smp.Unet", backbone="resnet18")
+    with pytest.raises(InputError, match=r"smp.Best: no such architecture; there are .*UnetPlusPlus"):
+        build_model(replace(config, model="smp.Best"))
+    with pytest.raises(InputError, match="--backbone wide_resnet50_2"):
+        build_model(replace(config, backbone="wide_resnet50_2"))
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
+    with pytest.raises(InputError, match="pip install segmentation-models-pytorch"):
+        build_model(config)
+
+
+def test_unknown_models_are_refused():
+    with pytest.raises(InputError, match=r"--model best: must be ms_dual_guided, .*smp.NAME"):
+        Config(model="best")
+    with pytest.raises(InputError, match="unet has no backbone"):
+        Config(model="unet", pretrained=True)
+    flags = ["--pretrained", "--device", "cpu"]  # the default backbone has no ImageNet weights
+    done = subprocess.run([sys.executable, "main.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "no ImageNet weights" in done.stderr
+    assert "Traceback" not in done.stderr
