@@ -28,6 +28,7 @@ Backbone = Literal[
 ]
 
 PATHS = ("data", "out", "split_file")
+WITHOUT_BACKBONE = ("unet", "attention_unet")
 MODELS = ("ms_dual_guided", "unet", "attention_unet", "danet", "pan", "daf", "daf_pam", "daf_cam", "daf_dual")
 
 
@@ -122,7 +123,7 @@ class Config:
         at_least_one = ("channels", "steps", "epochs", "batch_size", "eval_batch_size", "plateau_epochs")
         if self.model not in MODELS and not self.model.startswith("smp."):
             raise InputError(f"--model {self.model}: must be {', '.join(MODELS)}, or smp.NAME")
-        if self.pretrained and self.model in ("unet", "attention_unet"):
+        if self.pretrained and self.model in WITHOUT_BACKBONE:
             raise InputError(f"--pretrained: {self.model} has no backbone with ImageNet weights")
         minima = dict.fromkeys(at_least_one, 1) | {"classes": 2, "workers": 0, "seed": 0, "rotation_degrees": 0}
         for name, minimum in minima.items():
@@ -142,6 +143,11 @@ class Config:
             raise InputError(f"--betas {self.betas}: both must lie in [0, 1)")
         if not (self.position_attention or self.channel_attention):
             raise InputError("--no-position_attention and --no-channel_attention: a step needs one of the two")
+
+    @property
+    def network(self) -> str:
+        """Model and backbone for people to read."""
+        return self.model if self.model in WITHOUT_BACKBONE else f"{self.model}, {self.backbone}"
 
     def to_dict(self) -> dict[str, Any]:
         """All values as JSON can hold them."""

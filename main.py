@@ -79,7 +79,7 @@ def main(config: Config) -> None:
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{len(classes)} classes: {', '.join(classes)}; {config.channels} channels")
-    print(f"{config.model}, {config.backbone}, {parameters:,} parameters, {'bfloat16' if bfloat16 else 'float32'}")
+    print(f"{config.network}, {parameters:,} parameters, {'bfloat16' if bfloat16 else 'float32'}")
 
     # ---------------------------------------------------------------- run folder
     out = config.out or new_run_folder(config.preset)

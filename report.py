@@ -73,7 +73,7 @@ def save_montage(path: Path, images: np.ndarray, segmentation: np.ndarray, names
 
 
 def save_boxes(
-    path: Path, values: dict[str, dict[tuple[str, str], dict[str, float]]], classes: list[str], metric: str = "DSC"
+    path: Path, values: dict[str, dict[tuple[str, str], dict[str, float]]], classes: list[str], metric: str
 ) -> None:
     """Write a PNG of box plots, a panel for each class and their mean: row -> (class, metric) -> subject -> value."""
     panels = [*classes, "mean"]

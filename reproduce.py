@@ -34,6 +34,7 @@ from tables import (
     parameters_latex,
     parameters_markdown,
     parameters_table,
+    plain,
     read_result,
 )
 from utils import InputError, lock_folder, user_errors, write_csv, write_json, write_text
@@ -61,7 +62,10 @@ for title, steps in STEPS.items():
 
 @dataclass(frozen=True)
 class Options:
-    """A table of the paper. Flags of main.py that are not listed here are handed to all rows (--preset quick, ...)."""
+    """A table of the paper; or "reproduce.py compare RUN RUN..." for runs of your own.
+
+    Flags of main.py that are not listed here are handed to all rows (--preset quick, ...).
+    """
 
     table: tyro.conf.Positional[Literal["I", "II", "III-chaos", "IV", "V", "VI", "VII", "VIII"]]
     """Table of the paper."""
@@ -75,8 +79,8 @@ class Options:
     """TRAIN,VAL,TEST: split all subjects of --data at random into so many, such as 13,2,5."""
     repeats: int = 1
     """So many splits by --split, each with other test subjects."""
-    seed: int = 0
-    """Seed of the splits."""
+    split_seed: int = 0
+    """Seed of --folds and --split."""
     only: str = ""
     """Rows, separated by commas; the others are left out."""
     jobs: int = 1
@@ -151,12 +155,12 @@ def folds(options: Options) -> list[Fold]:
         subjects = sorted({item.subject for split in slices for item in split}, key=natural)
         if options.folds:
             count, kind = options.folds, "fold"
-            splits = [fold_split(subjects, k, count, options.seed) for k in range(1, count + 1)]
+            splits = [fold_split(subjects, k, count, options.split_seed) for k in range(1, count + 1)]
         else:
             count, kind = options.repeats, f"split-{options.split.replace(',', '-')}"
-            splits = random_splits(subjects, _counts(options.split), count, options.seed)
+            splits = random_splits(subjects, _counts(options.split), count, options.split_seed)
         for k, split in enumerate(splits, 1):
-            name = f"{prefix}-{kind}-{k}-of-{count}-seed-{options.seed}"
+            name = f"{prefix}-{kind}-{k}-of-{count}-seed-{options.split_seed}"
             path = options.out / "splits" / f"{name}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, split)
@@ -206,8 +210,9 @@ def _write(name: str, results: list[Result], folder: Path) -> None:
     write_text(folder / "table.md", markdown(table))
     write_csv(folder / "table.csv", table.rows())
     write_text(folder / "table.tex", latex(table))
-    save_boxes(folder / "boxes.png", {result.name: result.values for result in results}, results[0].classes)
-    print(f"\n{markdown(table)}\nWritten to {folder}: table.md, table.csv, table.tex, boxes.png")
+    values = {result.name: result.values for result in results}
+    save_boxes(folder / "boxes.png", values, results[0].classes, metric=table.columns[0][1])
+    print(f"\n{plain(table)}\n\nWritten to {folder}: table.md, table.csv, table.tex, boxes.png")
 
 
 def write_parameters(out: Path) -> None:
@@ -249,7 +254,7 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["compare"]:
         return compare(tyro.cli(Compare, args=arguments[1:], prog="reproduce.py compare"))
     options, rest = tyro.cli(Options, args=arguments, return_unknown_args=True)
-    own = {field.name for field in dataclasses.fields(Config)} - {"data", "out", "seed", "resume", "split_file"}
+    own = {field.name for field in dataclasses.fields(Config)} - {"data", "out", "resume", "split_file"}
     unknown = [flag for flag in rest if flag.startswith("--") and _plain(flag) not in own]
     if unknown:
         raise InputError(f"{unknown[0]}: no flag of reproduce.py, and none of main.py that may be given to all rows")

@@ -250,6 +250,25 @@ def markdown(table: Table) -> str:
     return text
 
 
+def plain(table: Table) -> str:
+    """The means over classes for a terminal: ours, and the paper's mean in brackets."""
+    columns = [column for column in table.columns if column[0] == MEAN]
+    lines = [["row", *(_title(metric) for _, metric in columns)]]
+    for result in table.results:
+        cells = []
+        for column in columns:
+            printed = table.printed(result.name, column)
+            ours = _number(*table.statistics(result, column)[:2])
+            cells.append(f"{ours} ({printed[0]:.2f})" if printed else ours)
+        lines.append([result.name, *cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  ".join([name.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(cells, widths[1:], strict=True))])
+        for name, *cells in lines
+    ]
+    return "\n".join([_heading(table), "", *text])
+
+
 def _tests(table: Table) -> str:
     header = ["row", "metric", "mean [95 % CI]", "pairs", "difference [95 % CI]", "p (Wilcoxon)", "p (Holm)"]
     lines = [_line(header), _line(["---", "---", *["---:"] * 5])]
@@ -334,15 +353,13 @@ def _heading(table: Table) -> str:
 
 
 def _explanation(table: Table) -> str:
-    epochs = sorted({result.epochs for result in table.results})
-    runs = sorted({result.runs for result in table.results})
     text = (
         "Mean ± standard deviation over test subjects in 3D; distances in voxels, over the n subjects that have any. "
     )
     if table.paper:
         text += "In each cell: ours, the paper's, the difference. "
-    text += f"Budget of every row: {' or '.join(map(str, epochs))} epochs, {' or '.join(map(str, runs))} runs (folds)."
-    return text
+    epochs, runs = ({getattr(result, name) for result in table.results} for name in ("epochs", "runs"))
+    return text + f"Epochs: {' or '.join(map(str, sorted(epochs)))}; folds: {' or '.join(map(str, sorted(runs)))}."
 
 
 def _title(metric: str) -> str:

@@ -147,7 +147,7 @@ def test_table_by_hand(finished):
     assert "| 73.33 ± 17.56<br>82.48 ± 6.06<br>-9.15 |" in text
     assert "**1.20 ± 0.13**<br>0.66 ± 0.27<br>+0.54" in text  # the smaller distance is the better one
     assert "| 3 | 1,234,567 | 1 h 02 min | 1.3 GiB |" in text
-    assert "4 epochs" in text
+    assert "Epochs: 4; folds: 1." in text
 
 
 def test_folds_join_subjects_and_average_repeated_ones(finished):
