@@ -201,7 +201,7 @@ def parse_config(arguments: list[str] | None = None) -> Config:
     given = parser.parse_known_args(arguments)[0]
     if given.resume and given.out is None:
         given.out = next(reversed(run_folders()), None)
-    earlier = given.out and _read_run(given.out / "config.json")
+    earlier = given.out and read_run(given.out / "config.json")
     if earlier and not given.resume:
         raise InputError(f"{given.out}: holds a run already; add --resume to continue it, or choose another --out")
     if not earlier:
@@ -215,8 +215,8 @@ def parse_config(arguments: list[str] | None = None) -> Config:
     return config
 
 
-def _read_run(path: Path) -> Config | None:
-    """The configuration of a run, None where there is none."""
+def read_run(path: Path) -> Config | None:
+    """The configuration in a run's config.json, None where there is none. Raises InputError for an unreadable one."""
     if not path.exists():
         return None
     try:

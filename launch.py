@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from config import CHANGEABLE, Config, parse_config
+from config import CHANGEABLE, Config, parse_config, read_run
 from utils import InputError, write_json
 
 ROOT = Path(__file__).resolve().parent
@@ -58,10 +58,9 @@ class Run:
 def check(run: Run) -> None:
     """Raises InputError where the folder of `run` holds a run of other settings; SystemExit(2) for a wrong flag."""
     wanted = parse_config(run.flags)
-    path = run.folder / "config.json"
-    if not path.exists():
+    before = read_run(run.folder / "config.json")
+    if before is None:
         return
-    before = Config.from_dict(json.loads(path.read_text()))
     names = {field.name for field in fields(Config)} - (CHANGEABLE - {"data"}) - OF_THE_DATA
     changed = [name for name in sorted(names) if getattr(before, name) != getattr(wanted, name)]
     if before.data.resolve() == wanted.data.resolve():
@@ -87,7 +86,7 @@ def run_all(runs: list[Run], manifest: Path, jobs: int) -> None:
         while waiting or any(slots):
             for k, slot in enumerate(slots):
                 if slot and slot[1].poll() is not None:
-                    _end(slot[0], _last_line(slot[0].log))
+                    _end(slot[0], _last_line(slot[0].log, slot[1].returncode))
                     slots[k] = slot = None
                     _write(runs, manifest)
                 if slot is None and waiting:
@@ -224,6 +223,8 @@ def _reason(report: str) -> str:
     return (named or lines or [""])[-1]
 
 
-def _last_line(path: Path) -> str:
+def _last_line(path: Path, code: int) -> str:
+    """The last line of a log, after the signal that ended the process, if one did."""
+    killed = f"killed by {signal.Signals(-code).name}; last line: " if code < 0 else ""
     lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].split("\r")[-1].strip() if lines else ""
+    return killed + (lines[-1].strip() if lines else "nothing")

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+import launch
 import reproduce
 from config import parse_config
 from data.folder import list_images
@@ -318,6 +319,32 @@ def test_a_failure_does_not_stop_the_others(make_data, tmp_path):
     assert [run["state"] for run in manifest] == ["failed", "finished"]
     assert "last.pt: not a checkpoint" in manifest[0]["error"]
     assert {row[0] for row in scores(out)} == {"MS-Dual-Guided"}
+
+
+def test_the_manifest_says_how_a_run_ended(tmp_path):
+    (tmp_path / "output.log").write_text("epoch 1/2\nerror: the disk is full\n\n")
+    assert launch._last_line(tmp_path / "output.log", 2) == "error: the disk is full"
+    assert launch._last_line(tmp_path / "output.log", -9) == "killed by SIGKILL; last line: error: the disk is full"
+
+
+def test_a_second_process_is_kept_out(make_data, tmp_path):
+    """The lock is another process's: within one process such locks do not exclude each other."""
+    out = tmp_path / "run"
+    out.mkdir()
+    script = (
+        f"import time; from pathlib import Path; from utils import lock_folder; f = lock_folder(Path({str(out)!r})); "
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script + "print('locked', flush=True); time.sleep(60)"], cwd=ROOT, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"locked\n"
+        flags = ["--data", str(make_data()), "--epochs", "1", "--steps", "1", *TINY, "--out", str(out)]
+        with pytest.raises(InputError, match="another process is at work in it"):
+            main(parse_config(flags))
+        assert not (out / "config.json").exists()
+        process.kill()
+    main(parse_config(flags))
+    assert (out / "test.json").exists()
 
 
 # ---------------------------------------------------------------- SLURM
