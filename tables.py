@@ -353,9 +353,7 @@ def _heading(table: Table) -> str:
 
 
 def _explanation(table: Table) -> str:
-    text = (
-        "Mean ± standard deviation over test subjects in 3D; distances in voxels, over the n subjects that have any. "
-    )
+    text = "Mean ± standard deviation over test subjects in 3D; distances in voxels, without classes that were missed. "
     if table.paper:
         text += "In each cell: ours, the paper's, the difference. "
     epochs, runs = ({getattr(result, name) for result in table.results} for name in ("epochs", "runs"))
