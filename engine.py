@@ -41,9 +41,9 @@ def train_one_epoch(
             target = target.to(device, non_blocking=True)
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                 terms = criterion(model(image), target)
-            optimizer.zero_grad()
             terms.total.backward()
             optimizer.step()
+            optimizer.zero_grad()  # frees the gradients, so that the next forward pass has their memory
             sums += torch.stack(terms).detach() * len(image)
             slices += len(image)
             if time.monotonic() - looked > REFRESH:

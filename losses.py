@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,11 +41,24 @@ class GuidedLoss(nn.Module):
             segmentation = torch.stack([F.cross_entropy(logits, target.long()) for logits in maps]).sum()
             zero = segmentation.new_zeros(())
             successive = zip(output.latents, output.latents[1:], strict=False)
-            guided = sum((_mse(a, b) for now, then in successive for a, b in zip(now, then, strict=True)), zero)
-            reconstruction = sum((_mse(a, b) for a, b in output.reconstructions), zero)
+            guided = sum(
+                (MeanSquaredError.apply(a, b) for now, then in successive for a, b in zip(now, then, strict=True)), zero
+            )
+            reconstruction = sum((MeanSquaredError.apply(a, b) for a, b in output.reconstructions), zero)
             total = self.alpha * segmentation + self.beta * guided + self.gamma * reconstruction
         return LossTerms(total, segmentation, guided, reconstruction)
 
 
-def _mse(a: Tensor, b: Tensor) -> Tensor:
-    return F.mse_loss(at_least_float32(a), at_least_float32(b))
+class MeanSquaredError(torch.autograd.Function):
+    """The mean of (a - b)^2 in float32 at least, without float32 copies of a and b, the largest tensors of a step."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return (at_least_float32(a) - b).square_().mean()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        difference = (at_least_float32(a) - b).mul_(2 * grad / a.numel())
+        return difference.to(a.dtype), (-difference).to(b.dtype)

@@ -72,7 +72,7 @@ def main(config: Config) -> None:
     # ---------------------------------------------------------------- model
     model = build_model(config).to(device, memory_format=torch.channels_last)
     criterion = GuidedLoss(config.alpha, config.beta, config.gamma)
-    optimizer = torch.optim.Adam(model.parameters(), config.lr, config.betas)
+    optimizer = torch.optim.Adam(model.parameters(), config.lr, config.betas, fused=True)
     # PyTorch lowers the rate after more than `patience` bad epochs, the paper after 50; eps would stop small rates.
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, "max", config.plateau_factor, config.plateau_epochs - 1, 0.0, "abs", eps=0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -36,14 +38,19 @@ class RefinementStep(nn.Module):
             self.guide = layers(nn.Conv2d(width, WIDTH, 3, padding=1) for _ in range(1 if shared else SCALES))
         self.project = layers(nn.Conv2d(WIDTH, WIDTH, 1) for _ in range(SCALES))
 
-    def forward(self, x: Tensor, scale: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Features (B, 128, H/4, W/4) -> refined (B, 64, H/4, W/4), latent and reconstruction (None: no guidance)."""
-        attended = sum(layers[scale](x) for layers in (self.position, self.channel) if layers is not None)
-        if self.semantic is None:
-            return self.project[scale](attended), None, None
-        latent, reconstruction = self.semantic(x)
-        guide = self.guide[scale if len(self.guide) > 1 else 0]
-        return self.project[scale](attended * guide(reconstruction)), latent, reconstruction
+    def forward(self, inputs: list[Tensor]) -> tuple[list[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+        """Each scale (B, 128, H/4, W/4) -> refined (B, 64, H/4, W/4), latents and reconstructions (none: no guidance).
+
+        Lists run over the scales.
+        """
+        halves = [layers for layers in (self.position, self.channel) if layers is not None]
+        attended = [sum(layer(x) for layer in layers) for x, *layers in zip(inputs, *halves, strict=True)]
+        latents, reconstructions = (), ()
+        if self.semantic is not None:
+            latents, reconstructions = self.semantic(inputs)
+            guides = [*self.guide] * (SCALES // len(self.guide))
+            attended = [x * guide(y) for x, y, guide in zip(attended, reconstructions, guides, strict=True)]
+        return [project(x) for x, project in zip(attended, self.project, strict=True)], latents, reconstructions
 
 
 class MSDualGuided(MultiScale):
@@ -104,7 +111,7 @@ class MSDualGuided(MultiScale):
         for step in self.steps:
             guides = [refined * fused for refined in maps[-1]] if maps else [fused] * SCALES
             inputs = [torch.cat(pair, 1) for pair in zip(features, guides, strict=True)]
-            refined, latent, reconstruction = zip(*(step(x, scale) for scale, x in enumerate(inputs)), strict=True)
+            refined, latent, reconstruction = step(inputs)
             maps.append(refined)
             if step.semantic is not None:
                 latents.append(list(latent))

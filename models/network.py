@@ -51,7 +51,8 @@ class Network(nn.Module):
         def resize(logits: Tensor) -> Tensor:
             if logits.shape[-2:] != padded.shape[-2:]:
                 logits = F.interpolate(logits, padded.shape[-2:], mode="bilinear")
-            return logits[..., :height, :width]
+            # Even a slice that leaves nothing out costs the backward pass a copy.
+            return logits if padded.shape == image.shape else logits[..., :height, :width]
 
         output = self.maps(padded)
         if not self.training:

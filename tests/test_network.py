@@ -187,7 +187,7 @@ def with_gradients(function, query, key, value, upstream):
 @pytest.mark.parametrize("function", [position_attention, fused_attention])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
 @pytest.mark.parametrize(("positions", "scale"), [(1, 1.0), (49, 1.0), (400, 3.0)])
-@pytest.mark.parametrize("block", [2**19, 1_000, 10])  # one block; blocks of unequal size; single rows
+@pytest.mark.parametrize("block", [2**21, 1_000, 10])  # one block; blocks of unequal size; single rows
 def test_position_attention_equals_the_formula(monkeypatch, function, dtype, tolerance, positions, scale, block):
     monkeypatch.setattr(BlockedAttention, "BLOCK", block)
     given_tokens = tokens(positions, scale, dtype)
