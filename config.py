@@ -114,6 +114,8 @@ class Config:
     """auto, cpu, cuda or cuda:N; auto is the first visible GPU, else the CPU."""
     amp: Literal["auto", "on", "off"] = "auto"
     """bfloat16 autocast (attention energies and losses stay float32); auto: where the device computes in it."""
+    recompute: bool = False
+    """Keep fewer activations and compute them again in the backward pass: less memory, more time, the same results."""
     eval_batch_size: int = 16
     """Slices in a forward pass of validation and test; changes speed and memory, not results."""
     workers: int = 2
@@ -125,6 +127,8 @@ class Config:
             raise InputError(f"--model {self.model}: must be {', '.join(MODELS)}, or smp.NAME")
         if self.pretrained and self.model in WITHOUT_BACKBONE:
             raise InputError(f"--pretrained: {self.model} has no backbone with ImageNet weights")
+        if self.recompute and self.model in WITHOUT_BACKBONE:
+            raise InputError(f"--recompute: {self.model} has no blocks that it knows; lower --batch_size instead")
         minima = dict.fromkeys(at_least_one, 1) | {"classes": 2, "workers": 0, "seed": 0, "rotation_degrees": 0}
         for name, minimum in minima.items():
             if getattr(self, name) < minimum:
@@ -185,7 +189,7 @@ PRESETS = {
 
 
 # What may change when a run is resumed; everything else would make it another run.
-CHANGEABLE = {"data", "out", "resume", "epochs", "device", "workers", "eval_batch_size"}
+CHANGEABLE = {"data", "out", "resume", "epochs", "device", "workers", "eval_batch_size", "recompute"}
 
 
 def parse_config(arguments: list[str] | None = None) -> Config:

@@ -24,7 +24,7 @@ from data.volumes import array_spacing, write_nifti
 from engine import segment_subjects, train_one_epoch
 from losses import GuidedLoss
 from metrics import dice, format_table, score_subject, summarize
-from models import build_model
+from models import build_model, recompute_activations
 from report import save_overview
 from utils import (
     load_checkpoint,
@@ -71,6 +71,8 @@ def main(config: Config) -> None:
 
     # ---------------------------------------------------------------- model
     model = build_model(config).to(device, memory_format=torch.channels_last)
+    if config.recompute:
+        recompute_activations(model)
     criterion = GuidedLoss(config.alpha, config.beta, config.gamma)
     optimizer = torch.optim.Adam(model.parameters(), config.lr, config.betas, fused=True)
     # PyTorch lowers the rate after more than `patience` bad epochs, the paper after 50; eps would stop small rates.

@@ -80,7 +80,7 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, image: Tensor
     terms = plain_loss(model(image), target)
     terms[0].backward()
     optimizer.step()
-    return [float(term) for term in terms]
+    return [term.item() for term in terms]
 
 
 @torch.no_grad()

@@ -8,9 +8,10 @@ from config import Config
 from models.baselines import DAF, PAN, AttentionUNet, DANet, SegmentationModel, UNet
 from models.ms_dual_guided import MSDualGuided
 from models.network import Network, Output
+from models.recompute import recompute_activations
 from models.released import load_released
 
-__all__ = ["MSDualGuided", "Network", "Output", "build_model", "load_released"]
+__all__ = ["MSDualGuided", "Network", "Output", "build_model", "load_released", "recompute_activations"]
 
 # Table I's rows of one step: DAF with another attention.
 DAF_ATTENTION = {"daf": "sigmoid", "daf_pam": "position", "daf_cam": "channel", "daf_dual": "dual"}

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import PRESETS, Backbone, Config
 from losses import GuidedLoss
-from models import MSDualGuided, build_model
+from models import MSDualGuided, build_model, recompute_activations
 from models import backbone as backbone_module
 from models.attention import BlockedAttention, ChannelAttention, PositionAttention, fused_attention, position_attention
 from models.backbone import Backbone as Network
@@ -262,6 +262,40 @@ def test_bfloat16_losses_are_float32():
     with torch.autocast("cpu", torch.bfloat16):
         terms = GuidedLoss()(build_model(SMALL)(torch.rand(2, 1, 48, 48)), torch.zeros(2, 48, 48, dtype=torch.int64))
     assert all(term.dtype == torch.float32 for term in terms)
+
+
+@pytest.mark.parametrize("model", ["ms_dual_guided", "daf_dual", "danet"])
+def test_recomputed_activations_change_nothing_but_memory(model):
+    """Losses, gradients, running statistics and predictions are the same; fewer bytes are kept."""
+    results = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        network = build_model(replace(SMALL, model=model)).double().train()
+        if recompute:
+            recompute_activations(network)
+        image, target = torch.rand(2, 1, 48, 48, dtype=torch.float64), torch.randint(0, 5, (2, 48, 48))
+        kept: dict[int, int] = {}
+
+        def keep(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            total = GuidedLoss()(network(image), target).total
+        kept_bytes = sum(kept.values())
+        total.backward()
+        gradients = [parameter.grad for parameter in network.parameters()]
+        buffers = [buffer.clone() for buffer in network.buffers()]
+        results.append((total.detach(), gradients, buffers, network.eval()(image).detach(), kept_bytes))
+    torch.testing.assert_close(results[0][:4], results[1][:4], rtol=1e-10, atol=1e-12)
+    assert results[1][4] < results[0][4]
+
+
+def test_networks_without_blocks_cannot_recompute():
+    with pytest.raises(ValueError, match="no blocks"):
+        recompute_activations(build_model(Config(model="unet")))
+    with pytest.raises(ValueError, match="--recompute"):
+        Config(model="unet", recompute=True)
 
 
 def test_loss_weights_and_ignored_pixels():

@@ -1,0 +1,52 @@
+"""Activation checkpointing (Chen et al., 2016): less memory for more time, with the same results."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from models.attention import AttentionLayer, SemanticModule
+
+BLOCKS = (BasicBlock, Bottleneck, AttentionLayer, SemanticModule)
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Let the blocks of `model` keep only their inputs for the backward pass, which computes the rest once more.
+
+    Blocks are those of residual backbones and of refinement steps. Raises ValueError where there are none.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, BLOCKS)]
+    if not blocks:
+        raise ValueError(f"{type(model).__name__} has no blocks to recompute")
+    for block in blocks:
+        block.forward = functools.partial(_forward, block, block.forward)
+
+
+def _forward(block: nn.Module, forward: Any, *inputs: Any) -> Any:
+    if not block.training:
+        return forward(*inputs)
+    contexts = functools.partial(_contexts, block)
+    return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+
+
+def _contexts(block: nn.Module) -> tuple[Any, Any]:
+    return contextlib.nullcontext(), _without_statistics(block)
+
+
+@contextlib.contextmanager
+def _without_statistics(block: nn.Module) -> Iterator[None]:
+    """The second pass must not enter the running statistics of batch normalization a second time."""
+    tracking = [module for module in block.modules() if getattr(module, "track_running_stats", False)]
+    for module in tracking:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True

@@ -1,0 +1,93 @@
+"""The plain formulation of the benchmarks: other code for the same mathematics, so also a reference for ours."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import plain
+from config import Config
+from data.folder import open_data
+from engine import segment_subjects
+from losses import GuidedLoss
+from metrics import dice, score_subject
+from models import build_model
+
+SMALL = Config(backbone="resnet18", variant="released")
+
+
+def pair(config: Config):
+    """Our network and the plain one with the same weights, their attention switched on, in float64."""
+    torch.manual_seed(0)
+    ours = build_model(config).double()
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            if name.endswith("gamma"):
+                parameter.fill_(0.5)
+    return ours, plain.make_plain(copy.deepcopy(ours))
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_training_is_that_of_the_plain_formulation(variant):
+    """Losses, gradients and running statistics of two steps, in float64 and channels_last."""
+    ours, theirs = pair(Config(backbone="resnet18", variant=variant))
+    ours = ours.to(memory_format=torch.channels_last)
+    image, target = torch.rand(2, 1, 64, 48, dtype=torch.float64), torch.randint(0, 5, (2, 64, 48))
+    for _ in range(2):
+        terms = GuidedLoss()(ours.train()(image), target)
+        expected = plain.plain_loss(theirs.train()(image), target)
+        torch.testing.assert_close(tuple(terms), expected, rtol=1e-9, atol=1e-12)
+        terms.total.backward()
+        expected[0].backward()
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        largest = gradients[name].abs().max()
+        assert (parameter.grad - gradients[name]).abs().max() <= 1e-9 * max(largest, 1), name
+    for name, buffer in ours.named_buffers():
+        torch.testing.assert_close(buffer, theirs.get_buffer(name), rtol=1e-9, atol=1e-9)
+
+
+def test_bfloat16_stays_near_float32():
+    """By relative error: of the logits, of the loss, and of the gradient as a whole."""
+    ours, theirs = pair(SMALL)
+    ours, theirs = ours.float().to(memory_format=torch.channels_last), theirs.float()
+    image, target = torch.rand(2, 1, 64, 64), torch.randint(0, 5, (2, 64, 64))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = ours.train()(image)
+        terms = GuidedLoss()(output, target)
+    expected = plain.plain_loss(theirs.train()(image), target)
+    assert all(abs(a - b) < 0.02 * b for a, b in zip(terms, expected, strict=True))
+    terms.total.backward()
+    expected[0].backward()
+    a, b = (torch.cat([p.grad.flatten() for p in model.parameters()]) for model in (ours, theirs))
+    assert torch.cosine_similarity(a, b, 0) > 0.99
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        a = ours.eval()(image)
+    b = theirs.eval()(image).detach()
+    assert (a - b).norm() < 0.03 * b.norm()
+
+
+def test_evaluation_is_that_of_the_plain_loop(make_data, tmp_path):
+    data = open_data(make_data(numbers=(1, 2, 10)))
+    ours, theirs = (model.float() for model in pair(SMALL))
+    dataset = data.dataset("val")
+    slices = [(image[None], target.numpy().astype(np.uint8)) for image, target in dataset]
+    expected = plain.evaluate(theirs, {"2": slices}, 5, tmp_path)
+    (volume,) = segment_subjects(ours, dataset, 2, 0, torch.device("cpu"), False, "")
+    # Between slices 2 and 10 there is nothing, in prediction and truth alike.
+    assert volume.prediction.shape[0] == 10
+    scores = [dice(volume.prediction == k, volume.target == k) for k in range(1, 5)]
+    np.testing.assert_allclose(scores, expected["2"], rtol=0, atol=1e-3)  # a tie of two classes may fall either way
+
+
+def test_scores_are_those_of_medpy_on_the_whole_volume():
+    target = np.zeros((12, 40, 40), np.uint8)
+    target[2:9, 5:20, 6:22], target[4:10, 25:35, 8:30] = 1, 2
+    prediction = np.roll(target, (1, 2, -1), (0, 1, 2))
+    ours = score_subject(prediction, target, ["background", "a", "b"], (5.0, 1.5, 1.5))
+    for row, expected in zip(ours, plain.score(prediction, target, (1, 2), (5.0, 1.5, 1.5)), strict=True):
+        for key, value in expected.items():
+            assert row[key] == pytest.approx(value, abs=1e-9), key
