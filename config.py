@@ -118,8 +118,9 @@ class Config:
     """Keep fewer activations and compute them again in the backward pass: less memory, more time, the same results."""
     eval_batch_size: int = 16
     """Slices in a forward pass of validation and test; changes speed and memory, not results."""
-    workers: int = 2
-    """Processes that load and augment slices; 0 does it in the training process. The results are the same."""
+    workers: int | Literal["auto"] = "auto"
+    """Processes that load and augment slices; 0 does it in the training process. auto: 2 beside a GPU; none on the CPU,
+    whose cores and memory the training needs. The results are the same."""
 
     def __post_init__(self) -> None:
         at_least_one = ("channels", "steps", "epochs", "batch_size", "eval_batch_size", "plateau_epochs")
@@ -129,10 +130,12 @@ class Config:
             raise InputError(f"--pretrained: {self.model} has no backbone with ImageNet weights")
         if self.recompute and self.model in WITHOUT_BACKBONE:
             raise InputError(f"--recompute: {self.model} has no blocks that it knows; lower --batch_size instead")
-        minima = dict.fromkeys(at_least_one, 1) | {"classes": 2, "workers": 0, "seed": 0, "rotation_degrees": 0}
+        minima = dict.fromkeys(at_least_one, 1) | {"classes": 2, "seed": 0, "rotation_degrees": 0}
         for name, minimum in minima.items():
             if getattr(self, name) < minimum:
                 raise InputError(f"--{name} {getattr(self, name)}: must be at least {minimum}")
+        if self.workers != "auto" and self.workers < 0:
+            raise InputError(f"--workers {self.workers}: must be at least 0, or auto")
         for name in ("flip_probability", "rotation_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"--{name} {getattr(self, name)}: must lie between 0 and 1")
@@ -183,7 +186,6 @@ PRESETS = {
         lr=5e-4,
         plateau_epochs=2,
         flip_probability=0.0,
-        workers=0,
     ),
 }
 

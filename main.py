@@ -28,6 +28,7 @@ from models import build_model, recompute_activations
 from report import save_overview
 from utils import (
     load_checkpoint,
+    load_newest,
     lock_folder,
     new_run_folder,
     peak_memory,
@@ -45,6 +46,7 @@ def main(config: Config) -> None:
     # ---------------------------------------------------------------- set-up
     device = select_device(config.device)
     bfloat16 = use_bfloat16(config.amp, device)
+    workers = (2 if device.type == "cuda" else 0) if config.workers == "auto" else config.workers
     seed_everything(config.seed)
 
     # ---------------------------------------------------------------- data
@@ -60,7 +62,7 @@ def main(config: Config) -> None:
         config.batch_size,
         shuffle=True,
         generator=shuffle,
-        num_workers=config.workers,
+        num_workers=workers,
         collate_fn=collate,
         pin_memory=device.type == "cuda",
     )
@@ -89,8 +91,8 @@ def main(config: Config) -> None:
     lock = lock_folder(out)
     (out / "test.json").unlink(missing_ok=True)  # it marks a finished run
     start, best, log = 0, -1.0, []
-    if (out / "last.pt").exists():
-        last = load_checkpoint(out / "last.pt", device)
+    last = load_newest(out, device)
+    if last:
         model.load_state_dict(last["model"])
         optimizer.load_state_dict(last["optimizer"])
         scheduler.load_state_dict(last["scheduler"])
@@ -108,7 +110,7 @@ def main(config: Config) -> None:
         title = f"epoch {epoch + 1}/{config.epochs}"
         losses = train_one_epoch(model, loader, criterion, optimizer, device, bfloat16, title)
 
-        volumes = segment_subjects(model, val_set, config.eval_batch_size, config.workers, device, bfloat16, "validate")
+        volumes = segment_subjects(model, val_set, config.eval_batch_size, workers, device, bfloat16, "validate")
         scores = summarize([
             {"subject": volume.subject, "class": name, "dsc": dice(volume.prediction == k, volume.target == k)}
             for volume in volumes for k, name in enumerate(classes) if k > 0
@@ -126,7 +128,8 @@ def main(config: Config) -> None:
             best = max(best, score)
             save_checkpoint(out / "best.pt", weights | {"epoch": epoch + 1, "val_dsc": score})
         states = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-        save_checkpoint(out / "last.pt", weights | states | {"epoch": epoch + 1, "best": best, "log": log})
+        newest = weights | states | {"epoch": epoch + 1, "best": best, "log": log}
+        save_checkpoint(out / "last.pt", newest, previous=out / "previous.pt")
         write_csv(out / "log.csv", log)
         for name, value in (losses | val | {"lr": lr}).items():
             curves.add_scalar(name, value, epoch + 1)
@@ -139,7 +142,7 @@ def main(config: Config) -> None:
     model.load_state_dict(chosen["model"])
     (out / "predictions").mkdir(exist_ok=True)
     rows, shown = [], []
-    for volume in segment_subjects(model, test_set, config.eval_batch_size, config.workers, device, bfloat16, "test"):
+    for volume in segment_subjects(model, test_set, config.eval_batch_size, workers, device, bfloat16, "test"):
         geometry = data.geometry.get(volume.subject, {})
         scores = score_subject(volume.prediction, volume.target, classes, array_spacing(geometry))
         rows += [{"subject": volume.subject} | row for row in scores]

@@ -10,6 +10,7 @@ import os
 import random
 import resource
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -147,18 +148,49 @@ def new_run_folder(preset: str, root: Path = Path("runs")) -> Path:
     return folder
 
 
-def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write `checkpoint` (tensors, numbers, strings, lists and dicts only) to `path` atomically."""
+def save_checkpoint(path: Path, checkpoint: dict[str, Any], previous: Path | None = None) -> None:
+    """Write `checkpoint` (tensors, numbers, strings, lists and dicts only) to `path` atomically.
+
+    What `path` held before goes to `previous`.
+    """
     with atomic_path(path) as temporary:
         torch.save(checkpoint, temporary)
+        if previous and path.exists():
+            path.replace(previous)
+
+
+def load_newest(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+    """last.pt of a run, or previous.pt where that is damaged or missing; None where there is neither.
+
+    Raises InputError where there is something, but nothing that can be read.
+    """
+    errors = []
+    for path in (folder / "last.pt", folder / "previous.pt"):
+        if path.exists():
+            try:
+                checkpoint = load_checkpoint(path, device)
+            except InputError as error:
+                errors.append(str(error))
+                continue
+            for error in errors:
+                print(f"warning: {error}; going on from {path.name}, which is older")
+            return checkpoint
+    if errors:
+        raise InputError(f"{'; '.join(errors)}; start again in another --out")
+    return None
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a checkpoint that `save_checkpoint` wrote, without ever running code from it.
 
-    Raises InputError where the file is missing, unreadable, or holds anything but tensors and plain values.
+    Raises InputError where the file is missing, damaged (each part has a checksum), or holds anything but tensors and
+    plain values.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            damaged = archive.testzip()
+        if damaged:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} does not match")
         return torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint") from None

@@ -42,11 +42,12 @@ def _contexts(block: nn.Module) -> tuple[Any, Any]:
 @contextlib.contextmanager
 def _without_statistics(block: nn.Module) -> Iterator[None]:
     """The second pass must not enter the running statistics of batch normalization a second time."""
-    tracking = [module for module in block.modules() if getattr(module, "track_running_stats", False)]
-    for module in tracking:
-        module.track_running_stats = False
+    norms = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for module in tracking:
-            module.track_running_stats = True
+        for norm, (momentum, tracked) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, tracked

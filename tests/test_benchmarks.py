@@ -51,23 +51,33 @@ def test_training_is_that_of_the_plain_formulation(variant):
 
 
 def test_bfloat16_stays_near_float32():
-    """By relative error: of the logits, of the loss, and of the gradient as a whole."""
-    ours, theirs = pair(SMALL)
-    ours, theirs = ours.float().to(memory_format=torch.channels_last), theirs.float()
+    """Relative errors of losses and logits; the gradient errs no more than PyTorch's autocast of the plain network.
+
+    The gradient at the start of training has no small bound: noise of 0.001 on the image moves it about as far.
+    """
+    ours, theirs = (model.float() for model in pair(SMALL))
+    ours = ours.to(memory_format=torch.channels_last)
     image, target = torch.rand(2, 1, 64, 64), torch.randint(0, 5, (2, 64, 64))
-    with torch.autocast("cpu", torch.bfloat16):
-        output = ours.train()(image)
-        terms = GuidedLoss()(output, target)
-    expected = plain.plain_loss(theirs.train()(image), target)
-    assert all(abs(a - b) < 0.02 * b for a, b in zip(terms, expected, strict=True))
-    terms.total.backward()
-    expected[0].backward()
-    a, b = (torch.cat([p.grad.flatten() for p in model.parameters()]) for model in (ours, theirs))
-    assert torch.cosine_similarity(a, b, 0) > 0.99
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        a = ours.eval()(image)
-    b = theirs.eval()(image).detach()
-    assert (a - b).norm() < 0.03 * b.norm()
+
+    with torch.inference_mode():
+        exact = theirs.eval()(image)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = ours.eval()(image)
+    assert (logits - exact).norm() < 0.02 * exact.norm()
+
+    def losses_and_gradient(model, criterion, bfloat16):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            terms = criterion(model.train()(image), target)
+        terms[0].backward()
+        gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+        return torch.stack(tuple(terms)).detach(), gradient
+
+    losses, gradient = losses_and_gradient(ours, GuidedLoss(), True)
+    expected, exact = losses_and_gradient(theirs, plain.plain_loss, False)
+    _, usual = losses_and_gradient(theirs, plain.plain_loss, True)
+    assert ((losses - expected).abs() < 0.02 * expected).all()
+    assert (gradient - exact).norm() < 1.3 * (usual - exact).norm()
 
 
 def test_evaluation_is_that_of_the_plain_loop(make_data, tmp_path):

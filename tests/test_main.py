@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from medpy.metric import binary
 from PIL import Image
 
@@ -179,6 +181,46 @@ def test_checkpoints_cannot_run_code(tmp_path):
     for name in ("evil.pt", "zip.pt", "noise.pt", "missing.pt"):
         with pytest.raises(InputError, match=name):
             load_checkpoint(tmp_path / name)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(position=st.floats(0, 1), bit=st.integers(0, 7), cut=st.booleans())
+def test_damaged_checkpoints_are_noticed(tmp_path_factory, position, bit, cut):
+    """A flipped bit or a missing end is either refused or without any effect."""
+    path = tmp_path_factory.mktemp("damage") / "last.pt"
+    whole = {"model": {"weight": torch.arange(300.0)}, "epoch": 3, "log": [{"loss": 0.25}]}
+    save_checkpoint(path, whole)
+    content = bytearray(path.read_bytes())
+    at = int(position * (len(content) - 1))
+    if cut:
+        content = content[:at]
+    else:
+        content[at] ^= 1 << bit
+    path.write_bytes(content)
+    try:
+        read = load_checkpoint(path)
+    except InputError as error:
+        assert "last.pt" in str(error)
+    else:
+        torch.testing.assert_close(read, whole, rtol=0, atol=0)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(blobs, tmp_path, capsys):
+    straight = run(blobs, tmp_path / "straight", "--epochs", "3")
+    resumed = run(blobs, tmp_path / "resumed", "--epochs", "2")
+    content = bytearray((resumed / "last.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (resumed / "last.pt").write_bytes(content)
+    capsys.readouterr()
+    run(blobs, resumed, "--epochs", "3", "--resume")
+    printed = capsys.readouterr().out
+    assert "last.pt: " in printed and "going on from previous.pt" in printed and "resumed after epoch 1" in printed
+    before, after = (load_checkpoint(folder / "last.pt")["model"] for folder in (straight, resumed))
+    torch.testing.assert_close(before, after, rtol=0, atol=0)
+    for name in ("last.pt", "previous.pt"):
+        (resumed / name).write_bytes(b"noise")
+    with pytest.raises(InputError, match=r"last.pt.*previous.pt.*start again"):
+        run(blobs, resumed, "--epochs", "4", "--resume")
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path):
