@@ -192,8 +192,12 @@ class SemanticModule(nn.Module):
     def _through(self, layers: nn.Sequential, x: Tensor, scales: int) -> Tensor:
         """Batch normalization takes the statistics of each scale apart, as if the scales came one after the other."""
         for layer in layers:
-            apart = self.training and isinstance(layer, nn.modules.batchnorm._BatchNorm)
-            x = torch.cat([layer(scale) for scale in x.chunk(scales)]) if apart else layer(x)
+            if self.training and isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                x = torch.cat([layer(scale) for scale in x.chunk(scales)])
+            elif isinstance(layer, nn.MaxPool2d):  # to find the maxima again costs less than to keep them, as int64
+                x = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = layer(x)
         return x
 
 
