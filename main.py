@@ -29,6 +29,7 @@ from report import save_overview
 from utils import (
     load_checkpoint,
     load_newest,
+    loader_workers,
     lock_folder,
     new_run_folder,
     peak_memory,
@@ -46,7 +47,7 @@ def main(config: Config) -> None:
     # ---------------------------------------------------------------- set-up
     device = select_device(config.device)
     bfloat16 = use_bfloat16(config.amp, device)
-    workers = (2 if device.type == "cuda" else 0) if config.workers == "auto" else config.workers
+    workers = loader_workers(config.workers, device)
     seed_everything(config.seed)
 
     # ---------------------------------------------------------------- data

@@ -113,6 +113,13 @@ def use_bfloat16(amp: str, device: torch.device) -> bool:
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
+def loader_workers(workers: int | str, device: torch.device) -> int:
+    """Processes that load data: `workers`, or for "auto" 2 beside a GPU and none on the CPU, which they would slow."""
+    if workers != "auto":
+        return int(workers)
+    return 2 if device.type == "cuda" else 0
+
+
 def peak_memory(device: torch.device) -> float:
     """The most memory so far in GiB: that PyTorch has taken on a GPU, else that this process has taken."""
     if device.type == "cuda":

@@ -42,7 +42,7 @@ from engine import segment_subjects, segment_volume, train_one_epoch
 from losses import GuidedLoss
 from metrics import dice, score_subject
 from models import build_model
-from utils import use_bfloat16, write_json, write_text
+from utils import loader_workers, use_bfloat16, write_json, write_text
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BATCH = 8 if DEVICE.type == "cuda" else 2
@@ -70,19 +70,15 @@ def measure_inference(way: str, slices: int = 40, size: int = 256, batch: int = 
     model = _network(way).eval()
     volume = np.random.default_rng(0).random((1, slices, size, size), np.float32)
 
-    def plain_way() -> None:
-        for k in range(slices):
-            plain.segment(model, torch.from_numpy(volume[:, k : k + 1]).to(DEVICE))
+    def run(images: np.ndarray) -> None:
+        if way == "fast":
+            segment_volume([model], images, batch, DEVICE, use_bfloat16("auto", DEVICE), flips=False).argmax(0)
+            return
+        for k in range(images.shape[1]):
+            plain.segment(model, torch.from_numpy(images[:, k : k + 1]).to(DEVICE))
 
-    def fast_way() -> None:
-        segment_volume([model], volume, batch, DEVICE, use_bfloat16("auto", DEVICE), flips=False).argmax(0)
-
-    run = plain_way if way == "plain" else fast_way
-    volume, whole = volume[:, :batch], volume
-    slices, count = batch, slices
-    run()
-    volume, slices = whole, count
-    return {"seconds": [_timed(run) for _ in range(3)], "memory_gib": _peak(before)}
+    run(volume[:, :batch])
+    return {"seconds": [_timed(lambda: run(volume)) for _ in range(3)], "memory_gib": _peak(before)}
 
 
 def measure_evaluation(way: str, repeats: int = 3) -> dict[str, Any]:
@@ -108,7 +104,7 @@ def measure_epoch(way: str, size: int = 256, slices: int = 8) -> dict[str, Any]:
         _write_data(Path(name), size, slices)
         data = open_data(Path(name))
         augmentation = Augmentation()
-        workers = 2 if way == "fast" and DEVICE.type == "cuda" else 0  # as main.py has it
+        workers = 0 if way == "plain" else loader_workers("auto", DEVICE)
         loader = DataLoader(
             data.dataset("train", augmentation), BATCH, shuffle=True, num_workers=workers, collate_fn=collate
         )
