@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -89,7 +90,7 @@ class Config:
     epochs: int = 500
     """Passes over the training slices."""
     batch_size: int = 8
-    """Slices in a training step."""
+    """Slices in a training step, of all processes together."""
     lr: float = 1e-3
     """Learning rate of Adam at the start."""
     betas: tuple[float, float] = (0.9, 0.99)
@@ -98,6 +99,8 @@ class Config:
     """Validations without a better score after which the learning rate falls."""
     plateau_factor: float = 0.5
     """What the learning rate is multiplied by then."""
+    max_skipped: int = 10
+    """Steps of an epoch whose loss or gradient is not finite that are left out; at one more the training stops."""
 
     # ---- augmentation of image and mask together
     flip_probability: float = 0.5
@@ -110,10 +113,15 @@ class Config:
     # ---- machine
     seed: int = 0
     """Seed of the initial weights, the order of the slices and the augmentation."""
+    deterministic: bool = False
+    """On a GPU, use only kernels that give the same result every time, where PyTorch has them: slower. On the CPU they
+    always do."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto is the first visible GPU, else the CPU."""
     amp: Literal["auto", "on", "off"] = "auto"
     """bfloat16 autocast (attention energies and losses stay float32); auto: where the device computes in it."""
+    sync_batch_norm: bool = False
+    """With torchrun: batch normalization over the slices of all processes, as if one process had the whole batch."""
     recompute: bool = False
     """Keep fewer activations and compute them again in the backward pass: less memory, more time, the same results."""
     eval_batch_size: int = 16
@@ -130,7 +138,7 @@ class Config:
             raise InputError(f"--pretrained: {self.model} has no backbone with ImageNet weights")
         if self.recompute and self.model in WITHOUT_BACKBONE:
             raise InputError(f"--recompute: {self.model} has no blocks that it knows; lower --batch_size instead")
-        minima = dict.fromkeys(at_least_one, 1) | {"classes": 2, "seed": 0, "rotation_degrees": 0}
+        minima = dict.fromkeys(at_least_one, 1) | {"classes": 2, "seed": 0, "rotation_degrees": 0, "max_skipped": 0}
         for name, minimum in minima.items():
             if getattr(self, name) < minimum:
                 raise InputError(f"--{name} {getattr(self, name)}: must be at least {minimum}")
@@ -191,7 +199,7 @@ PRESETS = {
 
 
 # What may change when a run is resumed; everything else would make it another run.
-CHANGEABLE = {"data", "out", "resume", "epochs", "device", "workers", "eval_batch_size", "recompute"}
+CHANGEABLE = {"data", "out", "resume", "epochs", "device", "workers", "eval_batch_size", "recompute", "max_skipped"}
 
 
 def parse_config(arguments: list[str] | None = None) -> Config:
@@ -205,10 +213,11 @@ def parse_config(arguments: list[str] | None = None) -> Config:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--out", type=Path)
     given = parser.parse_known_args(arguments)[0]
-    if given.resume and given.out is None:
+    resume = given.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # torchrun --max-restarts
+    if resume and given.out is None:
         given.out = next(reversed(run_folders()), None)
     earlier = given.out and read_run(given.out / "config.json")
-    if earlier and not given.resume:
+    if earlier and not resume:
         raise InputError(f"{given.out}: holds a run already; add --resume to continue it, or choose another --out")
     if not earlier:
         return tyro.cli(Config, default=PRESETS.get(given.preset, PRESETS["paper"]), args=arguments)

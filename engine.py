@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,11 +13,46 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.slices import SliceDataset, SubjectBatches
+from checkpoint import StopSignal
+from data.slices import ShuffledBatches, SliceDataset, SubjectBatches
 from data.volumes import assemble
+from distributed import add_up, rank, share
 from losses import GuidedLoss, LossTerms
+from utils import seed_everything
 
-REFRESH = 0.5  # seconds between looks at the loss; each look waits for the device
+REMEDY = "the last good checkpoint is kept; start again with a lower --lr or with --amp off"
+
+
+@dataclass
+class Epoch:
+    """How far an epoch is: what a checkpoint in the middle of it needs besides weights and optimizer."""
+
+    number: int
+    """Counted from 0."""
+    step: int = 0
+    """Steps that are done."""
+    slices: int = 0
+    """Slices that were trained on."""
+    skipped: int = 0
+    """Steps that were left out."""
+    seconds: float = 0.0
+    """Time that it took before it was interrupted."""
+    sums: list[float] = field(default_factory=lambda: [0.0] * len(LossTerms._fields))
+    """Of the loss and its terms over these slices."""
+
+    def add(self, means: Sequence[float], slices: int) -> None:
+        """Count a step: the means of the loss and its terms over so many slices."""
+        self.sums = [total + mean * slices for total, mean in zip(self.sums, means, strict=True)]
+        self.slices += slices
+
+    def losses(self) -> dict[str, float]:
+        """The means over slices, NaN where there are none, and the number of skipped steps."""
+        means = [total / self.slices if self.slices else math.nan for total in self.sums]
+        return dict(zip(LossTerms._fields, means, strict=True)) | {"skipped": self.skipped}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, from which Epoch(**values) is the same again."""
+        return asdict(self)
 
 
 def train_one_epoch(
@@ -26,33 +62,68 @@ def train_one_epoch(
     optimizer: torch.optim.Optimizer,
     device: torch.device,
     bfloat16: bool,
+    epoch: Epoch,
+    max_skipped: int,
+    stop: StopSignal,
     title: str,
-) -> dict[str, float]:
-    """Train on every batch of `loader`; return the mean over slices of the loss and its terms.
+) -> None:
+    """Train on the batches of `loader`, a loader of ShuffledBatches, from where `epoch` stands; `epoch` is kept up.
 
-    Raises FloatingPointError when the loss is no longer finite.
+    Ends before the last batch when a signal to stop has come. A step whose loss or gradient is not finite leaves
+    weights and running statistics as they were; it is reported with the names of its slices.
+    Raises FloatingPointError after more than `max_skipped` such steps.
     """
     model.train()
-    sums = torch.zeros(len(LossTerms._fields), device=device)
-    slices, looked = 0, 0.0
-    with tqdm(loader, title, leave=False, unit="step", disable=None) as bar:
+    batches: ShuffledBatches = loader.batch_sampler
+    batches.begin(epoch.number, epoch.step)
+    parameters = list(model.parameters())
+    statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    before = [torch.empty_like(buffer) for buffer in statistics]
+    with progress(loader, title, "step", epoch.step) as bar:
         for image, target in bar:
+            # All that is drawn at random follows from the position, so a resumed run draws the same.
+            seed_everything(batches.seed, epoch.number, epoch.step, rank())
+            torch._foreach_copy_(before, statistics)
             image = image.to(device, non_blocking=True, memory_format=torch.channels_last)
             target = target.to(device, non_blocking=True)
+            weight = batches.weight(epoch.step)
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                 terms = criterion(model(image), target)
-            terms.total.backward()
-            optimizer.step()
+            (terms.total * weight).backward()
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            values = (torch.stack([*terms, norm]) * weight).tolist()  # waits for the device
+            finite = all(map(math.isfinite, values))
+            *sums, broken, stopped = add_up([*values[:-1], not finite, bool(stop.received)])
+            names = [loader.dataset.slices[index].images[0].name for index in batches.batch(epoch.step)]
+            if broken:
+                torch._foreach_copy_(statistics, before)
+                epoch.skipped += 1
+            else:
+                optimizer.step()
+                epoch.add([value / batches.world for value in sums], len(names))
+            epoch.step += 1
             optimizer.zero_grad()  # frees the gradients, so that the next forward pass has their memory
-            sums += torch.stack(terms).detach() * len(image)
-            slices += len(image)
-            if time.monotonic() - looked > REFRESH:
-                looked = time.monotonic()
-                bar.set_postfix_str(f"loss {terms.total.item():.3f}, lr {optimizer.param_groups[0]['lr']:.1e}")
-    means = dict(zip(LossTerms._fields, (sums / slices).tolist(), strict=True))
-    if not np.isfinite(means["total"]):
-        raise FloatingPointError("the loss is not finite any more; lower --lr, or try --amp off")
-    return means
+            if broken:
+                _report_skipped(epoch, max_skipped, names)
+            bar.set_postfix_str(f"loss {sums[0] / batches.world:.3f}, lr {optimizer.param_groups[0]['lr']:.1e}", False)
+            if stopped:
+                break
+    if epoch.slices == 0:
+        raise FloatingPointError(f"epoch {epoch.number + 1}: no step had a finite loss and gradient; {REMEDY}")
+
+
+def _report_skipped(epoch: Epoch, most: int, names: list[str]) -> None:
+    place = f"epoch {epoch.number + 1}, step {epoch.step}: the loss or its gradient is not finite"
+    if epoch.skipped > most:
+        raise FloatingPointError(f"{place}, for the {epoch.skipped}th time; {REMEDY}. Its slices: {', '.join(names)}")
+    count = f"{epoch.skipped} of at most {most} in an epoch"
+    tqdm.write(f"warning: {place}; the step is left out ({count}). Its slices: {', '.join(names)}")
+
+
+def progress(loader: DataLoader, title: str, unit: str, done: int = 0) -> tqdm:
+    """A bar over the batches, `done` of which are done already; none where the output is no terminal."""
+    hidden = None if rank() == 0 else True
+    return tqdm(loader, title, len(loader), leave=False, unit=unit, initial=done, disable=hidden)
 
 
 class Volume(NamedTuple):
@@ -73,13 +144,16 @@ def segment_subjects(
     bfloat16: bool,
     title: str,
 ) -> Iterator[Volume]:
-    """Segment the slices of `dataset`, one forward pass each, and yield them as volumes, subject by subject."""
+    """Segment the slices of `dataset`, one forward pass each, and yield them as volumes, subject by subject.
+
+    Of several processes, each yields its share of the subjects.
+    """
     model.eval()
-    batches = SubjectBatches(dataset, batch_size)
+    batches = SubjectBatches(dataset, share(list(dataset.subjects())), batch_size)
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda")
     remaining = {subject: len(indices) for subject, indices in dataset.subjects().items()}
     predictions, targets = [], []
-    for indices, (image, target) in zip(batches, tqdm(loader, title, leave=False, disable=None), strict=True):
+    for indices, (image, target) in zip(batches, progress(loader, title, "batch"), strict=True):
         image = image.to(device, non_blocking=True, memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             logits = model(image)

@@ -17,6 +17,7 @@ import torch
 import tyro
 from torch import nn
 
+from checkpoint import load_checkpoint
 from config import Config
 from data.folder import list_images, read_description
 from data.png import read_codes, read_image
@@ -29,7 +30,7 @@ from engine import segment_volume
 from metrics import format_table, score_subject, summarize
 from models import build_model
 from report import save_montage
-from utils import InputError, atomic_path, load_checkpoint, select_device, use_bfloat16, user_errors, write_csv
+from utils import InputError, atomic_path, select_device, use_bfloat16, user_errors, write_csv
 
 
 @dataclass(frozen=True)

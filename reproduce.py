@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 import tyro
 
+from checkpoint import lock_folder, unlock_folder
 from config import Config, parse_config
 from data.folder import open_data
 from data.slices import natural
@@ -37,7 +38,7 @@ from tables import (
     plain,
     read_result,
 )
-from utils import InputError, lock_folder, user_errors, write_csv, write_json, write_text
+from utils import InputError, user_errors, write_csv, write_json, write_text
 
 # Flags of main.py that make each row of the paper's tables. "MS-Dual" and "MS-Dual-Guided" have two steps.
 ROWS = {
@@ -108,7 +109,7 @@ def reproduce(options: Options, flags: list[str]) -> None:
         raise InputError(f"--jobs {options.jobs}: must be at least 1")
     folder = options.out / f"table-{options.table}"
     folder.mkdir(parents=True, exist_ok=True)
-    lock = lock_folder(options.out)
+    lock_folder(options.out)
     runs = [
         Run(row, fold.name, options.out / "runs" / slug(row) / fold.name, _flags(row, fold, flags))
         for row in chosen_rows(options)
@@ -122,7 +123,7 @@ def reproduce(options: Options, flags: list[str]) -> None:
     else:
         submit_all(runs, manifest, options.jobs, slurm_options(options.slurm))
     write_table(options.table, [run for run in runs if run.finished()], folder)
-    lock.close()
+    unlock_folder(options.out)
     failed = [run for run in runs if not run.finished()]
     for run in failed:
         print(f"failed: {run.row}, {run.fold}: {run.error} ({run.folder})", file=sys.stderr)

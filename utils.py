@@ -1,19 +1,17 @@
-"""What every command needs: errors for users, seeds, the device, checkpoints, files written whole or not at all."""
+"""What every command needs: errors for users, seeds, the device, files written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import json
 import os
 import random
 import resource
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,30 +23,53 @@ class InputError(ValueError):
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn an InputError into one line on stderr and exit code 2, a FloatingPointError into one and exit code 1."""
+    """Turn errors that no code can mend into one line on stderr: InputError ends with code 2, the others with 1.
+
+    The others are FloatingPointError, ConnectionError (to the other processes of a training), those of files and disks,
+    and memory that does not suffice.
+    """
     try:
         yield
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except FloatingPointError as error:
+    except (FloatingPointError, ConnectionError) as error:
         raise SystemExit(f"error: {error}") from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        remedy = "free some space, or check that the folder can be written, and start again"
+        raise SystemExit(f"error: {error.filename}: {error.strerror}; {remedy}") from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error) if isinstance(error, MemoryError) and str(error) else "out of memory"
+        raise SystemExit(f"error: {reason}") from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the machine or of a GPU does not suffice."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, previous: Path | None = None) -> Iterator[Path]:
     """Yield a temporary name beside `path` to write to; rename it to `path` when the block ends well, else remove it.
 
-    The temporary name keeps the suffixes of `path`, for writers that choose a format by them.
+    What `path` held before goes to `previous`. The temporary name keeps the suffixes of `path`, for writers that choose
+    a format by them.
     """
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        if previous and path.exists():
+            path.replace(previous)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -81,8 +102,10 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch (all devices)."""
+def seed_everything(seed: int, *position: int) -> None:
+    """Seed Python, NumPy and torch (all devices); with a position (epoch, step, ...), by a number that mixes them."""
+    if position:
+        seed = int(np.random.SeedSequence([seed, *position]).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - for libraries that draw from NumPy's global state
     torch.manual_seed(seed)
@@ -92,7 +115,7 @@ def select_device(name: str) -> torch.device:
     """The torch device called `name`; "auto" is the first visible GPU, or the CPU with one line that says so."""
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))  # torchrun counts the processes of a node
         print("No GPU is visible: running on the CPU.")
         return torch.device("cpu")
     try:
@@ -102,6 +125,12 @@ def select_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {name}: cannot be used ({reason}); choose auto, cpu or cuda:N") from None
     return device
+
+
+def use_deterministic_kernels() -> None:
+    """Let GPUs compute the same result every time; PyTorch warns of kernels for which it has no such variant."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS wants it for that
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def use_bfloat16(amp: str, device: torch.device) -> bool:
@@ -127,80 +156,6 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def lock_folder(folder: Path) -> TextIO:
-    """Keep other processes out of `folder` until the returned file is closed or this process ends, however it ends.
-
-    Raises InputError where another process is in it.
-    """
-    file = (folder / ".lock").open("a")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not kept alive by loader processes
-    except (BlockingIOError, PermissionError):
-        file.close()
-        raise InputError(f"{folder}: another process is at work in it; wait for it, or choose another --out") from None
-    return file
-
-
 def run_folders(root: Path = Path("runs")) -> list[Path]:
     """The numbered run folders in `root`, oldest first."""
     return sorted(path for path in root.glob("[0-9]*-*") if path.is_dir())
-
-
-def new_run_folder(preset: str, root: Path = Path("runs")) -> Path:
-    """Make and return the next free runs/NNN-PRESET."""
-    last = run_folders(root)[-1:]
-    number = int(last[0].name.split("-")[0]) + 1 if last else 1
-    folder = root / f"{number:03d}-{preset}"
-    folder.mkdir(parents=True)
-    return folder
-
-
-def save_checkpoint(path: Path, checkpoint: dict[str, Any], previous: Path | None = None) -> None:
-    """Write `checkpoint` (tensors, numbers, strings, lists and dicts only) to `path` atomically.
-
-    What `path` held before goes to `previous`.
-    """
-    with atomic_path(path) as temporary:
-        torch.save(checkpoint, temporary)
-        if previous and path.exists():
-            path.replace(previous)
-
-
-def load_newest(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-    """last.pt of a run, or previous.pt where that is damaged or missing; None where there is neither.
-
-    Raises InputError where there is something, but nothing that can be read.
-    """
-    errors = []
-    for path in (folder / "last.pt", folder / "previous.pt"):
-        if path.exists():
-            try:
-                checkpoint = load_checkpoint(path, device)
-            except InputError as error:
-                errors.append(str(error))
-                continue
-            for error in errors:
-                print(f"warning: {error}; going on from {path.name}, which is older")
-            return checkpoint
-    if errors:
-        raise InputError(f"{'; '.join(errors)}; start again in another --out")
-    return None
-
-
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint that `save_checkpoint` wrote, without ever running code from it.
-
-    Raises InputError where the file is missing, damaged (each part has a checksum), or holds anything but tensors and
-    plain values.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
-            damaged = archive.testzip()
-        if damaged:
-            raise zipfile.BadZipFile(f"the checksum of {damaged} does not match")
-        return torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such checkpoint") from None
-    except Exception as error:  # torch raises many kinds for broken files; each means the same to the user
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a checkpoint of this program, or damaged ({reason})") from None

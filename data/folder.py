@@ -35,6 +35,9 @@ class DataFolder:
     splits: dict[str, list[Slice]]
     labels: Labels
     channels: int
+    size: tuple[int, int]
+    """Rows and columns that hold every slice."""
+
     geometry: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Subject -> what dataset.json says of it: spacing (x, y, z) in mm and more; missing where it says nothing."""
 
@@ -87,7 +90,9 @@ def open_data(root: Path, splits: Sequence[str] = SPLITS, subjects: dict[str, li
     for subject, numbers in _missing_numbers(slices).items():
         notes.append(f"subject {subject}: {numbers} slice numbers are missing; they count as background in 3D")
     values = described.get("values", tuple(range(len(labels.names))))
-    return DataFolder(found, labels, scans[0].channels, geometry, described.get("preparation"), values, tuple(notes))
+    size = tuple(max(scan.size[axis] for scan in scans) for axis in (0, 1))
+    preparation = described.get("preparation")
+    return DataFolder(found, labels, scans[0].channels, size, geometry, preparation, values, tuple(notes))
 
 
 class _Scan(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -88,6 +89,11 @@ class SliceDataset(Dataset):
             image, target = self.augmentation(image, target, rng)
         return torch.from_numpy(image), torch.from_numpy(target.astype(np.int64))
 
+    def fingerprint(self) -> str:
+        """A text that is the same for the same slices only."""
+        names = "\n".join(f"{item.subject} {item.number}" for item in self.slices)
+        return hashlib.sha256(names.encode()).hexdigest()
+
     def subjects(self) -> dict[str, list[int]]:
         """Subject -> indices of its slices, in the order of their numbers."""
         indices: dict[str, list[int]] = {}
@@ -96,14 +102,51 @@ class SliceDataset(Dataset):
         return indices
 
 
-class SubjectBatches:
-    """Batch sampler for evaluation: all slices in order, at most `batch_size` in a batch and of one subject."""
+class ShuffledBatches:
+    """Batch sampler for training: every slice once in an epoch, in an order that follows from seed and epoch alone.
 
-    def __init__(self, dataset: SliceDataset, batch_size: int) -> None:
+    Of several processes, each takes every `world`-th slice of a batch. In a last batch that has fewer slices than there
+    are processes, some take a slice that another one has, with weight 0.
+    """
+
+    def __init__(self, dataset: SliceDataset, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        self.slices, self.batch_size, self.seed = len(dataset), batch_size, seed
+        self.rank, self.world = rank, world
+        self.begin(epoch=0)
+
+    def begin(self, epoch: int, step: int = 0) -> None:
+        """Go on with `epoch` at `step`, counted from 0."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        self.order = torch.randperm(self.slices, generator=generator).tolist()
+        self.epoch, self.step = epoch, step
+
+    def batch(self, step: int) -> list[int]:
+        """The slices of a step, of all processes together."""
+        return self.order[step * self.batch_size :][: self.batch_size]
+
+    def weight(self, step: int) -> float:
+        """What the loss of this process counts in the mean over the processes, so that each slice counts the same."""
+        batch = self.batch(step)
+        return len(batch[self.rank :: self.world]) * self.world / len(batch)
+
+    def __len__(self) -> int:
+        return -(-self.slices // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.step, len(self)):
+            batch = self.batch(step)
+            yield batch[self.rank :: self.world] or [batch[self.rank % len(batch)]]
+
+
+class SubjectBatches:
+    """Batch sampler for evaluation: the slices of `subjects` in order, at most `batch_size` in each, of one subject."""
+
+    def __init__(self, dataset: SliceDataset, subjects: Sequence[str], batch_size: int) -> None:
+        indices = dataset.subjects()
         self.batches = [
-            indices[start : start + batch_size]
-            for indices in dataset.subjects().values()
-            for start in range(0, len(indices), batch_size)
+            indices[subject][start : start + batch_size]
+            for subject in subjects
+            for start in range(0, len(indices[subject]), batch_size)
         ]
 
     def __len__(self) -> int:

@@ -10,8 +10,17 @@ from models.ms_dual_guided import MSDualGuided
 from models.network import Network, Output
 from models.recompute import recompute_activations
 from models.released import load_released
+from models.sync_batch_norm import synchronize_batch_norm
 
-__all__ = ["MSDualGuided", "Network", "Output", "build_model", "load_released", "recompute_activations"]
+__all__ = [
+    "MSDualGuided",
+    "Network",
+    "Output",
+    "build_model",
+    "load_released",
+    "recompute_activations",
+    "synchronize_batch_norm",
+]
 
 # Table I's rows of one step: DAF with another attention.
 DAF_ATTENTION = {"daf": "sigmoid", "daf_pam": "position", "daf_cam": "channel", "daf_dual": "dual"}

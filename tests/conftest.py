@@ -1,4 +1,4 @@
-"""What several test files need: two threads for torch, and small data sets on disk."""
+"""What several test files need: one thread for torch, and small data sets on disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # threads that wait for each other make tiny networks slow on a busy machine
 
 
 @pytest.fixture

@@ -239,7 +239,9 @@ def test_unknown_mask_value_says_which_where_and_how_many(make_data):
 
 def test_batches_hold_one_subject_in_order(make_data):
     data = open_data(make_data({"train": ["1", "2"], "val": ["3"], "test": ["4"]}, numbers=(1, 2, 3, 4, 5)))
-    assert list(SubjectBatches(data.dataset("train"), 3)) == [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9]]
+    train = data.dataset("train")
+    assert list(SubjectBatches(train, ["1", "2"], 3)) == [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9]]
+    assert list(SubjectBatches(train, ["2"], 4)) == [[5, 6, 7, 8], [9]]
 
 
 def test_collate_pads_slices_of_other_sizes():

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from medpy.metric import binary
 from PIL import Image
 
+from checkpoint import load_checkpoint, save_checkpoint
 from config import Config, parse_config
 from main import main
-from utils import InputError, load_checkpoint, save_checkpoint
+from utils import InputError
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--backbone", "resnet18", "--steps", "1", "--workers", "0", "--device", "cpu", "--amp", "off"]

@@ -14,6 +14,7 @@ import torch
 
 import predict
 import prepare
+from checkpoint import load_checkpoint, save_checkpoint
 from config import Config
 from data.png import read_image
 from data.preparation import Preparation
@@ -22,7 +23,7 @@ from engine import segment_volume
 from main import main as train
 from tests.test_prepare import ORIENTATIONS, make_scan, write_scan
 from tests.test_sources import slice_position, write_dicom
-from utils import InputError, load_checkpoint, save_checkpoint
+from utils import InputError
 
 CONFIG = Config(backbone="resnet18", steps=1, epochs=1, batch_size=2, workers=0, device="cpu", amp="off")
 

@@ -332,7 +332,7 @@ def test_a_second_process_is_kept_out(make_data, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     script = (
-        f"import time; from pathlib import Path; from utils import lock_folder; f = lock_folder(Path({str(out)!r})); "
+        f"import time; from pathlib import Path; from checkpoint import lock_folder; lock_folder(Path({str(out)!r})); "
     )
     with subprocess.Popen(
         [sys.executable, "-c", script + "print('locked', flush=True); time.sleep(60)"], cwd=ROOT, stdout=subprocess.PIPE

@@ -1,0 +1,123 @@
+"""Several processes that train one network (torchrun), or one that is alone. Nothing here needs to know which.
+
+Each process has a rank; the first one, of rank 0, speaks and writes for all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed as dist
+from torch import nn
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """Join the processes that torchrun has started, until the block ends; without torchrun, do nothing.
+
+    Raises ConnectionError, which says how to go on, where one of the others is lost.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        with contextlib.ExitStack() as stack:
+            if rank() > 0:
+                stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
+            yield
+    except (RuntimeError, ValueError) as error:
+        if not _lost(error):
+            raise
+        message = f"process {rank()} of {world()} has lost another one, which was killed or failed"
+        raise ConnectionError(f"{message}; the same command with --resume goes on from the last checkpoint") from None
+    finally:
+        dist.destroy_process_group()
+
+
+def _lost(error: Exception) -> bool:
+    """Whether an error comes from the connection to other processes: gloo and NCCL have no exception of their own."""
+    words = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "broken pipe")
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
+
+
+def rank() -> int:
+    """Number of this process; 0 where it is alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def from_first(compute: Callable[[], T]) -> T:
+    """What `compute` returns in the first process, in all of them. Where it fails there, the others end silently."""
+    if world() == 1:
+        return compute()
+    if rank() == 0:
+        try:
+            result = compute()
+        except BaseException:
+            dist.broadcast_object_list([False, None])
+            raise
+        dist.broadcast_object_list([True, result])
+        return result
+    box = [False, None]
+    dist.broadcast_object_list(box)
+    if not box[0]:
+        raise SystemExit(2)
+    return box[1]
+
+
+def share(items: Sequence[T]) -> list[T]:
+    """This process's part of `items`."""
+    return list(items[rank() :: world()])
+
+
+def gather(items: list[T]) -> list[T]:
+    """The items that the processes made of their `share`, in the order of the whole, in all of them."""
+    if world() == 1:
+        return items
+    parts: list[Any] = [None] * world()
+    dist.all_gather_object(parts, items)
+    turns = range(max(map(len, parts)))
+    return [part[turn] for turn in turns for part in parts if turn < len(part)]
+
+
+def add_up(values: Sequence[float]) -> list[float]:
+    """The sums of `values` over all processes."""
+    if world() == 1:
+        return list(values)
+    total = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def distribute(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model to train: its gradients are averaged over the processes, and it begins with the first one's weights."""
+    if world() == 1:
+        return model
+    return nn.parallel.DistributedDataParallel(model, [device] if device.type == "cuda" else None)
+
+
+def share_statistics(model: nn.Module) -> None:
+    """Give all processes the running statistics of the first one, which is what the checkpoints hold."""
+    if world() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def wait_for_all() -> None:
+    """Go on when all processes are here."""
+    if world() > 1:
+        dist.barrier()
