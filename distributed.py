@@ -15,6 +15,8 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
+from utils import InputError
+
 T = TypeVar("T")
 
 
@@ -22,19 +24,27 @@ T = TypeVar("T")
 def process_group() -> Iterator[None]:
     """Join the processes that torchrun has started, until the block ends; without torchrun, do nothing.
 
-    Raises ConnectionError, which says how to go on, where one of the others is lost.
+    Raises ConnectionError, which says how to go on, where one of the others is lost; InputError where there are more
+    processes than GPUs.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if gpus:
+        if local >= gpus:
+            raise InputError(f"--nproc_per_node: more processes than GPUs; {gpus} are visible")
+        torch.cuda.set_device(local)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
     try:
         with contextlib.ExitStack() as stack:
             if rank() > 0:
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
             yield
+    except FloatingPointError:
+        if rank() == 0:  # all processes have this one
+            raise
+        raise SystemExit(1) from None
     except (RuntimeError, ValueError) as error:
         if not _lost(error):
             raise

@@ -108,14 +108,14 @@ def train_one_epoch(
             bar.set_postfix_str(f"loss {sums[0] / batches.world:.3f}, lr {optimizer.param_groups[0]['lr']:.1e}", False)
             if stopped:
                 break
-    if epoch.slices == 0:
+    if epoch.slices == 0 and epoch.step == len(batches):
         raise FloatingPointError(f"epoch {epoch.number + 1}: no step had a finite loss and gradient; {REMEDY}")
 
 
 def _report_skipped(epoch: Epoch, most: int, names: list[str]) -> None:
     place = f"epoch {epoch.number + 1}, step {epoch.step}: the loss or its gradient is not finite"
     if epoch.skipped > most:
-        raise FloatingPointError(f"{place}, for the {epoch.skipped}th time; {REMEDY}. Its slices: {', '.join(names)}")
+        raise FloatingPointError(f"{place}, after {most} others; {REMEDY}. Its slices: {', '.join(names)}")
     count = f"{epoch.skipped} of at most {most} in an epoch"
     tqdm.write(f"warning: {place}; the step is left out ({count}). Its slices: {', '.join(names)}")
 

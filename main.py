@@ -58,6 +58,8 @@ from utils import (
 def main(config: Config, stop: StopSignal | None = None) -> None:
     # ---------------------------------------------------------------- set-up
     stop = stop or StopSignal()
+    if config.batch_size < world():
+        raise InputError(f"--batch_size {config.batch_size}: fewer slices than processes; give {world()} or more")
     device = select_device(config.device)
     bfloat16 = use_bfloat16(config.amp, device)
     workers = loader_workers(config.workers, device)
@@ -206,6 +208,11 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
     print(f"\nEverything is in {out}: test.csv, test.json, test.png, predictions, log.csv, best.pt")
 
 
+def command() -> None:
+    """What the command line does: once, or in each of the processes that torchrun starts."""
+    with user_errors(), StopSignal() as stop, process_group():
+        main(from_first(parse_config), stop)
+
+
 if __name__ == "__main__":
-    with user_errors(), StopSignal() as signals, process_group():
-        main(from_first(parse_config), signals)
+    command()
