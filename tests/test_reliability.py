@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from checkpoint import REQUEUE, StopSignal, load_checkpoint
@@ -30,7 +29,19 @@ from tests.processes import command, ended, start
 from tests.test_main import read_csv
 from utils import InputError
 
-TINY = ["--backbone", "resnet18", "--steps", "1", "--device", "cpu", "--amp", "off", "--batch_size", "2", "--no-guidance"]
+TINY = [
+    "--backbone",
+    "resnet18",
+    "--steps",
+    "1",
+    "--device",
+    "cpu",
+    "--amp",
+    "off",
+    "--batch_size",
+    "2",
+    "--no-guidance",
+]
 
 
 @pytest.fixture
@@ -115,3 +126,271 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_from_there(data, tmp_path, n
     assert f"stopped by {signal.Signals(number).name} " in (tmp_path / "out").read_text()
     assert any(steps), "no signal came within an epoch"
     same_result(straight, stopped)
+
+
+def test_a_signal_outside_of_training_ends_at_once():
+    with pytest.raises(SystemExit) as ending, StopSignal():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert ending.value.code == REQUEUE
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+# ---------------------------------------------------------------- storage
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str):
+    """A file system of its own in `folder`, where this machine lets us make one."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True)
+    if done.returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_full_disk(data, tmp_path):
+    """The second checkpoint does not fit. When there is room, the run goes on from the first one."""
+    straight, disk = tmp_path / "straight", tmp_path / "disk"
+    flags = ["--epochs", "2", "--steps", "1"]
+    assert ended(start(command, arguments(data, straight, *flags), output=tmp_path / "log")) == 0
+    size = (straight / "last.pt").stat().st_size + (straight / "best.pt").stat().st_size
+    with small_disk(disk, f"{size + 2**23}"):
+        assert ended(start(command, arguments(data, disk / "run", *flags), output=tmp_path / "out")) == 1
+        message = (tmp_path / "out").read_text().splitlines()[-1]
+        assert message.startswith("error: ")
+        assert "writing failed" in message
+        assert "free some space" in message
+        assert "Traceback" not in (tmp_path / "out").read_text()
+        assert not leftovers(disk / "run")
+        assert load_checkpoint(disk / "run" / "last.pt")["epoch"]["number"] == 1
+        subprocess.run(["mount", "-o", f"remount,size={4 * size}", str(disk)], check=True)
+        assert ended(start(command, arguments(data, disk / "run", *flags), output=tmp_path / "out")) == 0
+        same_result(straight, disk / "run")
+
+
+def test_read_only_folder(data, tmp_path):
+    with small_disk(tmp_path / "disk", "1m"):
+        subprocess.run(["mount", "-o", "remount,ro", str(tmp_path / "disk")], check=True)
+        assert ended(start(command, arguments(data, tmp_path / "disk" / "run"), output=tmp_path / "out")) == 1
+    message = (tmp_path / "out").read_text().splitlines()[-1]
+    assert message.startswith("error: ")
+    assert "Read-only file system" in message
+    assert "Traceback" not in (tmp_path / "out").read_text()
+
+
+def test_two_processes_on_one_run_folder(data, tmp_path):
+    out = tmp_path / "run"
+    first = start(command, arguments(data, out, "--epochs", "50"), output=tmp_path / "first")
+    while not (out / "config.json").exists():
+        time.sleep(0.01)
+    assert ended(start(command, arguments(data, out, "--epochs", "50"), output=tmp_path / "second")) == 2
+    first.kill()
+    first.join()
+    assert "another process is at work in it" in (tmp_path / "second").read_text()
+
+
+def test_a_run_goes_on_with_the_same_slices_only(data, tmp_path):
+    main(parse_config(arguments(data, tmp_path / "run", "--epochs", "1")))
+    for kind in ("Img", "GT"):
+        (data / "train" / kind / "Subj_1slice_3.png").unlink()
+    with pytest.raises(InputError, match="other training slices"):
+        main(parse_config(arguments(data, tmp_path / "run", "--epochs", "2")))
+
+
+# ---------------------------------------------------------------- numbers
+
+
+class Spoiled(GuidedLoss):
+    """A loss that is not finite, or whose gradient is not, at the steps in `bad`; it also ruins running statistics."""
+
+    def __init__(self, model: nn.Module, bad: dict[int, str]) -> None:
+        super().__init__()
+        self.model, self.bad, self.step = [model], bad, 0
+
+    def forward(self, output: Any, target: torch.Tensor) -> Any:
+        terms = super().forward(output, target)
+        what = self.bad.get(self.step, "")
+        self.step += 1
+        if what:
+            for buffer in self.model[0].buffers():
+                buffer.data.fill_(7)  # without autograd noticing
+        if what == "loss":
+            return terms._replace(total=terms.total * float("nan"))
+        if what == "gradient":  # the square root of 0 is finite, its derivative is not
+            return terms._replace(total=terms.total + (terms.total * 0).sqrt())
+        return terms
+
+
+def train(data: Path, bad: dict[int, str], only: list[int] | None = None, max_skipped: int = 2):
+    """One epoch of a tiny network; with `only`, of these steps alone."""
+    torch.manual_seed(0)
+    model = build_model(Config(backbone="resnet18", steps=1, guidance=False))
+    dataset = open_data(data).dataset("train")
+    batches = ShuffledBatches(dataset, 2, seed=0)
+    if only is not None:
+        batches.begin = lambda epoch, step: None
+        batches.order = [index for step in only for index in batches.batch(step)]
+    loader = torch.utils.data.DataLoader(dataset, batch_sampler=batches)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    epoch, device = Epoch(0), torch.device("cpu")
+    batches.slices = len(batches.order)
+    train_one_epoch(model, loader, Spoiled(model, bad), optimizer, device, False, epoch, max_skipped, StopSignal(), "")
+    return model.state_dict(), epoch, batches
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_as_if_it_had_not_been(data, what, capsys):
+    spoiled, epoch, batches = train(data, {1: what})
+    without, _, _ = train(data, {}, only=[0, 2])
+    floats = {key: value for key, value in spoiled.items() if value.is_floating_point()}
+    torch.testing.assert_close(floats, {key: without[key] for key in floats}, rtol=0, atol=0)
+    assert (epoch.skipped, epoch.step, epoch.slices) == (1, 3, 4)
+    printed = capsys.readouterr().out
+    assert "epoch 1, step 2: the loss or its gradient is not finite" in printed
+    names = sorted(path.name for path in (data / "train" / "Img").iterdir())
+    for index in batches.batch(1):
+        assert names[index] in printed
+
+
+def test_more_such_steps_than_allowed_stop_the_training(data):
+    with pytest.raises(FloatingPointError, match=r"step 2.*after 1 others.*--lr.*slices: Subj_"):
+        train(data, {0: "loss", 1: "loss"}, max_skipped=1)
+    with pytest.raises(FloatingPointError, match="no step had a finite loss"):
+        train(data, {0: "loss", 1: "loss", 2: "loss"}, max_skipped=3)
+
+
+def test_a_diverged_run_keeps_its_last_good_checkpoint(data, tmp_path):
+    out = tmp_path / "run"
+    assert ended(start(command, arguments(data, out, "--epochs", "1"), output=tmp_path / "log")) == 0
+    before = load_checkpoint(out / "last.pt")
+    # The weights of the second epoch: after a rate that makes everything overflow.
+    spoiled = load_checkpoint(out / "last.pt")
+    spoiled["model"]["backbone.stem.0.weight"][:] = torch.inf
+    torch.save(spoiled, out / "last.pt")
+    flags = ["--epochs", "2", "--max_skipped", "1"]
+    assert ended(start(command, arguments(data, out, *flags), output=tmp_path / "out")) == 1
+    assert "error: epoch 2, step 2: the loss or its gradient is not finite" in (tmp_path / "out").read_text()
+    assert load_checkpoint(out / "last.pt")["epoch"] == before["epoch"]
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize(
+    ("options", "bfloat16"),
+    [({"steps": 2}, False), ({"steps": 1}, True), ({"model": "unet"}, False), ({"steps": 2, "recompute": True}, False)],
+)
+def test_estimate_against_what_autograd_keeps(options, bfloat16):
+    """Counted on a real step of three slices: the storages that the backward pass waits for, once each."""
+    config = Config(backbone="resnet18", **options)
+    estimate = step_memory(config, (96, 64), bfloat16)
+    model = build_model(config)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        GuidedLoss()(model(torch.rand(3, 1, 96, 64)), torch.zeros(3, 96, 64, dtype=torch.long))
+    activations = sum(size for address, size in kept.items() if address not in own)
+    counted = 16 * parameters + activations
+    if config.recompute:
+        assert estimate.of(3) < 0.95 * counted
+    else:
+        assert estimate.of(3) == pytest.approx(counted, rel=0.05)
+
+
+def test_what_fits():
+    memory = StepMemory(fixed=1000, per_slice=100)
+    for available in (0, 999, 1099, 1100, 1999, 2000):
+        slices = memory.fits(available)
+        assert memory.of(slices) <= available or slices == 0
+        assert memory.of(slices + 1) > available
+
+
+def run_in_little_memory(data: Path, out: Path) -> None:
+    """Address space for 300 MiB more than the process has when training begins."""
+    import resource
+
+    import main
+
+    def limited(*arguments: Any) -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + 300 * 2**20,) * 2)
+        train_one_epoch(*arguments)
+
+    main.train_one_epoch = limited
+    command(arguments(data, out, "--batch_size", "6"))
+
+
+def test_out_of_memory_says_what_to_change(make_data, tmp_path):
+    data = make_data({"train": ["1", "2"], "val": ["3"], "test": ["4"]}, numbers=(1, 2, 3), size=(256, 256))
+    assert ended(start(run_in_little_memory, data, tmp_path / "run", output=tmp_path / "out")) == 1
+    message = (tmp_path / "out").read_text()
+    assert "a training step takes about" in message
+    assert "error: out of memory in a training step; " in message
+    assert "Traceback" not in message
+
+
+def test_advice_fits_the_memory():
+    from memory import advice
+
+    config, size = Config(backbone="resnet18"), (64, 64)
+    plain = step_memory(config, size, False)
+    text = advice(config, size, False, plain.of(3), processes=1)
+    assert "--batch_size 3 (" in text
+    assert "--batch_size 8 --recompute" in text or "--recompute" in text
+    assert "--batch_size 6" in advice(config, size, False, plain.of(3), processes=2)
+    assert "smaller" in advice(config, size, False, plain.fixed, processes=1)
+
+
+def test_other_errors_are_not_called_out_of_memory():
+    with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory(lambda: ""):
+        raise RuntimeError("shapes differ")
+    with pytest.raises(MemoryError, match="fewer slices"), explain_out_of_memory(lambda: "fewer slices"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert 2**28 < available_bytes(torch.device("cpu")) < 2**50
+
+
+# ---------------------------------------------------------------- security and long runs
+
+
+def test_training_needs_no_network(data, tmp_path, monkeypatch):
+    import socket
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    main(parse_config(arguments(data, tmp_path / "run", "--epochs", "1")))
+
+
+def test_pickles_are_refused_with_the_way_to_convert_them(tmp_path):
+    import pickle
+
+    for protocol in (2, 4, 5):
+        (tmp_path / "released.pkl").write_bytes(pickle.dumps({"net": [1]}, protocol))
+        with pytest.raises(InputError, match=r"released\.pkl.*could run code.*docs/reliability\.md"):
+            load_checkpoint(tmp_path / "released.pkl")
+    torch.save({"model": pytest.approx(1)}, tmp_path / "objects.pt")
+    with pytest.raises(InputError, match=r"objects\.pt.*could run code"):
+        load_checkpoint(tmp_path / "objects.pt")
+
+
+def test_soak(tmp_path):
+    """A short form of python -m tests.soak: memory and open files stay where they are."""
+    from tests.soak import soak
+
+    report = soak(tmp_path, epochs=20)
+    assert max(report["files"]) <= min(report["files"]) + 2  # one may be open for a moment
+    assert report["growth_mib"] < 30
