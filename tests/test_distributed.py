@@ -1,0 +1,235 @@
+"""Training in several processes: equal to one process on the same batches, and what happens when one is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from checkpoint import StopSignal, load_checkpoint
+from config import Config
+from data.augment import Augmentation
+from data.folder import open_data
+from data.slices import ShuffledBatches, collate
+from distributed import distribute, gather, process_group, rank, share, world
+from engine import Epoch, train_one_epoch
+from losses import GuidedLoss
+from models import build_model, synchronize_batch_norm
+from tests.processes import command, ended, start, start_all
+from tests.test_main import read_csv
+from tests.test_reliability import arguments
+
+ROOT = Path(__file__).parents[1]
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 9), st.integers(0, 5), st.integers(0, 9))
+@settings(deadline=None)
+def test_processes_share_the_batches(slices, batch, processes, epoch, skip):
+    """Every slice counts once in an epoch and as much as any other, in the order of one process, from any step on."""
+    batch = max(batch, processes)
+    dataset = range(slices)
+    alone = ShuffledBatches(dataset, batch, 3)
+    alone.begin(epoch)
+    steps = list(alone)
+    assert sorted(index for step in steps for index in step) == list(dataset)
+    assert [len(step) for step in steps[:-1]] == [batch] * (len(steps) - 1)
+    shares = [ShuffledBatches(dataset, batch, 3, k, processes) for k in range(processes)]
+    start = min(skip, len(steps))
+    for part in shares:
+        part.begin(epoch, start)
+    parts = [list(part) for part in shares]
+    assert [len(part) for part in parts] == [len(steps) - start] * processes
+    for step in range(start, len(steps)):
+        counted: dict[int, float] = {}
+        for part, own in zip(shares, parts, strict=True):
+            indices = own[step - start]
+            for index in indices:  # DistributedDataParallel takes the mean over the processes of the means over slices
+                counted[index] = counted.get(index, 0) + part.weight(step) / processes / len(indices)
+        counted = {index: weight for index, weight in counted.items() if weight}
+        assert counted == pytest.approx(dict.fromkeys(steps[step], 1 / len(steps[step])))
+
+
+def test_order_differs_between_epochs_and_seeds():
+    orders = set()
+    for seed in (0, 1):
+        for epoch in (0, 1):
+            batches = ShuffledBatches(range(50), 50, seed)
+            batches.begin(epoch)
+            orders.add(tuple(next(iter(batches))))
+    assert len(orders) == 4
+
+
+def normalize(folder: Path, x: torch.Tensor, weight: torch.Tensor) -> None:
+    with process_group():
+        norm = nn.BatchNorm2d(3).double()
+        norm.weight.data.copy_(torch.tensor([0.5, 1.0, 2.0]))
+        synchronize_batch_norm(norm)
+        part = slice(0, 3) if rank() == 0 else slice(3, None)
+        own = x[part].clone().requires_grad_()
+        y = norm(own)
+        (y * weight[part]).sum().backward()
+        torch.save(
+            {"y": y.detach(), "x_grad": own.grad, "weight": norm.weight.grad, "bias": norm.bias.grad,
+             "mean": norm.running_mean, "var": norm.running_var, "count": norm.num_batches_tracked},
+            folder / f"{rank()}.pt",
+        )  # fmt: skip
+
+
+def test_synchronized_batch_norm_against_one_batch(tmp_path):
+    """Three slices in one process, one in the other, in float64."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(4, 3, 5, 6, dtype=torch.float64, generator=generator) for _ in range(2))
+    processes = start_all(normalize, tmp_path, x * 3 + 100, weight, output=tmp_path / "out")
+    assert [ended(process) for process in processes] == [0, 0]
+    parts = [torch.load(tmp_path / f"{k}.pt") for k in (0, 1)]
+    norm = nn.BatchNorm2d(3).double()
+    norm.weight.data.copy_(torch.tensor([0.5, 1.0, 2.0]))
+    whole = (x * 3 + 100).requires_grad_()
+    y = norm(whole)
+    (y * weight).sum().backward()
+    close = {"rtol": 1e-10, "atol": 1e-11}
+    torch.testing.assert_close(torch.cat([part["y"] for part in parts]), y.detach(), **close)
+    torch.testing.assert_close(torch.cat([part["x_grad"] for part in parts]), whole.grad, **close)
+    torch.testing.assert_close(parts[0]["weight"] + parts[1]["weight"], norm.weight.grad, **close)
+    torch.testing.assert_close(parts[0]["bias"] + parts[1]["bias"], norm.bias.grad, **close)
+    for part in parts:
+        torch.testing.assert_close(part["mean"], norm.running_mean, **close)
+        torch.testing.assert_close(part["var"], norm.running_var, **close)
+        assert part["count"] == 1
+
+
+def steps_in_float64(data: Path, out: Path, batch_size: int, recompute: bool) -> None:
+    """Two epochs of two steps, in one process or in several."""
+    with process_group():
+        torch.manual_seed(0)
+        model = build_model(Config(backbone="resnet18", steps=2)).double()
+        if world() > 1:
+            synchronize_batch_norm(model)
+        if recompute:
+            from models import recompute_activations
+
+            recompute_activations(model)
+        training = distribute(model, torch.device("cpu"))
+        dataset = open_data(data).dataset("train", Augmentation())
+        loader = torch.utils.data.DataLoader(
+            dataset,
+            batch_sampler=ShuffledBatches(dataset, batch_size, 0, rank(), world()),
+            collate_fn=lambda items: collate([(image.double(), target) for image, target in items]),
+        )
+        optimizer = torch.optim.Adam(training.parameters(), 1e-3)
+        losses = []
+        for number in range(2):
+            dataset.epoch = number
+            epoch = Epoch(number)
+            train_one_epoch(
+                training, loader, GuidedLoss(), optimizer, torch.device("cpu"), False, epoch, 0, StopSignal(), ""
+            )
+            losses.append(epoch.losses())
+        torch.save({"model": model.state_dict(), "losses": losses}, out.with_suffix(f".{rank()}.pt"))
+
+
+@pytest.mark.parametrize(("batch_size", "recompute"), [(4, False), (5, True)])
+def test_two_processes_equal_one_on_the_same_global_batch(make_data, tmp_path, batch_size, recompute):
+    """In float64 with synchronized batch normalization: losses, weights and statistics to 1e-9 of their size."""
+    data = make_data({"train": ["1", "2"], "val": ["3"], "test": ["4"]}, numbers=(1, 2, 3))
+    alone = start(steps_in_float64, data, tmp_path / "one", batch_size, False, output=tmp_path / "out")
+    assert ended(alone) == 0, (tmp_path / "out").read_text()
+    both = start_all(steps_in_float64, data, tmp_path / "two", batch_size, recompute, output=tmp_path / "two")
+    assert [ended(process) for process in both] == [0, 0], (tmp_path / "two.0").read_text()
+    one, *two = (torch.load(tmp_path / name) for name in ("one.0.pt", "two.0.pt", "two.1.pt"))
+    assert two[0]["losses"] == two[1]["losses"]
+    for ours, theirs in zip(two[0]["losses"], one["losses"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-9)
+    for other in two:
+        for key, value in one["model"].items():
+            # In a last batch of one slice, both processes have it: its unbiased variance is then another one.
+            if batch_size == 4 or not key.endswith("running_var"):
+                torch.testing.assert_close(other["model"][key], value, rtol=1e-9, atol=1e-9)
+
+
+def gather_shares(count: int, out: Path) -> None:
+    with process_group():
+        out.with_suffix(f".{rank()}").write_text(repr(gather([item * 10 for item in share(range(count))])))
+
+
+@pytest.mark.parametrize("count", [1, 4, 5])
+def test_gathered_in_order(tmp_path, count):
+    for process in start_all(gather_shares, count, tmp_path / "items", output=tmp_path / "out"):
+        assert ended(process) == 0
+    for k in (0, 1):
+        assert (tmp_path / f"items.{k}").read_text() == repr([item * 10 for item in range(count)])
+
+
+@pytest.fixture
+def data(make_data) -> Path:
+    """Four training steps of two slices; three test subjects for two processes."""
+    return make_data({"train": ["1", "2"], "val": ["3", "5"], "test": ["4", "6", "7"]}, numbers=(1, 2, 3, 4))
+
+
+def test_torchrun_ends_when_a_process_is_killed_and_resumes(data, tmp_path):
+    """The real command. A killed process ends all within a minute with a clear line; the run then goes on."""
+    out, torchrun = tmp_path / "run", [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    flags = arguments(data, out, "--epochs", "40")
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        running = subprocess.Popen([*torchrun, "main.py", *flags], cwd=ROOT, stdout=file, stderr=file)
+        while not (out / "last.pt").exists():
+            assert running.poll() is None, log.read_text()
+            time.sleep(0.05)
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        os.kill(int(children[1]), signal.SIGKILL)
+        began = time.monotonic()
+        assert running.wait(timeout=60) != 0
+    assert time.monotonic() - began < 60
+    assert "has lost another one" in log.read_text() or "SIGKILL" in log.read_text()
+    for child in children:
+        assert not Path(f"/proc/{child}").exists()
+    epochs = load_checkpoint(out / "last.pt")["epoch"]["number"]
+    done = subprocess.run(
+        [*torchrun, "main.py", *arguments(data, out, "--epochs", str(epochs + 1))],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"resumed after epoch {epochs}" in done.stdout
+    assert done.stdout.count("Everything is in") == 1  # one process speaks
+    assert len(read_csv(out / "log.csv")) == epochs + 1
+    assert [row["subject"] for row in read_csv(out / "test.csv")][::4] == ["4", "6", "7"]
+
+
+def test_a_signal_to_one_process_stops_both_and_they_go_on(data, tmp_path):
+    """Stopped within an epoch and resumed, two processes end as if they had not been."""
+    results = []
+    for name in ("straight", "stopped"):
+        out = tmp_path / name
+        flags = arguments(data, out, "--epochs", "2", "--sync_batch_norm")
+        if name == "stopped":
+            processes = start_all(command, flags, output=tmp_path / name)
+            while not list(out.glob("tensorboard/*")):
+                time.sleep(0.01)
+            time.sleep(0.3)
+            os.kill(processes[1].pid, signal.SIGUSR1)
+            assert [ended(process) for process in processes] == [75, 75], (tmp_path / "stopped.1").read_text()
+        processes = start_all(command, flags, output=tmp_path / name)
+        assert [ended(process) for process in processes] == [0, 0], (tmp_path / f"{name}.0").read_text()
+        results.append(load_checkpoint(out / "last.pt"))
+        assert sorted(path.name for path in (out / "predictions").iterdir()) == [f"{k}.nii.gz" for k in (4, 6, 7)]
+    torch.testing.assert_close(results[1]["model"], results[0]["model"], rtol=0, atol=0)
+
+
+def test_a_mistake_is_said_once(data, tmp_path):
+    processes = start_all(command, ["--data", str(tmp_path / "nowhere")], output=tmp_path / "out")
+    assert [ended(process) for process in processes] == [2, 2]
+    assert "no such folder" in (tmp_path / "out.0").read_text()
+    assert (tmp_path / "out.1").read_text() == ""
+    processes = start_all(command, arguments(data, tmp_path / "run", "--batch_size", "1"), output=tmp_path / "few")
+    assert [ended(process) for process in processes] == [2, 2]
+    assert "fewer slices than processes" in (tmp_path / "few.0").read_text()
