@@ -22,10 +22,11 @@ from data.slices import collate
 from data.splits import read_split
 from data.volumes import array_spacing, write_nifti
 from engine import segment_subjects, train_one_epoch
+from figures import overlays, save_overview
 from losses import GuidedLoss
 from metrics import dice, format_table, score_subject, summarize
 from models import build_model, recompute_activations
-from report import save_overview
+from report import Shown, environment, write_report
 from utils import (
     load_checkpoint,
     load_newest,
@@ -100,6 +101,7 @@ def main(config: Config) -> None:
         start, best, log = last["epoch"], last["best"], last["log"]
         print(f"{out}: resumed after epoch {start}")
     write_json(out / "config.json", config.to_dict())
+    write_json(out / "environment.json", environment(device))
     curves = SummaryWriter(out / "tensorboard", purge_step=start)
 
     # ---------------------------------------------------------------- training
@@ -111,7 +113,7 @@ def main(config: Config) -> None:
         title = f"epoch {epoch + 1}/{config.epochs}"
         losses = train_one_epoch(model, loader, criterion, optimizer, device, bfloat16, title)
 
-        volumes = segment_subjects(model, val_set, config.eval_batch_size, workers, device, bfloat16, "validate")
+        volumes = list(segment_subjects(model, val_set, config.eval_batch_size, workers, device, bfloat16, "validate"))
         scores = summarize([
             {"subject": volume.subject, "class": name, "dsc": dice(volume.prediction == k, volume.target == k)}
             for volume in volumes for k, name in enumerate(classes) if k > 0
@@ -132,8 +134,11 @@ def main(config: Config) -> None:
         newest = weights | states | {"epoch": epoch + 1, "best": best, "log": log}
         save_checkpoint(out / "last.pt", newest, previous=out / "previous.pt")
         write_csv(out / "log.csv", log)
-        for name, value in (losses | val | {"lr": lr}).items():
+        write_report(out, Shown("val", val_set, volumes, data.geometry))
+        for name, value in log[-1].items():
             curves.add_scalar(name, value, epoch + 1)
+        for subject, pixels in overlays(volumes, val_set):
+            curves.add_image(f"validation {subject}, truth and prediction", pixels, epoch + 1, dataformats="HWC")
         print(f"{title}  loss {losses['total']:.3f}  val DSC {100 * score:.2f} (best {100 * best:.2f})  lr {lr:.1e}  "
               f"{log[-1]['seconds']:.0f} s", flush=True)  # fmt: skip
     curves.close()
@@ -156,10 +161,11 @@ def main(config: Config) -> None:
     cost = {"parameters": parameters, "best_epoch": chosen["epoch"], "epochs": len(log)}
     cost |= {"seconds": sum(row["seconds"] for row in log), "memory_gib": max(row["memory_gib"] for row in log)}
     write_json(out / "test.json", summary | cost)
+    write_report(out, Shown("test", test_set, shown, data.geometry), model)
     lock.close()
     print(f"\nTest, best checkpoint (epoch {chosen['epoch']}), {len(shown)} subjects in 3D, mean ± std\n")
     print(format_table(summary))
-    print(f"\nEverything is in {out}: test.csv, test.json, test.png, predictions, log.csv, best.pt")
+    print(f"\nEverything is in {out}: report.html, test.csv, test.json, predictions, log.csv, best.pt")
 
 
 if __name__ == "__main__":
