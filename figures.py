@@ -34,7 +34,7 @@ def save_overview(path: Path, volumes: list[Volume], dataset: SliceDataset, most
     for row, volume in zip(axes, volumes, strict=True):
         indices = dataset.subjects()[volume.subject]
         numbers = [dataset.slices[index].number for index in indices]
-        k = _fullest([volume.target[number - numbers[0]] for number in numbers])
+        k = fullest([volume.target[number - numbers[0]] for number in numbers])
         place = numbers[k] - numbers[0]
         for axis, overlay in zip(row, (None, volume.target[place], volume.prediction[place]), strict=True):
             _draw(axis, dataset[indices[k]][0].numpy(), overlay, len(dataset.labels.names))
@@ -55,7 +55,7 @@ def save_contact_sheet(path: Path, data: DataFolder, most: int = 6) -> None:
         dataset = data.dataset(split)
         for column, (subject, indices) in enumerate(list(dataset.subjects().items())[:most]):
             targets = [dataset[index][1].numpy() for index in indices]
-            k = _fullest(targets)
+            k = fullest(targets)
             for axis, overlay in zip(axes[2 * row : 2 * row + 2, column], (None, targets[k]), strict=True):
                 axis.set_axis_on()
                 _draw(axis, dataset[indices[k]][0].numpy(), overlay, len(data.labels.names))
@@ -154,12 +154,12 @@ def overlays(volumes: Sequence[Volume], dataset: SliceDataset, most: int = 3) ->
     for volume in volumes[:most]:
         indices = dataset.subjects()[volume.subject]
         places = [dataset.slices[index].number - dataset.slices[indices[0]].number for index in indices]
-        k = _fullest(volume.target[places])
+        k = fullest(volume.target[places])
         image = dataset[indices[k]][0][0].numpy()
         yield volume.subject, np.hstack([overlay(image, v[places[k]]) for v in (volume.target, volume.prediction)])
 
 
-def _fullest(targets: Sequence[np.ndarray]) -> int:
+def fullest(targets: Sequence[np.ndarray]) -> int:
     """Which of the slices has the most classes, and among those the most foreground."""
     return max(range(len(targets)), key=lambda k: (len(np.unique(targets[k])), np.count_nonzero(targets[k])))
 

@@ -26,6 +26,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import tyro
+from matplotlib.colors import to_rgb
 from PIL import Image
 from scipy import ndimage
 from torch import nn
@@ -36,10 +37,10 @@ from data.png import read_image
 from data.slices import SliceDataset
 from data.splits import read_split
 from engine import Volume, segment_subjects
-from figures import Row, overlay, save_boxes, save_grid
+from figures import COLORS, Row, fullest, save_boxes, save_grid
 from metrics import shown_metrics
 from models import build_model
-from models.inspection import inspect
+from models.inspection import Inspection, inspect
 from tables import LOWER_IS_BETTER, MEAN, METRICS, Table, read_result
 from utils import (
     InputError,
@@ -146,7 +147,7 @@ def write_report(folder: Path, shown: Shown | None = None, model: nn.Module | No
         worst = sorted(shown.volumes, key=lambda volume: np.nan_to_num(mean_dice(counts[volume.subject].sum(0)), nan=2))
         if model:
             found = (look_inside(model, shown.dataset, volume, counts[volume.subject]) for volume in worst[:INSPECTED])
-            page["inside"] = [subject for subject in found if subject]
+            page["inside"] = [place for subject in found for place in subject]
         room = LIMIT - len(fill("report.html", page)) - 10_000
         subjects = view(shown, worst[:WHILE_TRAINING] if shown.split == "val" else worst, counts, room)
         page["viewer"] = {"split": shown.split, "subjects": subjects, "left_out": len(worst) - len(subjects)}
@@ -310,6 +311,16 @@ def encode_jpeg(pixels: np.ndarray) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
+def encode_classes(classes: np.ndarray) -> str:
+    """Class indices uint8 (H, W) -> base64 of a PNG in the colors of the classes, transparent where background."""
+    picture = Image.fromarray(classes).convert("P")
+    colors = [round(255 * value) for k in range(255) for value in to_rgb(COLORS[k % len(COLORS)])]
+    picture.putpalette([0, 0, 0, *colors])
+    file = io.BytesIO()
+    picture.save(file, "PNG", transparency=0)
+    return base64.b64encode(file.getvalue()).decode()
+
+
 def encode_mask(classes: np.ndarray) -> str:
     """uint8 of any shape -> base64 of a zlib stream, which browsers unpack by themselves, to the bit."""
     return base64.b64encode(zlib.compress(classes.tobytes())).decode()
@@ -318,36 +329,41 @@ def encode_mask(classes: np.ndarray) -> str:
 # ---------------------------------------------------------------- what the refinement looks at
 
 
-def look_inside(model: nn.Module, dataset: SliceDataset, volume: Volume, counts: np.ndarray) -> dict[str, Any] | None:
-    """Maps of the refinement at a subject's worst slice; None for a network that does not refine.
+def look_inside(model: nn.Module, dataset: SliceDataset, volume: Volume, counts: np.ndarray) -> list[dict[str, Any]]:
+    """Maps of the refinement at a subject's worst and fullest slice; nothing for a network that does not refine.
 
     The position attention is that of the pixel deepest inside a class of the truth (without one: of the middle).
     """
     indices = dataset.subjects()[volume.subject]
     places = _places(dataset, volume.subject, indices)
-    k = worst_slice(counts[places])
-    target, (image, _) = volume.target[places[k]], dataset[indices[k]]
-    point = deepest(target)
-    parameter = next(model.parameters())
-    found = inspect(model, image[None].to(parameter.device), point)
-    if found is None:
-        return None
-    grey = image[0].numpy()
+    slices = {fullest(volume.target[places]): "fullest", worst_slice(counts[places]): "worst"}
+    parameter, found = next(model.parameters()), []
+    for k, kind in sorted(slices.items(), key=lambda item: item[1], reverse=True):
+        image, target = dataset[indices[k]][0], volume.target[places[k]]
+        point = deepest(target)
+        inspection = inspect(model, image[None].to(parameter.device), point)
+        if inspection:
+            rows = _maps(inspection, point)
+            place = {"subject": volume.subject, "number": dataset.slices[indices[k]].number, "kind": kind}
+            pictures = {"image": encode_image(dataset.slices[indices[k]].images[0]), "truth": encode_classes(target)}
+            found.append(place | pictures | {"rows": rows})
+    return found
+
+
+def _maps(inspection: Inspection, point: tuple[int, int]) -> list[dict[str, Any]]:
+    """Rows of pictures over the scales, each with its title; of attention also the point, in parts of the image."""
     rows = [
-        {"title": title, "images": [encode_jpeg(overlay(grey, scale.numpy())) for scale in scales]}
-        for title, scales in (("Raw prediction", found.raw), ("Refined prediction", found.refined))
+        {"title": title, "classes": [encode_classes(scale.numpy()) for scale in scales]}
+        for title, scales in (("Raw prediction", inspection.raw), ("Refined prediction", inspection.refined))
     ]
-    for number, step in enumerate(found.steps, 1):
+    for number, step in enumerate(inspection.steps, 1):
         for title, maps in zip(("Position attention", "Semantic reconstruction", "Guide"), step, strict=True):
-            rows.append({"title": f"{title}, step {number}", "images": [encode_jpeg(heat(x.numpy())) for x in maps]})
-            if title == "Position attention":
-                rows[-1]["point"] = [(point[1] + 0.5) / target.shape[1], (point[0] + 0.5) / target.shape[0]]
-    return {
-        "subject": volume.subject,
-        "number": dataset.slices[indices[k]].number,
-        "truth": encode_jpeg(overlay(grey, target)),
-        "rows": [row for row in rows if row["images"]],
-    }
+            row = {"title": f"{title}, step {number}", "heat": [encode_jpeg(heat(x.numpy())) for x in maps]}
+            if maps is step.attention:
+                height, width = inspection.refined[0].shape
+                row["point"] = [(point[1] + 0.5) / width, (point[0] + 0.5) / height]
+            rows.append(row)
+    return [row for row in rows if row.get("classes") or row.get("heat")]
 
 
 def deepest(target: np.ndarray) -> tuple[int, int]:

@@ -16,8 +16,8 @@ from pathlib import Path
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from report import main as write_page
 from report import Options
+from report import main as write_page
 from utils import atomic_path
 
 HERE = Path(__file__).resolve().parent
@@ -69,9 +69,9 @@ def show(driver: webdriver.Chrome, page: Path, width: int = 1200, dark: bool = F
 
 def shoot(driver: webdriver.Chrome, path: Path, first: str = "body", last: str | None = None) -> None:
     """Write a PNG from the top of the element `first` to the bottom of `last` (CSS selectors), as wide as the page."""
-    top, bottom, width, scale = driver.execute_script(
+    top, bottom, width = driver.execute_script(
         "const box = (s) => document.querySelector(s).getBoundingClientRect();"
-        "return [box(arguments[0]).top + scrollY, box(arguments[1]).bottom + scrollY, innerWidth, devicePixelRatio]",
+        "return [box(arguments[0]).top + scrollY, box(arguments[1]).bottom + scrollY, innerWidth]",
         first,
         last or first,
     )

@@ -16,7 +16,7 @@ from models.ms_dual_guided import MSDualGuided
 
 
 class StepMaps(NamedTuple):
-    """Maps of one refinement step, float32 (H, W), one for each scale; empty where the step has no such part."""
+    """Maps of one refinement step, float32 (H/4, W/4), rounded up, one a scale; empty where it has no such part."""
 
     attention: list[Tensor]
     """softmax(q k^T) of the chosen point: how much each position counts in the position attention at that point."""
@@ -65,24 +65,25 @@ def inspect(model: nn.Module, image: Tensor, point: tuple[int, int]) -> Inspecti
                 watch(guide, maps.guide)
         model.eval()(image)
 
-    def whole(x: Tensor) -> Tensor:
-        """Maps of the padded image at a quarter of its size -> of the image itself."""
-        return F.interpolate(x.float(), scale_factor=4, mode="bilinear")[..., : image.shape[-2], : image.shape[-1]]
+    height, width = image.shape[-2:]
 
     def classes(scales: list[Tensor]) -> list[Tensor]:
-        logits = [whole(x) for x in scales]
+        logits = [F.interpolate(x.float(), scale_factor=4, mode="bilinear")[..., :height, :width] for x in scales]
         mean = [torch.stack(logits).mean(0)] if logits else []
         return [x.argmax(1)[0].to("cpu", torch.uint8) for x in logits + mean]
 
     def magnitude(x: Tensor) -> Tensor:
-        return whole(x.abs().mean(1, keepdim=True))[0, 0].cpu()
+        return unpadded(x.float().abs().mean(1)[0])
+
+    def unpadded(x: Tensor) -> Tensor:
+        return x[: -(-height // 4), : -(-width // 4)].cpu()
 
     return Inspection(
         classes(raw),
         classes(refined),
         [
             StepMaps(
-                [whole(x)[0, 0].cpu() for x in maps.attention],
+                [unpadded(x) for x in maps.attention],
                 [magnitude(x) for scales in maps.reconstruction for x in scales],
                 [magnitude(x) for x in maps.guide],
             )
@@ -100,9 +101,9 @@ def _reconstructions(module: SemanticModule, inputs: tuple[Any], output: tuple[A
 
 
 def _attention_of(point: tuple[int, int], module: PositionAttention, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    """The row softmax(q k^T) of a pixel's position: (1, 1, H/4, W/4). The N x N map is never made."""
+    """The row softmax(q k^T) of a pixel's position: (H/4, W/4). The N x N map is never made."""
     x = inputs[0]
     row, column = point[0] // 4, point[1] // 4
     query, key = (conv(x).float() for conv in (module.query, module.key))
     energy = torch.einsum("c,cn->n", query[0, :, row, column], key[0].flatten(1))
-    return energy.softmax(0).reshape(1, 1, *x.shape[-2:])
+    return energy.softmax(0).reshape(x.shape[-2:])

@@ -133,24 +133,29 @@ function maps() {
     byId("inside").remove();
     return;
   }
-  const chosen = el("div", { class: "choice", role: "group", "aria-label": "Subject" });
+  const chosen = el("div", { class: "choice", role: "group", "aria-label": "Slice" });
   const place = el("div");
   byId("maps").replaceChildren(chosen, place);
-  choice(chosen, data.inside.map((s) => `subject ${s.subject}, slice ${s.number}`), (k) => {
-    const subject = data.inside[k];
-    place.replaceChildren(
-      ...subject.rows.map((row) => el("div", { class: "maps" }, el("h3", {}, row.title),
-        ...row.images.map((image, s) => mapFigure(image, `${row.title}, ${scaleName(s)}`, scaleName(s), row.point)))),
-      el("div", { class: "maps" }, el("h3", {}, "Truth"), mapFigure(subject.truth, "truth", "")));
+  choice(chosen, data.inside.map((s) => `subject ${s.subject}, slice ${s.number} (${s.kind})`), (k) => {
+    const slice = data.inside[k];
+    const row = (title, pictures) => el("div", { class: "maps" }, el("h3", {}, title), ...pictures);
+    place.replaceChildren(row("Truth", [classMap(slice, slice.truth, "Truth", "")]), ...slice.rows.map(({ title, classes, heat, point }) =>
+      row(title, classes ? classes.map((mask, s) => classMap(slice, mask, title, scaleName(s)))
+        : heat.map((map, s) => mapFigure(title, scaleName(s), [`data:image/jpeg;base64,${map}`], point)))));
   });
 }
 
 const scaleName = (s) => (s < 4 ? `Res-${s + 2}` : "mean");
 
-function mapFigure(image, alt, caption, point) {
+function classMap(slice, mask, title, caption) {
+  return mapFigure(title, caption, [`data:image/jpeg;base64,${slice.image}`, `data:image/png;base64,${mask}`]);
+}
+
+/* Pictures over each other, and a cross at `point` (parts of width and height). */
+function mapFigure(title, caption, sources, point = null) {
   const cross = point && el("span", { class: "cross", style: { left: `${100 * point[0]}%`, top: `${100 * point[1]}%` } });
-  return el("figure", {}, el("div", { class: "map" }, el("img", { src: `data:image/jpeg;base64,${image}`, alt }), cross || null),
-    el("figcaption", {}, caption));
+  const images = sources.map((src, layer) => el("img", { src, alt: layer ? "" : [title, caption].filter(Boolean).join(", ") }));
+  return el("figure", {}, el("div", { class: "map" }, ...images, cross), el("figcaption", {}, caption));
 }
 
 /* ---------------------------------------------------------------- training and settings */

@@ -3,8 +3,8 @@
 
 const ERRORS = [
   { name: "false positive", color: "--okabe-7" },
-  { name: "false negative", color: "--okabe-2" },
-  { name: "wrong class", color: "--okabe-4" },
+  { name: "false negative", color: "--okabe-6" },
+  { name: "wrong class", color: "--okabe-5" },
 ];
 
 /* base64 of a zlib stream -> Uint8Array. */
@@ -154,7 +154,7 @@ function sliceViewer(container, subjects, classes) {
     }
     const dice = classes.map((_, k) => diceOf(truth, prediction, k + 1));
     buttons.forEach((button, k) => (button.lastChild.textContent = number(known(dice[k]) ? 100 * dice[k] : null)));
-    layers.forEach((button) => (button.disabled = shown.errors));
+    layers.forEach((button) => (button.hidden = shown.errors));
     describe(dice);
   }
 
@@ -181,7 +181,7 @@ function sliceViewer(container, subjects, classes) {
   /* Of the classes that are on: 0 prediction only, 1 truth only, 2 two classes that differ. */
   function drawErrors(context, truth, prediction, width, height) {
     const on = (k) => k > 0 && shown.classes[k - 1];
-    context.globalAlpha = 0.75;
+    context.globalAlpha = 0.85;
     for (let i = 0; i < truth.length; i++) {
       const [t, p] = [truth[i], prediction[i]];
       if (t === p || !(on(t) || on(p))) continue;
