@@ -301,23 +301,22 @@ def _places(dataset: SliceDataset, subject: str, indices: Sequence[int]) -> list
 @functools.lru_cache(maxsize=4096)  # the page is written after every epoch, and images do not change
 def encode_image(path: Path) -> str:
     """The first channel of an image file as a grey JPEG in base64."""
-    return encode_jpeg(np.rint(255 * read_image(path)[0]).astype(np.uint8))
-
-
-def encode_jpeg(pixels: np.ndarray) -> str:
-    """uint8 (H, W) or (H, W, 3) -> base64."""
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, **JPEG)
+    Image.fromarray(np.rint(255 * read_image(path)[0]).astype(np.uint8)).save(file, **JPEG)
     return base64.b64encode(file.getvalue()).decode()
 
 
 def encode_classes(classes: np.ndarray) -> str:
     """Class indices uint8 (H, W) -> base64 of a PNG in the colors of the classes, transparent where background."""
-    picture = Image.fromarray(classes).convert("P")
-    colors = [round(255 * value) for k in range(255) for value in to_rgb(COLORS[k % len(COLORS)])]
-    picture.putpalette([0, 0, 0, *colors])
+    colors = [to_rgb(COLORS[k % len(COLORS)]) for k in range(255)]
+    return _encode_indexed(classes, [(0.0, 0.0, 0.0), *colors], transparency=0)
+
+
+def _encode_indexed(indices: np.ndarray, colors: Sequence[Sequence[float]], **options: int) -> str:
+    picture = Image.fromarray(indices).convert("P")
+    picture.putpalette([round(255 * value) for color in colors for value in color])
     file = io.BytesIO()
-    picture.save(file, "PNG", transparency=0)
+    picture.save(file, "PNG", **options)
     return base64.b64encode(file.getvalue()).decode()
 
 
@@ -358,7 +357,7 @@ def _maps(inspection: Inspection, point: tuple[int, int]) -> list[dict[str, Any]
     ]
     for number, step in enumerate(inspection.steps, 1):
         for title, maps in zip(("Position attention", "Semantic reconstruction", "Guide"), step, strict=True):
-            row = {"title": f"{title}, step {number}", "heat": [encode_jpeg(heat(x.numpy())) for x in maps]}
+            row = {"title": f"{title}, step {number}", "heat": [encode_heat(x.numpy()) for x in maps]}
             if maps is step.attention:
                 height, width = inspection.refined[0].shape
                 row["point"] = [(point[1] + 0.5) / width, (point[0] + 0.5) / height]
@@ -375,10 +374,10 @@ def deepest(target: np.ndarray) -> tuple[int, int]:
     return int(row), int(column)
 
 
-def heat(values: np.ndarray) -> np.ndarray:
-    """(H, W) in matplotlib's viridis from the least to the largest value, uint8 (H, W, 3)."""
-    span = np.ptp(values) or 1
-    return plt.get_cmap("viridis")((values - values.min()) / span, bytes=True)[..., :3].copy()
+def encode_heat(values: np.ndarray) -> str:
+    """(H, W) -> base64 of a PNG in matplotlib's viridis, from the least to the largest value."""
+    stretched = (values - values.min()) * (255 / (np.ptp(values) or 1))
+    return _encode_indexed(stretched.round().astype(np.uint8), plt.get_cmap("viridis").colors)
 
 
 # ---------------------------------------------------------------- several runs

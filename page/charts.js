@@ -107,14 +107,17 @@ function quantile(sorted, q) {
   return sorted[k] + (at - k) * ((sorted[k + 1] ?? sorted[k]) - sorted[k]);
 }
 
+/* The axis of percentages: to 100, from a round value below all of them. */
+const percents = (values) => [Math.min(80, 20 * Math.floor(Math.min(100, ...values.filter(known)) / 20)), 100];
+
 /* Horizontal box plots: rows {name, color, points: [{name, value}]}; boxes are quartiles, whiskers reach 1.5 of them. */
-function boxPlot(container, { title, rows, unit, digits, percent }) {
+function boxPlot(container, { title, rows, unit, digits, domain }) {
   const values = rows.flatMap((row) => row.points.map((point) => point.value)).filter(known);
   if (!values.length) {
     container.replaceChildren(el("p", { class: "note" }, "No values."));
     return;
   }
-  const [low, high] = percent ? [Math.min(80, 20 * Math.floor(Math.min(...values) / 20)), 100] : [0, Math.max(...values) || 1];
+  const [low, high] = domain ?? [0, Math.max(...values) || 1];
   const holder = el("div", { class: "plot" });
   container.replaceChildren(holder);
   drawAtWidth(holder, (width) => {

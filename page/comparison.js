@@ -66,7 +66,7 @@ choice(byId("metric"), metrics.map((metric) => metric.name), (k) => {
   byId("boxes").replaceChildren(...labels.map((label) => {
     const place = el("div");
     boxPlot(place, {
-      title: `${metric.name} of ${label}`, unit: metric.unit, digits: 2, percent: !metric.lower,
+      title: `${metric.name} of ${label}`, unit: metric.unit, digits: 2, domain: metric.lower ? null : percents(runs.flatMap((r) => labels.flatMap((l) => Object.values(r.values[l][metric.name])))),
       rows: runs.map((run, r) => ({
         name: run.name, color: lineColor(r),
         points: Object.entries(run.values[label][metric.name]).map(([subject, value]) => ({ name: `subject ${subject}`, value })),

@@ -99,7 +99,7 @@ function scoresOf(metric, showSubject) {
     rows, by: classes.length + 1,
   });
   boxPlot(byId("boxes"), {
-    title: `${metric.name} by class`, unit: metric.unit, digits, percent: !metric.lower,
+    title: `${metric.name} by class`, unit: metric.unit, digits, domain: metric.lower ? null : percents(rows.flatMap((row) => Object.values(row.cells).map((cell) => cell.value))),
     rows: classes.map((name, k) => ({
       name, color: lineColor(k), points: rows.map((row) => ({ name: `subject ${row.subject}`, value: row.cells[name]?.value })),
     })),
@@ -141,7 +141,7 @@ function maps() {
     const row = (title, pictures) => el("div", { class: "maps" }, el("h3", {}, title), ...pictures);
     place.replaceChildren(row("Truth", [classMap(slice, slice.truth, "Truth", "")]), ...slice.rows.map(({ title, classes, heat, point }) =>
       row(title, classes ? classes.map((mask, s) => classMap(slice, mask, title, scaleName(s)))
-        : heat.map((map, s) => mapFigure(title, scaleName(s), [`data:image/jpeg;base64,${map}`], point)))));
+        : heat.map((map, s) => mapFigure(title, scaleName(s), [`data:image/png;base64,${map}`], point)))));
   });
 }
 
