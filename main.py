@@ -135,7 +135,7 @@ def main(config: Config) -> None:
         save_checkpoint(out / "last.pt", newest, previous=out / "previous.pt")
         write_csv(out / "log.csv", log)
         write_report(out, Shown("val", val_set, volumes, data.geometry))
-        for name, value in log[-1].items():
+        for name, value in (losses | val | used | {"lr": lr}).items():
             curves.add_scalar(name, value, epoch + 1)
         for subject, pixels in overlays(volumes, val_set):
             curves.add_image(f"validation {subject}, truth and prediction", pixels, epoch + 1, dataformats="HWC")
