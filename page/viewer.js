@@ -56,6 +56,14 @@ function diceOf(truth, prediction, k) {
   return sum ? (2 * both) / sum : null;
 }
 
+/* Of each pixel, with the classes that are on(k): 0 right, 1 prediction only, 2 truth only, 3 two classes that differ. */
+function errorsOf(truth, prediction, on) {
+  return truth.map((t, i) => {
+    const p = prediction[i];
+    return t === p ? 0 : on(t) && on(p) ? 3 : on(p) ? 1 : on(t) ? 2 : 0;
+  });
+}
+
 /* Fill `container` with the viewer of data.viewer; returns show(subject), which chooses a subject by name. */
 function sliceViewer(container, subjects, classes) {
   const canvas = el("canvas", { tabindex: 0, role: "img", "aria-describedby": "keys" });
@@ -146,7 +154,8 @@ function sliceViewer(container, subjects, classes) {
     if (image.complete && image.naturalWidth) context.drawImage(image, 0, 0, canvas.width, canvas.height);
     const truth = slice(masks.truth), prediction = slice(masks.prediction);
     context.scale(canvas.width / width, canvas.height / height);
-    if (shown.errors) drawErrors(context, truth, prediction, width, height);
+    const errors = errorsOf(truth, prediction, (k) => k > 0 && shown.classes[k - 1]);
+    if (shown.errors) drawErrors(context, errors, width);
     else {
       const pixel = width / canvas.clientWidth; // of the screen, in those of the slice
       if (shown.truth) drawOutlines(context, truth, width, height, pixel, false);
@@ -155,7 +164,7 @@ function sliceViewer(container, subjects, classes) {
     const dice = classes.map((_, k) => diceOf(truth, prediction, k + 1));
     buttons.forEach((button, k) => (button.lastChild.textContent = number(known(dice[k]) ? 100 * dice[k] : null)));
     layers.forEach((button) => (button.hidden = shown.errors));
-    describe(dice);
+    describe(dice, errors);
   }
 
   /* Solid, or dashed with black between the dashes, so that it is seen where it covers the other. */
@@ -178,25 +187,22 @@ function sliceViewer(container, subjects, classes) {
     });
   }
 
-  /* Of the classes that are on: 0 prediction only, 1 truth only, 2 two classes that differ. */
-  function drawErrors(context, truth, prediction, width, height) {
-    const on = (k) => k > 0 && shown.classes[k - 1];
+  function drawErrors(context, kinds, width) {
     context.globalAlpha = 0.85;
-    for (let i = 0; i < truth.length; i++) {
-      const [t, p] = [truth[i], prediction[i]];
-      if (t === p || !(on(t) || on(p))) continue;
-      const kind = on(t) && on(p) ? 2 : on(p) ? 0 : 1;
-      context.fillStyle = errorColors[kind];
+    kinds.forEach((kind, i) => {
+      if (!kind) return;
+      context.fillStyle = errorColors[kind - 1];
       context.fillRect(i % width, Math.floor(i / width), 1, 1);
-    }
+    });
     context.globalAlpha = 1;
   }
   const style = getComputedStyle(document.documentElement);
   const errorColors = ERRORS.map((kind) => style.getPropertyValue(kind.color));
 
-  function describe(dice) {
+  function describe(dice, errors) {
     legend.replaceChildren(...(shown.errors
-      ? ERRORS.map((kind, k) => el("span", {}, el("span", { class: "swatch", style: { background: errorColors[k] } }), kind.name))
+      ? ERRORS.map((kind, k) => el("span", {}, el("span", { class: "swatch", style: { background: errorColors[k] } }),
+        `${kind.name}, ${errors.filter((e) => e === k + 1).length} px`))
       : [el("span", {}, el("span", { class: "stroke" }), "truth"), el("span", {}, el("span", { class: "stroke dashed" }), "prediction")]));
     const scores = classes.map((name, k) => (known(dice[k]) ? `${name} ${number(100 * dice[k])}` : null)).filter(Boolean);
     canvas.setAttribute("aria-label", `Subject ${subject.subject}, slice ${subject.numbers[index]}. Dice in percent: ${scores.join(", ") || "no class in it"}.`);

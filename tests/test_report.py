@@ -260,6 +260,26 @@ def test_outlines_and_dice_of_the_page_against_numpy(painted, browser):
 
 
 @needs_browser
+def test_errors_of_the_page_against_numpy(painted, browser):
+    """All classes, then without the liver: counts in the legend of the errors view."""
+    folder, volumes = painted
+    show(browser, folder / "report.html")
+    press(browser, "#viewer .choice button", "errors")
+    k = browser.execute_script("return data.viewer.subjects[0].worst")
+    volume = next(volume for volume in volumes if volume.subject == "11")
+    target, prediction = (array[[0, 1, 2, 4]][k] for array in (volume.target, volume.prediction))
+    for off in (0, 1):  # the background is never on
+        on_target, on_prediction = target > off, prediction > off
+        wrong = target != prediction
+        expected = [wrong & on_prediction & ~on_target, wrong & on_target & ~on_prediction,
+                    wrong & on_target & on_prediction]  # fmt: skip
+        legend = browser.execute_script("return document.querySelector('.key').textContent")
+        assert [int(n) for n in re.findall(r"(\d+) px", legend)] == [int(mask.sum()) for mask in expected]
+        assert off or all(mask.any() for mask in expected)
+        press(browser, ".class", "liver")
+
+
+@needs_browser
 def test_tables_sort_worst_first(painted, browser):
     folder, _ = painted
     show(browser, folder / "report.html")
