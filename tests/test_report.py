@@ -691,3 +691,22 @@ def test_mistakes_of_the_user(run, tmp_path, command):
     with pytest.raises(InputError, match="twice" if command == "several" else re.escape(str(tmp_path))):
         report.main(report.Options(runs, out=tmp_path / "out", device="cpu", **options))
     assert not any(tmp_path.iterdir())
+
+
+@given(st.integers(0, 2**32 - 1), st.tuples(st.integers(1, 40), st.integers(1, 40)), st.floats(0, 0.1))
+@settings(max_examples=60, deadline=None)
+def test_a_row_of_the_grid_shows_all_that_is_marked(seed, shape, share):
+    marked = np.random.default_rng(seed).random(shape) < share
+    window = figures._window(marked)
+    assert marked[window].sum() == marked.sum()
+    for part, size in zip(window, shape, strict=True):
+        assert 0 <= part.start < part.stop <= size
+        assert part.stop - part.start >= min(size, max(shape) // 2)
+
+
+def test_overlay_is_half_image_half_color():
+    image = np.array([[0.0, 1.0, 0.5]])
+    pixels = figures.overlay(image, np.array([[0, 1, 9]], np.uint8))
+    orange = [0xE6, 0x9F, 0x00]  # class 9 has the color of class 1 again
+    expected = [[0, 0, 0], [(255 + c) / 2 for c in orange], [(127.5 + c) / 2 for c in orange]]
+    np.testing.assert_allclose(pixels[0], expected, atol=0.51)
