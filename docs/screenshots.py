@@ -16,8 +16,7 @@ from pathlib import Path
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from report import Options
-from report import main as write_page
+from report import write_comparison
 from utils import atomic_path
 
 HERE = Path(__file__).resolve().parent
@@ -77,6 +76,7 @@ def shoot(driver: webdriver.Chrome, path: Path, first: str = "body", last: str |
     )
     margin = 0 if first == "body" else 24
     clip = {"x": 0, "y": max(0, top - margin), "width": width, "height": bottom - top + 2 * margin, "scale": 1}
+    driver.execute_async_script("setTimeout(arguments[0], 300)")  # pictures that came with a click are decoded
     shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
     with atomic_path(path) as temporary:
         temporary.write_bytes(base64.b64decode(shot["data"]))
@@ -84,19 +84,23 @@ def shoot(driver: webdriver.Chrome, path: Path, first: str = "body", last: str |
 
 def main(runs: list[Path], out: Path = HERE) -> None:
     page = runs[0] / "report.html"
+    middle = "const s = document.getElementById('slice'); s.value = s.max / 2; s.dispatchEvent(new Event('input'))"
+    fullest = "[...document.querySelectorAll('#maps button')].find((b) => b.textContent.includes('fullest')).click()"
     with browser() as driver:
         show(driver, page)
         shoot(driver, out / "report-scores.png", "header", "#scores")
-        shoot(driver, out / "report-training.png", "#training .pair")
         show(driver, page, dark=True)
+        driver.execute_script(middle)
         shoot(driver, out / "report-slices-dark.png", "#slices")
+        show(driver, page, 680, dark=True)
+        driver.execute_script(fullest)
         shoot(driver, out / "report-inside-dark.png", "#inside")
         show(driver, page, 360)
+        driver.execute_script(middle)
         shoot(driver, out / "report-phone.png", "#slices")
         if len(runs) > 1:
             with tempfile.TemporaryDirectory() as folder:
-                write_page(Options(tuple(runs), out=Path(folder)))
-                show(driver, Path(folder) / "report.html")
+                show(driver, write_comparison(runs, Path(folder)))
                 shoot(driver, out / "report-comparison.png")
 
 
