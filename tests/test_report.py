@@ -133,6 +133,13 @@ def press(browser, selector: str, text: str) -> None:
     )  # fmt: skip
 
 
+def type_key(browser, name: str) -> None:
+    """A key pressed in what has the focus."""
+    from selenium.webdriver import ActionChains, Keys
+
+    ActionChains(browser).send_keys(getattr(Keys, name)).perform()
+
+
 def pixels(browser) -> str:
     return browser.execute_script("return document.querySelector('canvas').toDataURL()")
 
@@ -177,6 +184,12 @@ def test_the_page_is_silent_and_its_numbers_are_those_of_the_files(painted, brow
                     assert float(shown) == pytest.approx(scale * value, abs=0.51 * 10**-digits)
         marks = [s["class"] for s in scores if s["missed"] == "True"]
         assert sum("missed" in cell for row in rows for cell in row) == len(marks)
+        medians = browser.execute_script(
+            "return [...document.querySelectorAll('#boxes .value')].map((t) => t.textContent)"
+        )
+        for name, median in zip(CLASSES[1:], medians, strict=True):
+            values = [float(s[metric]) for s in scores if s["class"] == name and s[metric] != "nan"]
+            assert float(median.split()[1]) == pytest.approx(scale * np.median(values), abs=0.51 * 10**-digits)
     header, *rows = texts(browser, "#log")
     for shown, wanted in zip(rows, read_csv(folder / "log.csv"), strict=True):
         for key, cell in zip(header, shown, strict=True):
@@ -184,6 +197,24 @@ def test_the_page_is_silent_and_its_numbers_are_those_of_the_files(painted, brow
     config = dict(texts(browser, "#config"))
     assert (config["backbone"], config["batch_size"]) == ("resnet18", "4")
     assert dict(texts(browser, "#environment"))["PyTorch"] == torch.__version__
+
+
+@needs_browser
+def test_curves_are_read_by_keyboard(painted, browser):
+    folder, _ = painted
+    show(browser, folder / "report.html")
+    log = read_csv(folder / "log.csv")
+    for chart, columns, scale in (
+        ("#losses", ["total", "segmentation", "guided", "reconstruction"], 1),
+        ("#validation", ["val_dsc", *(f"val_dsc {name}" for name in CLASSES[1:])], 100),
+    ):
+        browser.execute_script("document.querySelector(arguments[0] + ' svg[tabindex]').focus()", chart)
+        for key, row in (("HOME", log[0]), ("END", log[1])):
+            type_key(browser, key)
+            header, *values = texts(browser, f"{chart} table")
+            assert header[1] == f"epoch {row['epoch']}"
+            for (_, shown), column in zip(values, columns, strict=True):
+                assert float(shown) == pytest.approx(scale * float(row[column]), abs=0.051 if scale == 100 else 0.00051)
 
 
 @needs_browser
@@ -206,15 +237,12 @@ def test_the_viewer_scrolls_and_toggles(painted, browser):
     worst = browser.execute_script("return data.viewer.subjects[0].worst")
     assert browser.execute_script(place).endswith(f"({worst + 1} of 4)")
 
-    def key(name):
-        browser.execute_script(
-            "document.querySelector('canvas').dispatchEvent(new KeyboardEvent('keydown', {key: arguments[0]}))", name
-        )
-        return browser.execute_script(place)
-
-    assert [key(name) for name in ("Home", "ArrowUp", "ArrowRight", "ArrowDown", "End", "ArrowLeft")] == [
-        "8 (1 of 4)", "9 (2 of 4)", "10 (3 of 4)", "9 (2 of 4)", "12 (4 of 4)", "10 (3 of 4)"
-    ]  # fmt: skip
+    browser.execute_script("document.querySelector('canvas').focus()")
+    seen = []
+    for key in ("HOME", "ARROW_UP", "ARROW_RIGHT", "ARROW_DOWN", "END", "ARROW_LEFT"):
+        type_key(browser, key)
+        seen.append(browser.execute_script(place))
+    assert seen == ["8 (1 of 4)", "9 (2 of 4)", "10 (3 of 4)", "9 (2 of 4)", "12 (4 of 4)", "10 (3 of 4)"]
     wheel = "document.querySelector('canvas').dispatchEvent(new WheelEvent('wheel', {deltaY: arguments[0]}))"
     browser.execute_script(wheel, 100)
     assert browser.execute_script(place) == "12 (4 of 4)"
@@ -288,7 +316,8 @@ def test_tables_sort_worst_first(painted, browser):
     press(browser, "#metric button", "DSC")
     assert browser.execute_script(mean) == sorted(browser.execute_script(mean))
     assert browser.execute_script(sort) == "ascending"
-    press(browser, "#subjects th:last-child button", "mean")
+    browser.execute_script("document.querySelector('#subjects th:last-child button').focus()")
+    type_key(browser, "ENTER")
     assert browser.execute_script(mean) == sorted(browser.execute_script(mean), reverse=True)
     assert browser.execute_script(sort) == "descending"
     press(browser, "#subjects th:first-child button", "subject")
