@@ -162,11 +162,12 @@ def write_report(folder: Path, shown: Shown | None = None, model: nn.Module | No
 
 def fill(name: str, data: dict[str, Any]) -> str:
     """The page `name` with its style and scripts and with `data`, in one text."""
-    page = (PAGE / name).read_text()
-    page = re.sub(
-        r'<link rel="stylesheet" href="(.+?)">', lambda m: f"<style>\n{(PAGE / m[1]).read_text()}</style>", page
-    )
-    page = re.sub(r'<script src="(.+?)">', lambda m: f"<script>\n{(PAGE / m[1]).read_text()}", page)
+
+    def read(name: str) -> str:
+        return (PAGE / name).read_text(encoding="utf-8")
+
+    page = re.sub(r'<link rel="stylesheet" href="(.+?)">', lambda m: f"<style>\n{read(m[1])}</style>", read(name))
+    page = re.sub(r'<script src="(.+?)">', lambda m: f"<script>\n{read(m[1])}", page)
     # No name in the data may end the script element: "<" is written as JSON's escape.
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     return page.replace('id="data">', f'id="data">{text}', 1)

@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import itertools
 import json
+import locale
 import math
 import re
 import shutil
@@ -510,7 +511,7 @@ def test_five_subjects_of_256_stay_below_15_mb(run, tmp_path, noise, subjects, k
     size = page.stat().st_size
     print(f"noise {noise}: {size / 1e6:.2f} MB")
     assert size < 15_000_000
-    held = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text())[1])["viewer"]
+    held = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"))[1])["viewer"]
     assert len(held["subjects"]) in kept and held["left_out"] == subjects - len(held["subjects"])
 
 
@@ -525,8 +526,20 @@ def test_a_subject_too_large_is_cut_to_slices_about_its_worst(run, tmp_path, mon
     assert whole["numbers"][whole["worst"]] == numbers[cut[0]["worst"]]
 
 
+def test_the_page_does_not_depend_on_the_locale(tmp_path):
+    """Some libraries set the C locale, in which files would be ASCII."""
+    folder = write_run(tmp_path / "run", ["liver"], odd_scores(["liver"], ["1"]), [])
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        locale.setlocale(locale.LC_ALL, "C")
+        page = write_report(folder)
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+    assert " ± " in page.read_text(encoding="utf-8")
+
+
 def test_colors_are_those_of_the_figures():
-    style = (report.PAGE / "style.css").read_text()
+    style = (report.PAGE / "style.css").read_text(encoding="utf-8")
     assert tuple(re.findall(r"--okabe-\d: (#\w{6})", style)) == figures.COLORS
 
 
@@ -614,19 +627,19 @@ def test_maps_show_in_the_page(run, browser):
 
 def test_the_command_writes_the_same_page_again(run, tmp_path, capsys):
     _, folder = run
-    first = (folder / "report.html").read_text()
+    first = (folder / "report.html").read_text(encoding="utf-8")
     again = tmp_path / folder.name
     shutil.copytree(folder, again)
     (again / "report.html").unlink()
     report.main(report.Options((again,), device="cpu"))
-    assert (again / "report.html").read_text() == first
+    assert (again / "report.html").read_text(encoding="utf-8") == first
     config = json.loads((again / "config.json").read_text())
     write_json(again / "config.json", config | {"data": str(tmp_path / "gone")})
     capsys.readouterr()
     report.main(report.Options((again,), device="cpu"))
     printed = capsys.readouterr().out
     assert "note: no slices in the page: " in printed and "gone" in printed
-    assert '"viewer":null' in (again / "report.html").read_text()
+    assert '"viewer":null' in (again / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_run_that_goes_on_has_a_page_of_its_validation(run, tmp_path):
@@ -637,7 +650,7 @@ def test_a_run_that_goes_on_has_a_page_of_its_validation(run, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(folder, out, ignore=shutil.ignore_patterns("*.pt", "test.*"))
     page = write_report(out, Shown("val", dataset, [Volume("2", target, target)], {}))
-    held = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text())[1])
+    held = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"))[1])
     assert held["test"] is None and held["viewer"]["split"] == "val"
     assert [s["subject"] for s in held["viewer"]["subjects"]] == ["2"]
     assert held["viewer"]["subjects"][0]["dice"] == [1, 1, 1, 1]
