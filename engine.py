@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from data.slices import ShuffledBatches, SliceDataset, SubjectBatches
 from data.volumes import assemble
 from distributed import add_up, rank, share
 from losses import GuidedLoss, LossTerms
-from utils import seed_everything
+from utils import duration, seed_everything
 
 REMEDY = "the last good checkpoint is kept; start again with a lower --lr or with --amp off"
 
@@ -79,6 +80,7 @@ def train_one_epoch(
     parameters = list(model.parameters())
     statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
     before = [torch.empty_like(buffer) for buffer in statistics]
+    began = time.monotonic()
     with progress(loader, title, "step", epoch.step) as bar:
         for image, target in bar:
             # All that is drawn at random follows from the position, so a resumed run draws the same.
@@ -105,6 +107,11 @@ def train_one_epoch(
             optimizer.zero_grad()  # frees the gradients, so that the next forward pass has their memory
             if broken:
                 _report_skipped(epoch, max_skipped, names)
+            if epoch.step == 1:  # the first step also sets everything up
+                began = time.monotonic()
+            if epoch.number == 0 and epoch.step == 3 < len(batches):
+                seconds = (time.monotonic() - began) / 2 * len(batches)
+                tqdm.write(f"time     about {duration(seconds)} an epoch, without validation")
             bar.set_postfix_str(f"loss {sums[0] / batches.world:.3f}, lr {optimizer.param_groups[0]['lr']:.1e}", False)
             if stopped:
                 break

@@ -34,13 +34,15 @@ from distributed import (
     share_statistics,
     wait_for_all,
     world,
-)  # fmt: skip
+)
 from engine import Epoch, segment_subjects, train_one_epoch
+from figures import overlays, save_overview
 from losses import GuidedLoss
 from memory import advice, available_bytes, explain_out_of_memory, step_memory
 from metrics import dice, format_table, score_subject, summarize
 from models import build_model, recompute_activations, synchronize_batch_norm
-from report import save_overview
+from report import Shown, environment, write_report
+from terminal import device_name, epoch_line, start_up
 from utils import (
     InputError,
     loader_workers,
@@ -77,10 +79,6 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
     batches = ShuffledBatches(train_set, config.batch_size, config.seed, rank(), world())
     pin = device.type == "cuda"
     loader = DataLoader(train_set, batch_sampler=batches, num_workers=workers, collate_fn=collate, pin_memory=pin)
-    for note in data.notes:
-        print(f"note: {note}")
-    for name, split in (("train", train_set), ("val", val_set), ("test", test_set)):
-        print(f"{name:5} {len(split.subjects()):4} subjects {len(split):6} slices")
 
     # ---------------------------------------------------------------- model
     free = available_bytes(device) // (world() if device.type == "cpu" else 1)
@@ -97,12 +95,7 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
         optimizer, "max", config.plateau_factor, config.plateau_epochs - 1, 0.0, "abs", eps=0.0
     )
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    print(f"{len(classes)} classes: {', '.join(classes)}; {config.channels} channels")
-    print(f"{config.network}, {parameters:,} parameters, {'bfloat16' if bfloat16 else 'float32'}")
     needed = step_memory(config, data.size, bfloat16).of(-(-config.batch_size // world()))
-    print(f"a training step takes about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")
-    if needed > free:
-        print(f"warning: that may not suffice; {advice(config, data.size, bfloat16, free, world())}")
 
     # ---------------------------------------------------------------- run folder
     out = from_first(lambda: claim_folder(config.out, config.preset))
@@ -117,9 +110,21 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
         optimizer.load_state_dict(last["optimizer"])
         scheduler.load_state_dict(last["scheduler"])
         epoch, best, log = Epoch(**last["epoch"]), last["best"], last["log"]
-        print(f"{out}: resumed after epoch {len(log)}" + f", step {epoch.step}" * (epoch.step > 0))
+    resumed = f" (resumed after epoch {len(log)}" + f", step {epoch.step}" * (epoch.step > 0) + ")"
+    facts = {
+        "network": f"{config.network}, {parameters:,} parameters",
+        "device": device_name(device, bfloat16, world()),
+        "memory": f"a training step takes about {needed / 2**30:.1f} GiB; {free / 2**30:.1f} GiB are free",
+        "results": f"{out}{resumed * (last is not None)}",
+    }
+    print(start_up(config, data, facts))
+    for note in data.notes:
+        print(f"note: {note}")
+    if needed > free:
+        print(f"warning: the memory may not suffice; {advice(config, data.size, bfloat16, free, world())}")
     if rank() == 0:
         write_json(out / "config.json", config.to_dict())
+        write_json(out / "environment.json", environment(device))
         write_csv(out / "log.csv", log)
         curves = SummaryWriter(out / "tensorboard", purge_step=len(log) + 1)
 
@@ -149,13 +154,13 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
             stop.end(f"after step {epoch.step} of {title}")
 
         share_statistics(network)
-        tables = gather([
-            [{"subject": volume.subject, "class": name, "dsc": dice(volume.prediction == k, volume.target == k)}
-             for k, name in enumerate(classes) if k > 0]
-            for volume in segment_subjects(
-                network, val_set, config.eval_batch_size, workers, device, bfloat16, "validate")
+        volumes = gather(
+            list(segment_subjects(network, val_set, config.eval_batch_size, workers, device, bfloat16, "validate"))
+        )
+        scores = summarize([
+            {"subject": volume.subject, "class": name, "dsc": dice(volume.prediction == k, volume.target == k)}
+            for volume in volumes for k, name in enumerate(classes) if k > 0
         ])  # fmt: skip
-        scores = summarize([row for table in tables for row in table])
         score = scores["overall"]["dsc"]["mean"]
         scheduler.step(score)
 
@@ -170,10 +175,12 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
                 save_checkpoint(out / "best.pt", weights | {"epoch": epoch.number, "val_dsc": score})
             save(weights)
             write_csv(out / "log.csv", log)
-            for name, value in (losses | val | {"lr": lr}).items():
+            write_report(out, Shown("val", val_set, volumes, data.geometry))
+            for name, value in (losses | val | used | {"lr": lr}).items():
                 curves.add_scalar(name, value, epoch.number)
-        print(f"{title}  loss {losses['total']:.3f}  val DSC {100 * score:.2f} (best {100 * best:.2f})  lr {lr:.1e}  "
-              f"{log[-1]['seconds']:.0f} s", flush=True)  # fmt: skip
+            for subject, pixels in overlays(volumes, val_set):
+                curves.add_image(f"validation/{subject}", pixels, epoch.number, dataformats="HWC")
+        print(epoch_line(log, best, config.epochs), flush=True)
         if any(add_up([bool(stop.received)])):
             stop.end(f"after {title}")
     stop.defer = False
@@ -201,11 +208,12 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
     cost = {"parameters": parameters, "best_epoch": chosen["epoch"], "epochs": len(log)}
     cost |= {"seconds": sum(row["seconds"] for row in log), "memory_gib": max(row["memory_gib"] for row in log)}
     write_json(out / "test.json", summary | cost)
+    write_report(out, Shown("test", test_set, volumes, data.geometry), network)
     curves.close()
     unlock_folder(out)
     print(f"\nTest, best checkpoint (epoch {chosen['epoch']}), {len(volumes)} subjects in 3D, mean ± std\n")
     print(format_table(summary))
-    print(f"\nEverything is in {out}: test.csv, test.json, test.png, predictions, log.csv, best.pt")
+    print(f"\nEverything is in {out}: report.html, test.csv, test.json, predictions, log.csv, best.pt")
 
 
 def command() -> None:

@@ -120,17 +120,26 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"per_class": per_class, "overall": statistics(means), "subjects": len(subjects)}
 
 
-def format_table(summary: dict[str, Any], width: int = 80) -> str:
-    """`summary` as text: a line per class and one of the overall means; DSC and VS in percent.
+def shown_metrics(overall: dict[str, Any]) -> dict[str, str]:
+    """Key -> title with unit of the metrics that a table of `summarize`'s "overall" shows.
 
-    n is the number of subjects in the DSC. Distances are in mm where all subjects have a spacing, else in voxels.
+    Distances are in mm where all subjects have a spacing, else in voxels.
     """
-    overall = summary["overall"]
     titles = {"dsc": "DSC %", "vs": "VS %", "msd": "MSD voxels", "hd95": "HD95 voxels"}
     # A mean in mm over some of the subjects must not stand for all of them.
     if "msd_mm" in overall and overall["msd_mm"]["n"] == overall["msd"]["n"]:
         titles = {"dsc": "DSC %", "vs": "VS %", "msd_mm": "MSD mm", "hd95_mm": "HD95 mm"}
-    shown = [key for key in titles if key in overall]
+    return {key: title for key, title in titles.items() if key in overall}
+
+
+def format_table(summary: dict[str, Any], width: int = 80) -> str:
+    """`summary` as text: a line per class and one of the overall means; DSC and VS in percent.
+
+    n is the number of subjects in the DSC.
+    """
+    overall = summary["overall"]
+    titles = shown_metrics(overall)
+    shown = list(titles)
     table = [("class", ["n", *(titles[key] for key in shown)])]
     for name, statistics in (*summary["per_class"].items(), ("mean", overall)):
         cells = [_format_cell(statistics[key], 100 if key in ("dsc", "vs") else 1) for key in shown]

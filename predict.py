@@ -27,9 +27,9 @@ from data.sources.dicom import Series, read_series, write_series
 from data.sources.nifti import check_same_grid, read_channels, read_label
 from data.volumes import Grid, assemble, to_scan
 from engine import segment_volume
+from figures import save_montage
 from metrics import format_table, score_subject, summarize
 from models import build_model
-from report import save_montage
 from utils import InputError, atomic_path, select_device, use_bfloat16, user_errors, write_csv
 
 

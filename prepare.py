@@ -23,7 +23,7 @@ from data.sources import Source
 from data.sources.chaos import ChaosCT, ChaosMR
 from data.sources.nifti import find_brats, find_hvsmr, find_msd, find_pairs, read_msd_description
 from data.splits import PAPER_SEED, PROTOCOLS, Split, fold_split, random_splits, read_split
-from report import save_contact_sheet
+from figures import save_contact_sheet
 from utils import InputError, user_errors, write_json
 
 CHAOS_LICENCE = "CC BY-NC-SA 4.0; Kavur et al., CHAOS, doi 10.5281/zenodo.3431873"

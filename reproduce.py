@@ -23,9 +23,9 @@ from config import Config, parse_config
 from data.folder import open_data
 from data.slices import natural
 from data.splits import fold_split, random_splits
+from figures import save_boxes
 from launch import Run, check, run_all, submit_all
 from models import build_model
-from report import save_boxes
 from tables import (
     PAPER,
     Result,

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from metrics import summarize
-from utils import InputError
+from utils import InputError, duration
 
 PAPER = json.loads((Path(__file__).resolve().parent / "paper_tables.json").read_text())
 PROPOSED = "MS-Dual-Guided"
@@ -340,12 +340,6 @@ def parameters_latex(rows: list[dict[str, Any]]) -> str:
     lines = [r"\begin{tabular}{lrrr}", r"\toprule", r"row & parameters & paper & difference \\", r"\midrule"]
     lines += [f"{_escape(r['row'])} & {r['parameters']:,} & {r['paper']:,} & {r['difference']:,} " r"\\" for r in rows]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as hours and minutes, or minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
 
 
 def _heading(table: Table) -> str:

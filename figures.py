@@ -1,0 +1,186 @@
+"""Pictures of a data set, of a run, and for a paper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from data.folder import DataFolder
+from data.slices import SliceDataset
+from engine import Volume
+from utils import atomic_path
+
+# Okabe and Ito's colors, told apart by color-blind eyes; after eight classes they begin again.
+COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00", "#FFFFFF")
+
+COLUMN, PAGE = 3.5, 7.16  # inches: a column and the text of a two-column journal
+plt.rcParams["pdf.fonttype"] = 42  # TrueType: text stays text
+
+
+def save_overview(path: Path, volumes: list[Volume], dataset: SliceDataset, most: int = 4) -> None:
+    """Write a PNG of image, truth and prediction: the fullest slice of the first `most` subjects."""
+    volumes = volumes[:most]
+    figure, axes = plt.subplots(
+        len(volumes), 3, figsize=(7.5, 2.6 * len(volumes) + 0.4), squeeze=False, layout="constrained"
+    )
+    for row, volume in zip(axes, volumes, strict=True):
+        indices = dataset.subjects()[volume.subject]
+        numbers = [dataset.slices[index].number for index in indices]
+        k = fullest([volume.target[number - numbers[0]] for number in numbers])
+        place = numbers[k] - numbers[0]
+        for axis, overlay in zip(row, (None, volume.target[place], volume.prediction[place]), strict=True):
+            _draw(axis, dataset[indices[k]][0].numpy(), overlay, len(dataset.labels.names))
+        row[0].set_ylabel(f"subject {volume.subject}, slice {numbers[k]}", fontsize=8)
+    for axis, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
+        axis.set_title(title, fontsize=9)
+    _save(figure, path, dataset.labels.names)
+
+
+def save_contact_sheet(path: Path, data: DataFolder, most: int = 6) -> None:
+    """Write a PNG of image and truth: the fullest slice of the first `most` subjects of each split."""
+    columns = min(most, max(len(data.dataset(split).subjects()) for split in data.splits))
+    rows = 2 * len(data.splits)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.8 * columns, 1.9 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for row, split in enumerate(data.splits):
+        dataset = data.dataset(split)
+        for column, (subject, indices) in enumerate(list(dataset.subjects().items())[:most]):
+            targets = [dataset[index][1].numpy() for index in indices]
+            k = fullest(targets)
+            for axis, overlay in zip(axes[2 * row : 2 * row + 2, column], (None, targets[k]), strict=True):
+                axis.set_axis_on()
+                _draw(axis, dataset[indices[k]][0].numpy(), overlay, len(data.labels.names))
+            axes[2 * row, column].set_title(f"{split} {subject}", fontsize=8)
+    _save(figure, path, data.labels.names)
+
+
+def save_montage(path: Path, images: np.ndarray, segmentation: np.ndarray, names: tuple[str, ...]) -> None:
+    """Write a PNG of six slices evenly through what was found: images (channels, D, H, W), class indices (D, H, W)."""
+    found = np.flatnonzero(segmentation.any(axis=(1, 2)))
+    if not found.size:
+        found = np.arange(len(segmentation))
+    shown = found[np.unique(np.linspace(0, len(found) - 1, 6).round().astype(int))]
+    figure, axes = plt.subplots(2, len(shown), figsize=(1.8 * len(shown), 4), squeeze=False, layout="constrained")
+    for column, place in enumerate(shown):
+        for axis, overlay in zip(axes[:, column], (None, segmentation[place]), strict=True):
+            _draw(axis, images[:, place], overlay, len(names))
+        axes[0, column].set_title(f"slice {place + 1} of {len(segmentation)}", fontsize=8)
+    _save(figure, path, names)
+
+
+def save_boxes(
+    path: Path, values: dict[str, dict[tuple[str, str], dict[str, float]]], classes: list[str], metric: str
+) -> None:
+    """Write box plots (PNG, PDF), a panel for each class and their mean: row -> (class, metric) -> subject -> value."""
+    panels = [*classes, "mean"]
+    columns = min(len(panels), 3)
+    lines = -(-len(panels) // columns)
+    height = 0.9 + 0.26 * len(values)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(PAGE * columns / 3, height * lines), squeeze=False, sharey=True, layout="constrained"
+    )
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, label in zip(axes.flat, panels, strict=False):
+        known = [[v for v in of_row[label, metric].values() if np.isfinite(v)] for of_row in values.values()]
+        axis.boxplot(known, orientation="horizontal", widths=0.6, showfliers=False, manage_ticks=False)
+        for place, points in enumerate(known, 1):
+            axis.plot(points, np.full(len(points), place), "o", color=COLORS[5], markersize=3, alpha=0.6)
+        axis.set_title(f"{label}, {metric} %" if metric in ("DSC", "VS") else f"{label}, {metric}", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.grid(axis="x", linewidth=0.3)
+    axes[0, 0].set_yticks(range(1, len(values) + 1), list(values))
+    axes[0, 0].set_ylim(len(values) + 0.6, 0.4)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=300)
+    plt.close(figure)
+
+
+class Row(NamedTuple):
+    """A row of a qualitative grid: its label, an image (H, W), and the class indices (H, W) to show over it."""
+
+    label: str
+    image: np.ndarray
+    overlays: list[np.ndarray]
+
+
+def save_grid(path: Path, rows: Sequence[Row], titles: Sequence[str], names: Sequence[str]) -> None:
+    """Write a figure (PDF, PNG) of rows of image and overlays under `titles`, as wide as a page or a column of it.
+
+    Each row is cut to the square around all that is marked in it.
+    """
+    columns = 1 + len(titles)
+    width = COLUMN if columns <= 3 else PAGE
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(width, len(rows) * width / columns + 0.4), squeeze=False, layout="constrained"
+    )
+    for line, row in zip(axes, rows, strict=True):
+        window = _window(np.any(row.overlays, axis=0))
+        for axis, overlay in zip(line, (None, *row.overlays), strict=True):
+            _draw(axis, row.image[None][:, *window], None if overlay is None else overlay[window], len(names))
+        line[0].set_ylabel(row.label, fontsize=7)
+    for axis, title in zip(axes[0], ("image", *titles), strict=True):
+        axis.set_title(title, fontsize=7)
+    _save(figure, path, names, dpi=300)
+
+
+def _window(marked: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of a square about what is marked in (H, W), with a margin, and half the image at least."""
+    places = np.argwhere(marked if marked.any() else ~marked)
+    low, high, size = places.min(0), places.max(0) + 1, np.array(marked.shape)
+    length = np.minimum(size, round(max(1.3 * (high - low).max(), size.max() / 2)))
+    first = np.clip((low + high - length) // 2, 0, size - length)
+    return slice(first[0], first[0] + length[0]), slice(first[1], first[1] + length[1])
+
+
+def overlay(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Grey values (H, W) in [0, 1] and class indices (H, W) over them -> uint8 (H, W, 3)."""
+    table = np.array([to_rgb("black")] + [to_rgb(COLORS[k % len(COLORS)]) for k in range(classes.max(initial=0))])
+    grey = image[..., None].repeat(3, 2)
+    return np.rint(255 * np.where(classes[..., None] > 0, (grey + table[classes]) / 2, grey)).astype(np.uint8)
+
+
+def overlays(volumes: Sequence[Volume], dataset: SliceDataset, most: int = 3) -> Iterator[tuple[str, np.ndarray]]:
+    """Of the first `most` subjects: name, and their fullest slice as uint8 (H, 2 W, 3), truth beside prediction."""
+    for volume in volumes[:most]:
+        indices = dataset.subjects()[volume.subject]
+        places = [dataset.slices[index].number - dataset.slices[indices[0]].number for index in indices]
+        k = fullest(volume.target[places])
+        image = dataset[indices[k]][0][0].numpy()
+        yield volume.subject, np.hstack([overlay(image, v[places[k]]) for v in (volume.target, volume.prediction)])
+
+
+def fullest(targets: Sequence[np.ndarray]) -> int:
+    """Which of the slices has the most classes, and among those the most foreground."""
+    return max(range(len(targets)), key=lambda k: (len(np.unique(targets[k])), np.count_nonzero(targets[k])))
+
+
+def _colors(classes: int) -> ListedColormap:
+    return ListedColormap([COLORS[k % len(COLORS)] for k in range(classes - 1)])
+
+
+def _draw(axis: Axes, image: np.ndarray, overlay: np.ndarray | None, classes: int) -> None:
+    """First channel of the image (C, H, W), and class indices (H, W) over it."""
+    axis.imshow(image[0], cmap="gray")
+    if overlay is not None:
+        shown = np.ma.masked_equal(overlay, 0)
+        axis.imshow(shown, cmap=_colors(classes), vmin=1, vmax=classes - 1, alpha=0.5, interpolation="nearest")
+    axis.set_xticks([], [])
+    axis.set_yticks([], [])
+
+
+def _save(figure: Figure, path: Path, names: Sequence[str], dpi: int = 150) -> None:
+    patches = [Patch(color=_colors(len(names))(k), label=name) for k, name in enumerate(names[1:])]
+    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 6), fontsize=8, frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=dpi)
+    plt.close(figure)

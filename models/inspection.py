@@ -1,0 +1,109 @@
+"""What the refinement of MSDualGuided looks at in one image, taken from the network by forward hooks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.attention import PositionAttention, SemanticModule
+from models.ms_dual_guided import MSDualGuided
+
+
+class StepMaps(NamedTuple):
+    """Maps of one refinement step, float32 (H/4, W/4), rounded up, one a scale; empty where it has no such part."""
+
+    attention: list[Tensor]
+    """softmax(q k^T) of the chosen point: how much each position counts in the position attention at that point."""
+    reconstruction: list[Tensor]
+    """Mean magnitude over the channels of the semantic module's reconstruction."""
+    guide: list[Tensor]
+    """Mean magnitude over the channels of what the attended features are multiplied by."""
+
+
+class Inspection(NamedTuple):
+    """What a network made of one image (H, W). Scales run from the finest to the coarsest."""
+
+    raw: list[Tensor]
+    """Class indices, uint8 (H, W), before refinement: of each scale, then of the mean of their logits; empty without
+    deep supervision."""
+    refined: list[Tensor]
+    """The same after the last step; the mean is the prediction."""
+    steps: list[StepMaps]
+
+
+@torch.inference_mode()
+def inspect(model: nn.Module, image: Tensor, point: tuple[int, int]) -> Inspection | None:
+    """Image (1, C, H, W) and a pixel (row, column) of it -> what refines its segmentation.
+
+    None for networks without refinement steps. The model is left in eval mode.
+    """
+    if not isinstance(model, MSDualGuided):
+        return None
+    raw, refined, steps = [], [], [StepMaps([], [], []) for _ in model.steps]
+    with contextlib.ExitStack() as hooks:
+
+        def watch(module: nn.Module, sink: list[Any], take: Callable[..., Any] = _output) -> None:
+            handle = module.register_forward_hook(lambda *call: sink.append(take(*call)))
+            hooks.callback(handle.remove)
+
+        for head in model.raw_heads or []:
+            watch(head, raw)
+        for head in model.refined_heads[-1]:
+            watch(head, refined)
+        for maps, step in zip(steps, model.steps, strict=True):
+            for layer in step.position or []:
+                watch(layer[1], maps.attention, partial(_attention_of, point))
+            if isinstance(step.semantic, SemanticModule):
+                watch(step.semantic, maps.reconstruction, _reconstructions)
+            for guide in step.guide or []:
+                watch(guide, maps.guide)
+        model.eval()(image)
+
+    height, width = image.shape[-2:]
+
+    def classes(scales: list[Tensor]) -> list[Tensor]:
+        logits = [F.interpolate(x.float(), scale_factor=4, mode="bilinear")[..., :height, :width] for x in scales]
+        mean = [torch.stack(logits).mean(0)] if logits else []
+        return [x.argmax(1)[0].to("cpu", torch.uint8) for x in logits + mean]
+
+    def magnitude(x: Tensor) -> Tensor:
+        return unpadded(x.float().abs().mean(1)[0])
+
+    def unpadded(x: Tensor) -> Tensor:
+        return x[: -(-height // 4), : -(-width // 4)].cpu()
+
+    return Inspection(
+        classes(raw),
+        classes(refined),
+        [
+            StepMaps(
+                [unpadded(x) for x in maps.attention],
+                [magnitude(x) for scales in maps.reconstruction for x in scales],
+                [magnitude(x) for x in maps.guide],
+            )
+            for maps in steps
+        ],
+    )
+
+
+def _output(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    return output
+
+
+def _reconstructions(module: SemanticModule, inputs: tuple[Any], output: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    return output[1]
+
+
+def _attention_of(point: tuple[int, int], module: PositionAttention, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """The row softmax(q k^T) of a pixel's position: (H/4, W/4). The N x N map is never made."""
+    x = inputs[0]
+    row, column = point[0] // 4, point[1] // 4
+    query, key = (conv(x).float() for conv in (module.query, module.key))
+    energy = torch.einsum("c,cn->n", query[0, :, row, column], key[0].flatten(1))
+    return energy.softmax(0).reshape(x.shape[-2:])
