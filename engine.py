@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.slices import SliceDataset, SubjectBatches
+from data.slices import SliceDataset, SubjectBatches, read_batches
 from data.volumes import assemble
 from losses import GuidedLoss, LossTerms
 
@@ -35,7 +35,7 @@ def train_one_epoch(
     model.train()
     sums = torch.zeros(len(LossTerms._fields), device=device)
     slices, looked = 0, 0.0
-    with tqdm(loader, title, leave=False, unit="step", disable=None) as bar:
+    with tqdm(read_batches(loader), title, len(loader), leave=False, unit="step", disable=None) as bar:
         for image, target in bar:
             image = image.to(device, non_blocking=True, memory_format=torch.channels_last)
             target = target.to(device, non_blocking=True)
@@ -79,7 +79,8 @@ def segment_subjects(
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda")
     remaining = {subject: len(indices) for subject, indices in dataset.subjects().items()}
     predictions, targets = [], []
-    for indices, (image, target) in zip(batches, tqdm(loader, title, leave=False, disable=None), strict=True):
+    bar = tqdm(read_batches(loader), title, len(loader), leave=False, disable=None)
+    for indices, (image, target) in zip(batches, bar, strict=True):
         image = image.to(device, non_blocking=True, memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             logits = model(image)

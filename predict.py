@@ -128,7 +128,7 @@ def load_network(path: Path, device: torch.device) -> Network:
         labels = Labels(tuple(checkpoint["labels"]), tuple(checkpoint["labels"].values()))
         values = np.array(checkpoint["values"])
         preparation = Preparation.from_dict(checkpoint["preparation"] or {})
-    except (KeyError, TypeError, RuntimeError, InputError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(f"{path}: no checkpoint of main.py ({str(error).splitlines()[0]})") from None
     if checkpoint["preparation"] is None:
         print(f"{path}: its data set did not say how scans became slices; taking whole axial slices, each stretched")
@@ -178,11 +178,22 @@ def _read_slices(folder: Path) -> Iterator[Scan]:
     """The subjects of a folder of slices, or of a split; the geometry is that of the data set's dataset.json."""
     described = read_description(folder.parent / "dataset.json")
     for subject, slices in list_images(folder).items():
-        arrays = [np.concatenate([read_image(path) for path in paths]) for _, paths in slices]
-        if len({array.shape for array in arrays}) > 1:
-            raise InputError(f"{folder}: slices of subject {subject} differ in size or channels")
+        arrays = [[read_image(path) for path in paths] for _, paths in slices]
+        size = arrays[0][0].shape[1:]
+        for (_, paths), channels in zip(slices, arrays, strict=True):
+            for path, channel, first in zip(paths, channels, arrays[0], strict=True):
+                if channel.shape != first.shape or channel.shape[1:] != size or min(size) < 32:
+                    raise InputError(
+                        f"{path}: is {channel.shape[1]} x {channel.shape[2]} pixels in {len(channel)} channels; export "
+                        f"all slices of subject {subject} alike, and of at least 32 x 32"
+                    )
         geometry = described.get("subjects", {}).get(subject, {})
-        yield Scan(subject, np.stack(arrays, 1), [number for number, _ in slices], geometry)
+        yield Scan(
+            subject,
+            np.stack([np.concatenate(channels) for channels in arrays], 1),
+            [number for number, _ in slices],
+            geometry,
+        )
 
 
 def write_results(options: Options, scan: Scan, probabilities: np.ndarray, network: Network) -> np.ndarray:

@@ -22,10 +22,22 @@ import torch
 class InputError(ValueError):
     """A mistake in what the user gave. Its message is one line: the file, what is wrong with it, what to do."""
 
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+def printable(text: str) -> str:
+    """`text` in one line: line breaks, control characters and bytes that are no text, as names may hold, escaped."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn an InputError into one line on stderr and exit code 2, a FloatingPointError into one and exit code 1."""
+    """Turn an InputError into one line on stderr and exit code 2, a FloatingPointError into one and exit code 1.
+
+    So does a loader process that was killed, of which PyTorch tells by a RuntimeError wherever the program is.
+    """
+    sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no text
     try:
         yield
     except InputError as error:
@@ -33,6 +45,11 @@ def user_errors() -> Iterator[None]:
         raise SystemExit(2) from None
     except FloatingPointError as error:
         raise SystemExit(f"error: {error}") from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).splitlines()[0].rstrip(". ")
+        raise SystemExit(f"error: {reason}; it may have run out of memory: use --workers 0, or free memory") from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -63,6 +80,16 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` as indented JSON, atomically. NaN, which JSON lacks, becomes null."""
     write_text(path, json.dumps(_nan_to_none(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises InputError for a file that is missing, no JSON, or a pipe or device."""
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # also numbers too long, brackets too deep
+        raise InputError(f"{path}: not readable as JSON ({error}); correct it") from None
 
 
 def _nan_to_none(value: Any) -> Any:

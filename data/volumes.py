@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ import SimpleITK as sitk
 from utils import InputError, atomic_path
 
 MAX_SPAN = 10_000  # slices; numbers further apart are dates or the like
+MAX_VOXELS = 2**31  # of a scan; 1024 x 1024 x 2048
+LONGEST = 1e6  # mm, for lengths and positions; no scanner is a kilometer long
 AXES = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
@@ -88,6 +91,48 @@ def assemble(numbers: Sequence[int], slices: Sequence[np.ndarray]) -> np.ndarray
 def array_spacing(geometry: dict[str, Any]) -> tuple[float, float, float] | None:
     """dataset.json's spacing (x, y, z) in the order of the array's axes (z, y, x), in mm; None where unknown."""
     return tuple(geometry["spacing"][::-1]) if "spacing" in geometry else None
+
+
+def _are_numbers(values: Any, count: int, smallest: float = -LONGEST, kinds: tuple[type, ...] = (int, float)) -> bool:
+    right = isinstance(values, list) and len(values) == count and all(type(value) in kinds for value in values)
+    return right and all(smallest <= value <= LONGEST for value in values)
+
+
+def _are_lengths(values: Any) -> bool:
+    return _are_numbers(values, 3, 1 / LONGEST)
+
+
+def _are_axes(values: Any) -> bool:
+    if not _are_numbers(values, 9):
+        return False
+    axes = np.reshape(values, (3, 3))
+    return np.allclose(axes @ axes.T, np.eye(3), atol=1e-2)
+
+
+def _is_grid(values: Any) -> bool:
+    return (
+        isinstance(values, dict)
+        and values.keys() == {"size", "spacing", "origin"}
+        and _are_numbers(values["size"], 3, 1, (int,))
+        and math.prod(values["size"]) <= MAX_VOXELS
+        and _are_lengths(values["spacing"])
+        and _are_numbers(values["origin"], 3)
+    )
+
+
+def _is_code(value: Any) -> bool:
+    # One letter of each pair RL, AP, IS: their places, halved, are 0, 1 and 2.
+    return isinstance(value, str) and sorted("RLAPIS".find(letter) // 2 for letter in value) == [0, 1, 2]
+
+
+# What `to_scan` takes from a subject's entry in dataset.json: a test of each value, and what it must be in words.
+GEOMETRY = {
+    "spacing": (_are_lengths, "three lengths in mm (x, y, z)"),
+    "origin": (lambda values: _are_numbers(values, 3), "a position in mm (x, y, z)"),
+    "direction": (_are_axes, "nine numbers, three axes at right angles, row by row"),
+    "original": (_is_grid, f"size, spacing and origin of a scan of at most {MAX_VOXELS:,} voxels"),
+    "orientation": (_is_code, "an axis code such as LPS"),
+}
 
 
 def to_scan(volume: np.ndarray, geometry: dict[str, Any]) -> sitk.Image:

@@ -93,8 +93,11 @@ def _new_uid() -> str:
 
 
 def _is_dicom(path: Path) -> bool:
-    with path.open("rb") as file:
-        return path.suffix.lower() == ".dcm" or file.read(132)[128:] == b"DICM"
+    try:
+        with path.open("rb") as file:
+            return path.suffix.lower() == ".dcm" or file.read(132)[128:] == b"DICM"
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); correct or remove it") from None
 
 
 def _read_slice(path: Path) -> _Slice:
@@ -108,6 +111,9 @@ def _read_slice(path: Path) -> _Slice:
             for tag in (POSITION, ORIENTATION, SPACING)
         )
         series = reader.GetMetaData(SERIES) if reader.HasMetaDataKey(SERIES) else ""
+        sizes = position.size, orientation.size, spacing.size
+        if sizes != (3, 6, 2) or not np.isfinite([*position, *orientation, *spacing]).all() or min(spacing) <= 0:
+            raise ValueError("position, orientation or pixel spacing are not 3, 6 and 2 numbers")
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{path}: not a readable DICOM slice ({itk_reason(error)})") from None
     if pixels.ndim == 3 and len(pixels) == 1:
