@@ -24,7 +24,7 @@ from data.preparation import Preparation
 from data.slices import Labels
 from data.sources.dicom import Series, read_series, write_series
 from data.sources.nifti import check_same_grid, read_channels, read_label
-from data.volumes import Grid, assemble, to_scan
+from data.volumes import Grid, assemble, itk_path, to_scan
 from engine import segment_volume
 from metrics import format_table, score_subject, summarize
 from models import build_model
@@ -204,13 +204,13 @@ def write_results(options: Options, scan: Scan, probabilities: np.ndarray, netwo
     values = network.values.astype(np.uint8 if network.values.max() < 256 else np.uint16)
     image = to_scan(values[volume], scan.geometry)
     with atomic_path(options.out / f"{scan.name}.nii.gz") as temporary:
-        sitk.WriteImage(image, temporary, useCompression=True)
+        sitk.WriteImage(image, itk_path(temporary), useCompression=True)
     if options.dicom and scan.series is not None:
         write_series(options.out / f"{scan.name}_dicom", image, scan.series)
     if options.probabilities:
         channels = [to_scan(assemble(scan.numbers, list(channel)), scan.geometry) for channel in probabilities]
         with atomic_path(options.out / f"{scan.name}_probabilities.nii.gz") as temporary:
-            sitk.WriteImage(sitk.JoinSeries(channels), temporary, useCompression=True)
+            sitk.WriteImage(sitk.JoinSeries(channels), itk_path(temporary), useCompression=True)
     return volume
 
 

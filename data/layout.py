@@ -45,7 +45,7 @@ def write_data(
     for value, name in classes.items():
         if names.count(name) > 1 or not name.strip() or not name.isprintable() or not 0 <= value < 2**16:
             raise InputError(
-                f"label value {value} is called {name!r}; values lie in 0 to 65535, names are text and differ"
+                f"label value {value} is called {name!r}; choose values from 0 to 65535, and names of text that differ"
             )
     for subject in chain.from_iterable(split.values()):
         if not SUBJECT.fullmatch(subject):

@@ -128,6 +128,8 @@ def read_batches(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
     try:
         yield from loader
     except InputError as error:
+        if loader.num_workers == 0:
+            raise
         # PyTorch hands on the text of the process's traceback; its last line is the error's.
         message = error.args[0].rstrip().rpartition(f"\n{InputError.__module__}.InputError: ")[2]
         raise InputError(message) from None

@@ -21,7 +21,9 @@ PROTOCOLS = {"chaos-mr": ((13, 2, 5), 3), "hvsmr": ((6, 2, 2), 5), "msd": ((388,
 
 def shuffled(subjects: Sequence[str], seed: int) -> list[str]:
     """The subjects in an order that follows from seed and names alone, in any version of any library."""
-    return sorted(subjects, key=lambda subject: hashlib.sha256(f"{seed}:{subject}".encode()).digest())
+    return sorted(
+        subjects, key=lambda subject: hashlib.sha256(f"{seed}:{subject}".encode(errors="surrogateescape")).digest()
+    )
 
 
 def random_splits(subjects: Sequence[str], counts: Sequence[int], repeats: int, seed: int) -> list[Split]:

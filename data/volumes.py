@@ -65,6 +65,13 @@ def place(image: sitk.Image, grid: Grid, smooth: bool) -> sitk.Image:
     return sitk.Resample(image, size, sitk.Transform(), method, origin, spacing, direction, 0.0, image.GetPixelID())
 
 
+def itk_path(path: Path) -> str:
+    """The path for ITK, which ends the program where a name is no text. Raises InputError for such a name."""
+    if str(path).encode(errors="replace").decode() != str(path):
+        raise InputError(f"{path}: a name with bytes that are no UTF-8; rename the file or folder")
+    return str(path)
+
+
 def itk_reason(error: RuntimeError) -> str:
     """What an ITK error says, in a line without the addresses of objects."""
     return re.sub(r"^.*\(0x[0-9a-f]+\): ", "", str(error).strip().splitlines()[-1])
@@ -154,4 +161,4 @@ def to_scan(volume: np.ndarray, geometry: dict[str, Any]) -> sitk.Image:
 def write_nifti(path: Path, volume: np.ndarray, geometry: dict[str, Any]) -> None:
     """Write a label volume (D, H, W) to `path` (.nii.gz), atomically, so that it overlays its scan; see `to_scan`."""
     with atomic_path(path) as temporary:
-        sitk.WriteImage(to_scan(volume, geometry), temporary, useCompression=True)
+        sitk.WriteImage(to_scan(volume, geometry), itk_path(temporary), useCompression=True)

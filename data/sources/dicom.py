@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from data.volumes import itk_reason
+from data.volumes import itk_path, itk_reason
 from utils import InputError, atomic_path
 
 POSITION, ORIENTATION, SPACING, SERIES = "0020|0032", "0020|0037", "0028|0030", "0020|000e"
@@ -84,7 +84,7 @@ def write_series(folder: Path, label: sitk.Image, series: Series) -> None:
             writer = sitk.ImageFileWriter()
             writer.KeepOriginalImageUIDOn()
             writer.SetImageIO("GDCMImageIO")
-            writer.SetFileName(temporary)
+            writer.SetFileName(itk_path(temporary))
             writer.Execute(image)
 
 
@@ -103,7 +103,7 @@ def _is_dicom(path: Path) -> bool:
 def _read_slice(path: Path) -> _Slice:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(path)
+    reader.SetFileName(itk_path(path))
     try:
         pixels = sitk.GetArrayFromImage(reader.Execute())
         position, orientation, spacing = (

@@ -16,7 +16,7 @@ import SimpleITK as sitk
 
 from data.slices import natural
 from data.sources import Case
-from data.volumes import MAX_VOXELS, itk_reason
+from data.volumes import MAX_VOXELS, itk_path, itk_reason
 from utils import InputError, read_json
 
 BRATS_CHANNELS = ("flair", "t1", "t1ce", "t2")  # the order of the Decathlon's Task01
@@ -155,12 +155,12 @@ def read_volume(path: Path) -> sitk.Image:
         raise InputError(f"{path}: no such file; each label needs its image, and each channel one")
     try:
         reader = sitk.ImageFileReader()
-        reader.SetFileName(path)
+        reader.SetFileName(itk_path(path))
         reader.ReadImageInformation()
         if math.prod(reader.GetSize()) > MAX_VOXELS:
             raise InputError(f"{path}: says that it has {reader.GetSize()} voxels, of at most {MAX_VOXELS:,}; crop it")
         image = reader.Execute()
-    except (RuntimeError, UnicodeError, TypeError) as error:
+    except RuntimeError as error:
         raise InputError(f"{path}: not a readable volume ({itk_reason(error)})") from None
     kind = image.GetPixelIDTypeAsString()
     if image.GetDimension() not in (3, 4) or image.GetNumberOfComponentsPerPixel() != 1 or "complex" in kind:
