@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from checkpoint import StopSignal
-from data.slices import ShuffledBatches, SliceDataset, SubjectBatches
+from data.slices import ShuffledBatches, SliceDataset, SubjectBatches, read_batches
 from data.volumes import assemble
 from distributed import add_up, rank, share
 from losses import GuidedLoss, LossTerms
@@ -130,7 +130,7 @@ def _report_skipped(epoch: Epoch, most: int, names: list[str]) -> None:
 def progress(loader: DataLoader, title: str, unit: str, done: int = 0) -> tqdm:
     """A bar over the batches, `done` of which are done already; none where the output is no terminal."""
     hidden = None if rank() == 0 else True
-    return tqdm(loader, title, len(loader), leave=False, unit=unit, initial=done, disable=hidden)
+    return tqdm(read_batches(loader), title, len(loader), leave=False, unit=unit, initial=done, disable=hidden)
 
 
 class Volume(NamedTuple):

@@ -25,7 +25,7 @@ from data.preparation import Preparation
 from data.slices import Labels
 from data.sources.dicom import Series, read_series, write_series
 from data.sources.nifti import check_same_grid, read_channels, read_label
-from data.volumes import Grid, assemble, to_scan
+from data.volumes import Grid, assemble, itk_path, to_scan
 from engine import segment_volume
 from figures import save_montage
 from metrics import format_table, score_subject, summarize
@@ -129,7 +129,7 @@ def load_network(path: Path, device: torch.device) -> Network:
         labels = Labels(tuple(checkpoint["labels"]), tuple(checkpoint["labels"].values()))
         values = np.array(checkpoint["values"])
         preparation = Preparation.from_dict(checkpoint["preparation"] or {})
-    except (KeyError, TypeError, RuntimeError, InputError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(f"{path}: no checkpoint of main.py ({str(error).splitlines()[0]})") from None
     if checkpoint["preparation"] is None:
         print(f"{path}: its data set did not say how scans became slices; taking whole axial slices, each stretched")
@@ -179,11 +179,22 @@ def _read_slices(folder: Path) -> Iterator[Scan]:
     """The subjects of a folder of slices, or of a split; the geometry is that of the data set's dataset.json."""
     described = read_description(folder.parent / "dataset.json")
     for subject, slices in list_images(folder).items():
-        arrays = [np.concatenate([read_image(path) for path in paths]) for _, paths in slices]
-        if len({array.shape for array in arrays}) > 1:
-            raise InputError(f"{folder}: slices of subject {subject} differ in size or channels")
+        arrays = [[read_image(path) for path in paths] for _, paths in slices]
+        size = arrays[0][0].shape[1:]
+        for (_, paths), channels in zip(slices, arrays, strict=True):
+            for path, channel, first in zip(paths, channels, arrays[0], strict=True):
+                if channel.shape != first.shape or channel.shape[1:] != size or min(size) < 32:
+                    raise InputError(
+                        f"{path}: is {channel.shape[1]} x {channel.shape[2]} pixels in {len(channel)} channels; export "
+                        f"all slices of subject {subject} alike, and of at least 32 x 32"
+                    )
         geometry = described.get("subjects", {}).get(subject, {})
-        yield Scan(subject, np.stack(arrays, 1), [number for number, _ in slices], geometry)
+        yield Scan(
+            subject,
+            np.stack([np.concatenate(channels) for channels in arrays], 1),
+            [number for number, _ in slices],
+            geometry,
+        )
 
 
 def write_results(options: Options, scan: Scan, probabilities: np.ndarray, network: Network) -> np.ndarray:
@@ -194,13 +205,13 @@ def write_results(options: Options, scan: Scan, probabilities: np.ndarray, netwo
     values = network.values.astype(np.uint8 if network.values.max() < 256 else np.uint16)
     image = to_scan(values[volume], scan.geometry)
     with atomic_path(options.out / f"{scan.name}.nii.gz") as temporary:
-        sitk.WriteImage(image, temporary, useCompression=True)
+        sitk.WriteImage(image, itk_path(temporary), useCompression=True)
     if options.dicom and scan.series is not None:
         write_series(options.out / f"{scan.name}_dicom", image, scan.series)
     if options.probabilities:
         channels = [to_scan(assemble(scan.numbers, list(channel)), scan.geometry) for channel in probabilities]
         with atomic_path(options.out / f"{scan.name}_probabilities.nii.gz") as temporary:
-            sitk.WriteImage(sitk.JoinSeries(channels), temporary, useCompression=True)
+            sitk.WriteImage(sitk.JoinSeries(channels), itk_path(temporary), useCompression=True)
     return volume
 
 

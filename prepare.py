@@ -170,7 +170,7 @@ class Msd(Options):
 
     @property
     def title(self) -> str:
-        return read_msd_description(self.source).get("name", "")
+        return str(read_msd_description(self.source).get("name", ""))
 
     @property
     def licence_text(self) -> str:

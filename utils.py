@@ -20,34 +20,54 @@ import torch
 class InputError(ValueError):
     """A mistake in what the user gave. Its message is one line: the file, what is wrong with it, what to do."""
 
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+def printable(text: str) -> str:
+    """`text` in one line: line breaks, control characters and bytes that are no text, as names may hold, escaped."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
     """Turn errors that no code can mend into one line on stderr: InputError ends with code 2, the others with 1.
 
-    The others are FloatingPointError, ConnectionError (to the other processes of a training), those of files and disks,
-    and memory that does not suffice.
+    The others are FloatingPointError, ConnectionError (to the other processes of a training), errors of files and
+    disks, memory that does not suffice, and a loader process that was killed.
     """
+    sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no text
     try:
         yield
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except (FloatingPointError, ConnectionError) as error:
-        raise SystemExit(f"error: {error}") from None
-    except OSError as error:
-        if error.filename is None:
-            raise
-        remedy = "free some space, or check that the folder can be written, and start again"
-        raise SystemExit(f"error: {error.filename}: {error.strerror}; {remedy}") from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
-        if not is_out_of_memory(error):
+        message = _explain(error)
+        if message is None:
             raise
-        reason = str(error) if isinstance(error, MemoryError) and str(error) else "out of memory"
-        raise SystemExit(f"error: {reason}") from None
+        raise SystemExit(f"error: {message}") from None
+
+
+def _explain(error: Exception) -> str | None:
+    """What went wrong and what to do, in a line; None for what is a mistake of this program."""
+    reason = printable(str(error))
+    if isinstance(error, FloatingPointError | ConnectionError):
+        return reason
+    if isinstance(error, OSError) and error.filename is not None:
+        remedy = "free some space, or check that the folder can be written, and start again"
+        return printable(f"{error.filename}: {error.strerror}; {remedy}")
+    if is_out_of_memory(error):
+        return (
+            reason if type(error) is MemoryError and reason else "out of memory; free some, or choose smaller batches"
+        )
+    if isinstance(error, RuntimeError) and "DataLoader worker" in reason:
+        reason = str(error).splitlines()[0].rstrip(". ")
+        return f"{reason}; it may have run out of memory: use --workers 0, or free memory"
+    return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -84,6 +104,16 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` as indented JSON, atomically. NaN, which JSON lacks, becomes null."""
     write_text(path, json.dumps(_nan_to_none(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises InputError for a file that is missing, no JSON, or a pipe or device."""
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # also numbers too long, brackets too deep
+        raise InputError(f"{path}: not readable as JSON ({error}); correct it") from None
 
 
 def _nan_to_none(value: Any) -> Any:

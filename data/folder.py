@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,13 +19,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.augment import Augmentation
-from data.png import read_codes, read_image
+from data.png import read_codes, read_pair
+from data.preparation import Preparation
 from data.slices import MAX_CLASSES, Labels, Slice, SliceDataset, natural
-from utils import InputError
+from data.volumes import GEOMETRY, MAX_SPAN
+from utils import InputError, printable, read_json
 
 SPLITS = ("train", "val", "test")
 SUBJECT = re.compile(r"[A-Za-z0-9_-]+")
-NAME = re.compile(rf"Subj_({SUBJECT.pattern})slice_(-?\d+)\.png")
+NAME = re.compile(rf"Subj_({SUBJECT.pattern})slice_(-?[0-9]+)\.png")
 CHAOS_LABELS = {"background": 0, "liver": 63, "right kidney": 126, "left kidney": 189, "spleen": 252}
 
 
@@ -71,7 +74,8 @@ def open_data(root: Path, splits: Sequence[str] = SPLITS, subjects: dict[str, li
         found[split], foreign = _list_split(root / split)
         if foreign:
             notes.append(
-                f"{root / split}: {len(foreign)} PNG files with other names are left out, such as {foreign[0]}"
+                f"{root / split}: {len(foreign)} PNG files with other names are left out, such as "
+                + printable(foreign[0])
             )
     _check_subjects(found, root)
     if subjects:
@@ -82,6 +86,7 @@ def open_data(root: Path, splits: Sequence[str] = SPLITS, subjects: dict[str, li
     with ThreadPoolExecutor() as pool:
         scans = list(pool.map(_scan, slices))
     _check_shapes(slices, scans)
+    _check_numbers(slices)
     labels = described.get("labels") or _infer_labels(set().union(*(scan.codes for scan in scans)), root)
     for item, scan in zip(slices, scans, strict=True):
         if not scan.codes <= set(labels.codes):
@@ -90,34 +95,26 @@ def open_data(root: Path, splits: Sequence[str] = SPLITS, subjects: dict[str, li
     for subject, numbers in _missing_numbers(slices).items():
         notes.append(f"subject {subject}: {numbers} slice numbers are missing; they count as background in 3D")
     values = described.get("values", tuple(range(len(labels.names))))
-    size = tuple(max(scan.size[axis] for scan in scans) for axis in (0, 1))
+    checked = iter(scans)
+    found = {split: [item._replace(shape=next(checked).shape) for item in items] for split, items in found.items()}
+    channels, *size = (max(sides) for sides in zip(*(scan.shape for scan in scans), strict=True))
     preparation = described.get("preparation")
-    return DataFolder(found, labels, scans[0].channels, size, geometry, preparation, values, tuple(notes))
+    return DataFolder(found, labels, channels, tuple(size), geometry, preparation, values, tuple(notes))
 
 
 class _Scan(NamedTuple):
-    channels: int
-    size: tuple[int, int]
+    shape: tuple[int, int, int]
     codes: set[int]
 
 
 def _scan(item: Slice) -> _Scan:
     """Read one slice's files and check that they fit each other."""
-    codes = read_codes(item.mask)
-    channels = 0
-    for path in item.images:
-        image = read_image(path)
-        channels += len(image)
-        if image.shape[1:] != codes.shape:
-            raise InputError(
-                f"{path}: is {image.shape[1]} x {image.shape[2]} pixels (rows x columns), its mask {item.mask} "
-                f"{codes.shape[0]} x {codes.shape[1]}; export both from the same grid"
-            )
+    image, codes = read_pair(item.images, item.mask)
     if min(codes.shape) < 32:
         raise InputError(
             f"{item.mask}: is {codes.shape[0]} x {codes.shape[1]} pixels; pad the slices to at least 32 x 32"
         )
-    return _Scan(channels, codes.shape, set(np.unique(codes).tolist()))
+    return _Scan(image.shape, set(np.unique(codes).tolist()))
 
 
 def _list_split(folder: Path) -> tuple[list[Slice], list[str]]:
@@ -212,18 +209,31 @@ def _split_anew(
 
 def _check_shapes(slices: list[Slice], scans: list[_Scan]) -> None:
     """All slices have as many channels, and all slices of a subject one size."""
-    sizes: dict[str, tuple[tuple[int, int], Path]] = {}
+    sizes: dict[str, tuple[tuple[int, ...], Path]] = {}
     for item, scan in zip(slices, scans, strict=True):
-        if scan.channels != scans[0].channels:
+        channels, rows, columns = scan.shape
+        if channels != scans[0].shape[0]:
             raise InputError(
-                f"{item.images[0]}: has {scan.channels} channels, {slices[0].images[0]} has {scans[0].channels}; "
+                f"{item.images[0]}: has {channels} channels, {slices[0].images[0]} has {scans[0].shape[0]}; "
                 "save all images alike"
             )
-        size, path = sizes.setdefault(item.subject, (scan.size, item.mask))
-        if scan.size != size:
+        size, path = sizes.setdefault(item.subject, ((rows, columns), item.mask))
+        if (rows, columns) != size:
             raise InputError(
-                f"{item.mask}: is {scan.size[0]} x {scan.size[1]} pixels (rows x columns), {path.name} of the same "
+                f"{item.mask}: is {rows} x {columns} pixels (rows x columns), {path.name} of the same "
                 f"subject {size[0]} x {size[1]}; slices of one subject need one size"
+            )
+
+
+def _check_numbers(slices: list[Slice]) -> None:
+    """The numbers of a subject's slices lie close enough for a volume."""
+    first: dict[str, Slice] = {}
+    for item in sorted(slices, key=lambda item: item.number):
+        start = first.setdefault(item.subject, item)
+        if item.number - start.number >= MAX_SPAN:
+            raise InputError(
+                f"{item.mask}: is {item.number - start.number} numbers after {start.mask.name} of the same subject, of "
+                f"at most {MAX_SPAN - 1}; number the slices one by one"
             )
 
 
@@ -258,12 +268,9 @@ def _infer_labels(codes: set[int], root: Path) -> Labels:
 
 def read_description(path: Path) -> dict[str, Any]:
     """What dataset.json says, checked: "labels" as Labels, the rest as it stands."""
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return {}
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from None
+    content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f'{path}: must hold an object such as {{"labels": {{"background": 0, "liver": 63}}}}')
     described: dict[str, Any] = {}
@@ -271,25 +278,33 @@ def read_description(path: Path) -> dict[str, Any]:
         described["labels"] = _check_labels(content["labels"], path)
     described["subjects"] = _check_geometry(content.get("subjects", {}), path)
     described["preparation"] = content.get("preparation")
+    if described["preparation"] is not None:
+        try:
+            Preparation.from_dict(described["preparation"])
+        except InputError as error:
+            raise InputError(f"{path}: preparation: {error}; prepare the scans again") from None
     if "values" in content:
         values = content["values"]
         if "labels" not in described or not isinstance(values, dict) or tuple(values) != described["labels"].names:
-            raise InputError(f"{path}: values must give each class of labels its value in volumes")
-        described["values"] = tuple(values.values())
+            raise InputError(f"{path}: values must give each class of labels, in their order, its value in volumes")
+        described["values"] = _check_labels(values, path, "values", "volumes").codes
     return described
 
 
-def _check_labels(labels: Any, path: Path) -> Labels:
+def _check_labels(labels: Any, path: Path, key: str = "labels", where: str = "masks") -> Labels:
     example = '{"background": 0, "liver": 63}'
     if not isinstance(labels, dict) or not all(type(code) is int and 0 <= code < 2**16 for code in labels.values()):
-        raise InputError(f"{path}: labels must give each class its value in the masks, 0 to 65535, such as {example}")
+        raise InputError(f"{path}: {key} must give each class its value in the {where}, 0 to 65535, such as {example}")
     names, codes = tuple(labels), tuple(labels.values())
     if not 2 <= len(names) <= MAX_CLASSES or names[0] != "background":
         raise InputError(
-            f"{path}: labels must be 2 to {MAX_CLASSES} classes, the first called background, such as {example}"
+            f"{path}: {key} must be 2 to {MAX_CLASSES} classes, the first called background, such as {example}"
         )
+    for name in names:
+        if not name.strip() or not name.isprintable():
+            raise InputError(f"{path}: {key}: the class name {name!r} is no printable text; choose another")
     if len(set(codes)) < len(codes):
-        raise InputError(f"{path}: labels gives two classes the same value; each needs its own")
+        raise InputError(f"{path}: {key} gives two classes the same value; each needs its own")
     return Labels(names, codes)
 
 
@@ -297,10 +312,8 @@ def _check_geometry(subjects: Any, path: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(subjects, dict) or not all(isinstance(entry, dict) for entry in subjects.values()):
         raise InputError(f'{path}: subjects must be an object such as {{"1": {{"spacing": [1.5, 1.5, 8.0]}}}}')
     for subject, entry in subjects.items():
-        spacing = entry.get("spacing", [1, 1, 1])
-        numbers = isinstance(spacing, list) and len(spacing) == 3 and all(type(s) in (int, float) for s in spacing)
-        if not numbers or not all(0 < s < float("inf") for s in spacing):
-            raise InputError(
-                f"{path}: spacing of subject {subject} must be three lengths in mm (x, y, z), not {spacing}"
-            )
+        for key, (fits, wanted) in GEOMETRY.items():
+            if key in entry and not fits(entry[key]):
+                given = reprlib.repr(entry[key])
+                raise InputError(f"{path}: {key} of subject {subject} must be {wanted}, not {given}; correct it")
     return subjects

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.folder import DataFolder
+from data.folder import SUBJECT, DataFolder
 from data.png import read_codes
 from data.preparation import Preparation
 from data.sources import Source
@@ -36,10 +37,21 @@ def write_data(
     `skip_bad`, subjects that cannot be read are left out. Raises InputError where `out` is taken, a subject is bad, or
     a split has no subject left.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise InputError(f"{out}: exists already; choose another --out or remove it")
     if not 2 <= len(classes) <= 253:
         raise InputError(f"{len(classes)} classes: a mask has grey values for 2 to 253, the background among them")
+    names = list(classes.values())
+    for value, name in classes.items():
+        if names.count(name) > 1 or not name.strip() or not name.isprintable() or not 0 <= value < 2**16:
+            raise InputError(
+                f"label value {value} is called {name!r}; choose values from 0 to 65535, and names of text that differ"
+            )
+    for subject in chain.from_iterable(split.values()):
+        if not SUBJECT.fullmatch(subject):
+            raise InputError(
+                f"subject {subject!r} must be of letters, digits, underscores and dashes; rename its files"
+            )
     step = 252 // (len(classes) - 1)
     codes = {value: k * step for k, value in enumerate(classes)}
     home = {subject: name for name, subjects in split.items() for subject in subjects}

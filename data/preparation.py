@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from data.volumes import Grid, fit_grid, place
+from data.png import MAX_PIXELS
+from data.volumes import LONGEST, Grid, fit_grid, place
 from utils import InputError
 
 # ITK's axis codes (x, y, z increase towards ...) that show each kind of slice in the radiological convention.
@@ -48,11 +50,11 @@ class Preparation:
     def __post_init__(self) -> None:
         if self.axis not in AXES:
             raise InputError(f"--axis {self.axis}: must be one of {', '.join(AXES)}")
-        if self.size is not None and self.size < 32:
-            raise InputError(f"--size {self.size}: must be at least 32")
-        if self.spacing is not None and not all(0 < length < float("inf") for length in self.spacing):
+        if self.size is not None and not (type(self.size) is int and 32 <= self.size <= MAX_PIXELS**0.5):
+            raise InputError(f"--size {self.size}: must be 32 to {int(MAX_PIXELS**0.5)}")
+        if self.spacing is not None and not (_is_pair(self.spacing) and min(self.spacing) > 1 / LONGEST):
             raise InputError(f"--spacing {self.spacing}: must be two lengths in mm")
-        if self.window is not None and not (np.isfinite(self.window).all() and self.window[1] > 0):
+        if self.window is not None and not (_is_pair(self.window) and self.window[1] > 0):
             raise InputError(f"--window {self.window}: must be a center and a width above 0")
         if self.normalize not in ("slice", "volume") or self.bits not in (8, 16):
             raise InputError(f"--normalize {self.normalize}, --bits {self.bits}: must be slice or volume, and 8 or 16")
@@ -63,6 +65,8 @@ class Preparation:
         upright = [sitk.DICOMOrient(image, AXES[self.axis]) for image in images]
         original = Grid.of(upright[0])
         grid = fit_grid(original, self.size, self.spacing)
+        if grid.size[0] * grid.size[1] > MAX_PIXELS:
+            raise InputError(f"would have slices of {grid.size[1]} x {grid.size[0]} pixels; choose a larger --spacing")
         geometry = grid.to_dict() | {"orientation": orientation, "direction": list(grid.direction)}
         if grid != original:
             geometry["original"] = original.to_dict()
@@ -88,11 +92,17 @@ class Preparation:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preparation:
-        """The inverse of `to_dict`, also after JSON has made lists of tuples. Raises InputError for unknown keys."""
+        """The inverse of `to_dict`, also after JSON has made lists of tuples. Raises InputError for anything else."""
+        if not isinstance(values, dict):
+            raise InputError(f"is no set of options but {reprlib.repr(values)}")
         try:
             return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
         except TypeError as error:
             raise InputError(f"preparation of another version ({error})") from None
+
+
+def _is_pair(values: Any) -> bool:
+    return len(values) == 2 and all(type(value) in (int, float) and abs(value) <= LONGEST for value in values)
 
 
 def stretch(values: np.ndarray, low: float, high: float, bits: int = 8) -> np.ndarray:

@@ -12,19 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from data.augment import Augmentation
-from data.png import read_codes, read_image
+from data.png import read_pair
 from utils import InputError
 
 IGNORED = -100  # target of pixels that pad a batch; cross-entropy leaves them out
 MAX_CLASSES = 256  # targets travel as uint8
+DIGITS = "0123456789"  # not str.isdigit(), which takes those of all scripts
 
 
-def natural(text: str) -> list[tuple[int, int | str]]:
-    """Sort key that puts 2 before 10."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", text) if part]
+def natural(text: str) -> list[tuple[int, int, str]]:
+    """Sort key that puts 2 before 10, also where a number has more digits than Python converts."""
+    parts = (part for part in re.split(r"([0-9]+)", text) if part)
+    return [(0, len(part.lstrip("0")), part.lstrip("0")) if part[0] in DIGITS else (1, 0, part) for part in parts]
 
 
 class Slice(NamedTuple):
@@ -34,6 +36,8 @@ class Slice(NamedTuple):
     number: int
     images: tuple[Path, ...]
     mask: Path
+    shape: tuple[int, int, int] | None = None
+    """Channels, rows and columns when it was checked."""
 
 
 class Labels(NamedTuple):
@@ -65,7 +69,8 @@ class SliceDataset(Dataset):
     """The slices of one split, subject by subject and in the order of their numbers.
 
     Item i is the image, float32 (channels, H, W) in [0, 1], and the target, int64 (H, W). With an augmentation, it is
-    drawn from (seed, epoch, i) alone, so that an epoch is the same for any number of workers.
+    drawn from (seed, epoch, i) alone, so that an epoch is the same for any number of workers. Raises InputError for
+    files that are not any more what they were when they were checked.
     """
 
     def __init__(
@@ -82,8 +87,13 @@ class SliceDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         item = self.slices[index]
-        image = np.concatenate([read_image(path) for path in item.images])
-        target = self.labels.to_classes(read_codes(item.mask), item.mask)
+        image, codes = read_pair(item.images, item.mask)
+        if item.shape not in (None, image.shape):
+            raise InputError(
+                f"{item.images[0]}: was {_shape(item.shape)} and is {_shape(image.shape)} now; leave the data as it is "
+                "during training, then --resume"
+            )
+        target = self.labels.to_classes(codes, item.mask)
         if self.augmentation is not None:
             rng = np.random.default_rng([self.seed, self.epoch, index])
             image, target = self.augmentation(image, target, rng)
@@ -154,6 +164,22 @@ class SubjectBatches:
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)
+
+
+def read_batches(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of `loader`; an InputError in one of its processes is raised here as it was there."""
+    try:
+        yield from loader
+    except InputError as error:
+        if loader.num_workers == 0:
+            raise
+        # PyTorch hands on the text of the process's traceback; its last line is the error's.
+        message = error.args[0].rstrip().rpartition(f"\n{InputError.__module__}.InputError: ")[2]
+        raise InputError(message) from None
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} channels of {shape[1]} x {shape[2]} pixels"
 
 
 def collate(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from data.folder import SPLITS, SUBJECT
 from data.slices import natural
-from utils import InputError
+from utils import InputError, read_json
 
 Split = dict[str, list[str]]
 PAPER_SEED = 2020  # the authors' lists were never published; ours follow from this seed and the subjects' names
@@ -21,7 +21,9 @@ PROTOCOLS = {"chaos-mr": ((13, 2, 5), 3), "hvsmr": ((6, 2, 2), 5), "msd": ((388,
 
 def shuffled(subjects: Sequence[str], seed: int) -> list[str]:
     """The subjects in an order that follows from seed and names alone, in any version of any library."""
-    return sorted(subjects, key=lambda subject: hashlib.sha256(f"{seed}:{subject}".encode()).digest())
+    return sorted(
+        subjects, key=lambda subject: hashlib.sha256(f"{seed}:{subject}".encode(errors="surrogateescape")).digest()
+    )
 
 
 def random_splits(subjects: Sequence[str], counts: Sequence[int], repeats: int, seed: int) -> list[Split]:
@@ -57,11 +59,7 @@ def read_split(path: Path) -> Split:
 
     Raises InputError for another form, an empty list, a subject named twice, or a name that no file can carry.
     """
-    try:
-        split = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from None
-    return _check(split, path)
+    return _check(read_json(path), path)
 
 
 def _check(split: Any, path: Path) -> Split:
@@ -71,9 +69,9 @@ def _check(split: Any, path: Path) -> Split:
     if not all(isinstance(split[name], list) and split[name] for name in SPLITS):
         raise InputError(f"{path}: train, val and test each need a list of subjects, such as {example}")
     checked = {name: [str(subject) for subject in split[name]] for name in SPLITS}
-    subjects = [subject for name in SPLITS for subject in checked[name]]
-    for subject in subjects:
-        if subjects.count(subject) > 1:
+    counts = Counter(subject for name in SPLITS for subject in checked[name])
+    for subject, count in counts.items():
+        if count > 1:
             raise InputError(f"{path}: names subject {subject} twice; each belongs into one split, once")
         if not SUBJECT.fullmatch(subject):
             raise InputError(f"{path}: subject {subject!r} must be of letters, digits, underscores and dashes")

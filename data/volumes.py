@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ import SimpleITK as sitk
 from utils import InputError, atomic_path
 
 MAX_SPAN = 10_000  # slices; numbers further apart are dates or the like
+MAX_VOXELS = 2**31  # of a scan; 1024 x 1024 x 2048
+LONGEST = 1e6  # mm, for lengths and positions; no scanner is a kilometer long
 AXES = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
@@ -62,6 +65,13 @@ def place(image: sitk.Image, grid: Grid, smooth: bool) -> sitk.Image:
     return sitk.Resample(image, size, sitk.Transform(), method, origin, spacing, direction, 0.0, image.GetPixelID())
 
 
+def itk_path(path: Path) -> str:
+    """The path for ITK, which ends the program where a name is no text. Raises InputError for such a name."""
+    if str(path).encode(errors="replace").decode() != str(path):
+        raise InputError(f"{path}: a name with bytes that are no UTF-8; rename the file or folder")
+    return str(path)
+
+
 def itk_reason(error: RuntimeError) -> str:
     """What an ITK error says, in a line without the addresses of objects."""
     return re.sub(r"^.*\(0x[0-9a-f]+\): ", "", str(error).strip().splitlines()[-1])
@@ -90,6 +100,48 @@ def array_spacing(geometry: dict[str, Any]) -> tuple[float, float, float] | None
     return tuple(geometry["spacing"][::-1]) if "spacing" in geometry else None
 
 
+def _are_numbers(values: Any, count: int, smallest: float = -LONGEST, kinds: tuple[type, ...] = (int, float)) -> bool:
+    right = isinstance(values, list) and len(values) == count and all(type(value) in kinds for value in values)
+    return right and all(smallest <= value <= LONGEST for value in values)
+
+
+def _are_lengths(values: Any) -> bool:
+    return _are_numbers(values, 3, 1 / LONGEST)
+
+
+def _are_axes(values: Any) -> bool:
+    if not _are_numbers(values, 9):
+        return False
+    axes = np.reshape(values, (3, 3))
+    return np.allclose(axes @ axes.T, np.eye(3), atol=1e-2)
+
+
+def _is_grid(values: Any) -> bool:
+    return (
+        isinstance(values, dict)
+        and values.keys() == {"size", "spacing", "origin"}
+        and _are_numbers(values["size"], 3, 1, (int,))
+        and math.prod(values["size"]) <= MAX_VOXELS
+        and _are_lengths(values["spacing"])
+        and _are_numbers(values["origin"], 3)
+    )
+
+
+def _is_code(value: Any) -> bool:
+    # One letter of each pair RL, AP, IS: their places, halved, are 0, 1 and 2.
+    return isinstance(value, str) and sorted("RLAPIS".find(letter) // 2 for letter in value) == [0, 1, 2]
+
+
+# What `to_scan` takes from a subject's entry in dataset.json: a test of each value, and what it must be in words.
+GEOMETRY = {
+    "spacing": (_are_lengths, "three lengths in mm (x, y, z)"),
+    "origin": (lambda values: _are_numbers(values, 3), "a position in mm (x, y, z)"),
+    "direction": (_are_axes, "nine numbers, three axes at right angles, row by row"),
+    "original": (_is_grid, f"size, spacing and origin of a scan of at most {MAX_VOXELS:,} voxels"),
+    "orientation": (_is_code, "an axis code such as LPS"),
+}
+
+
 def to_scan(volume: np.ndarray, geometry: dict[str, Any]) -> sitk.Image:
     """A label volume (D, H, W) on the grid of the scan that its slices were made of.
 
@@ -109,4 +161,4 @@ def to_scan(volume: np.ndarray, geometry: dict[str, Any]) -> sitk.Image:
 def write_nifti(path: Path, volume: np.ndarray, geometry: dict[str, Any]) -> None:
     """Write a label volume (D, H, W) to `path` (.nii.gz), atomically, so that it overlays its scan; see `to_scan`."""
     with atomic_path(path) as temporary:
-        sitk.WriteImage(to_scan(volume, geometry), temporary, useCompression=True)
+        sitk.WriteImage(to_scan(volume, geometry), itk_path(temporary), useCompression=True)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from data.volumes import itk_reason
+from data.volumes import itk_path, itk_reason
 from utils import InputError, atomic_path
 
 POSITION, ORIENTATION, SPACING, SERIES = "0020|0032", "0020|0037", "0028|0030", "0020|000e"
@@ -84,7 +84,7 @@ def write_series(folder: Path, label: sitk.Image, series: Series) -> None:
             writer = sitk.ImageFileWriter()
             writer.KeepOriginalImageUIDOn()
             writer.SetImageIO("GDCMImageIO")
-            writer.SetFileName(temporary)
+            writer.SetFileName(itk_path(temporary))
             writer.Execute(image)
 
 
@@ -93,14 +93,17 @@ def _new_uid() -> str:
 
 
 def _is_dicom(path: Path) -> bool:
-    with path.open("rb") as file:
-        return path.suffix.lower() == ".dcm" or file.read(132)[128:] == b"DICM"
+    try:
+        with path.open("rb") as file:
+            return path.suffix.lower() == ".dcm" or file.read(132)[128:] == b"DICM"
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); correct or remove it") from None
 
 
 def _read_slice(path: Path) -> _Slice:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(path)
+    reader.SetFileName(itk_path(path))
     try:
         pixels = sitk.GetArrayFromImage(reader.Execute())
         position, orientation, spacing = (
@@ -108,6 +111,9 @@ def _read_slice(path: Path) -> _Slice:
             for tag in (POSITION, ORIENTATION, SPACING)
         )
         series = reader.GetMetaData(SERIES) if reader.HasMetaDataKey(SERIES) else ""
+        sizes = position.size, orientation.size, spacing.size
+        if sizes != (3, 6, 2) or not np.isfinite([*position, *orientation, *spacing]).all() or min(spacing) <= 0:
+            raise ValueError("position, orientation or pixel spacing are not 3, 6 and 2 numbers")
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{path}: not a readable DICOM slice ({itk_reason(error)})") from None
     if pixels.ndim == 3 and len(pixels) == 1:

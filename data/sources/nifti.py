@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
+import reprlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,8 +16,8 @@ import SimpleITK as sitk
 
 from data.slices import natural
 from data.sources import Case
-from data.volumes import itk_reason
-from utils import InputError
+from data.volumes import MAX_VOXELS, itk_path, itk_reason
+from utils import InputError, read_json
 
 BRATS_CHANNELS = ("flair", "t1", "t1ce", "t2")  # the order of the Decathlon's Task01
 BRATS_CLASSES = {0: "background", 1: "necrotic and non-enhancing", 2: "edema", 4: "enhancing"}
@@ -73,11 +74,11 @@ def find_pairs(
 ) -> VolumeFiles:
     """Pairs by patterns that hold {subject}, once each. Raises InputError where nothing is found."""
     for pattern in (*image_patterns, label_pattern):
-        if pattern.count("{subject}") != 1:
-            raise InputError(f"pattern {pattern}: must hold {{subject}} once, such as image_{{subject}}.nii.gz")
+        if pattern.count("{subject}") != 1 or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+            raise InputError(f"pattern {pattern}: must hold {{subject}} once, and lie below {folder}")
     files = {}
     before, after = label_pattern.split("{subject}")
-    for label in folder.glob(f"{before}*{after}"):
+    for label in folder.glob(f"{glob_escape(before)}*{glob_escape(after)}"):
         name = label.relative_to(folder).as_posix()
         subject = name[len(before) : len(name) - len(after)]
         images = [folder / pattern.replace("{subject}", subject) for pattern in image_patterns]
@@ -97,6 +98,8 @@ def find_brats(folder: Path) -> VolumeFiles:
     files = {}
     for label in folder.glob("*/*/*_seg.nii.gz"):
         subject = label.parent.name
+        if subject in files:
+            raise InputError(f"{label}: a second subject {subject} beside {files[subject][1]}; rename one of the two")
         files[subject] = ([label.with_name(f"{subject}_{channel}.nii.gz") for channel in BRATS_CHANNELS], label)
     return _found(folder, files, "HGG/SUBJECT/SUBJECT_seg.nii.gz", known=BRATS_CLASSES)
 
@@ -110,7 +113,10 @@ def find_msd(folder: Path) -> VolumeFiles:
             continue
         single = folder / "imagesTr" / label.name
         several = sorted((folder / "imagesTr").glob(f"{glob_escape(case)}_[0-9][0-9][0-9][0-9].nii.gz"))
-        files[re.sub(r"[^A-Za-z0-9_-]", "-", case)] = (several or [single], label)
+        subject = re.sub(r"[^A-Za-z0-9_-]", "-", case)
+        if subject in files:
+            raise InputError(f"{label}: would be subject {subject}, as is {files[subject][1]}; rename one of the two")
+        files[subject] = (several or [single], label)
     return _found(folder, files, "labelsTr/CASE.nii.gz", known=_msd_classes(folder))
 
 
@@ -124,10 +130,7 @@ def read_msd_description(folder: Path) -> dict[str, Any]:
     path = folder / "dataset.json"
     if not path.exists():
         return {}
-    try:
-        described = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from None
+    described = read_json(path)
     if not isinstance(described, dict) or not isinstance(described.get("labels"), dict):
         raise InputError(f"{path}: holds no labels as the Decathlon and nnU-Net write them")
     return described
@@ -136,11 +139,14 @@ def read_msd_description(folder: Path) -> dict[str, Any]:
 def _msd_classes(folder: Path) -> dict[int, str] | None:
     """Its labels, {"0": "background", ...} or nnU-Net's {"background": 0, ...}; None without a dataset.json."""
     labels = read_msd_description(folder).get("labels", {})
-    try:
-        pairs = [(int(k), v) if str(k).isdigit() else (int(v), k) for k, v in labels.items()]
-    except (ValueError, TypeError):
-        raise InputError(f"{folder / 'dataset.json'}: labels must be single numbers, not {labels}") from None
-    return {value: str(name) if value else "background" for value, name in sorted(pairs)} or None
+    numbers = [str(key if re.fullmatch("[0-9]+", key) else value) for key, value in labels.items()]
+    names = [value if re.fullmatch("[0-9]+", key) else key for key, value in labels.items()]
+    if not all(re.fullmatch("[0-9]{1,5}", number) for number in numbers) or len(set(map(int, numbers))) < len(names):
+        raise InputError(
+            f"{folder / 'dataset.json'}: labels must be single numbers, each once, not {reprlib.repr(labels)}"
+        )
+    pairs = sorted(zip(map(int, numbers), map(str, names), strict=True))
+    return {value: name if value else "background" for value, name in pairs} or None
 
 
 def read_volume(path: Path) -> sitk.Image:
@@ -148,10 +154,16 @@ def read_volume(path: Path) -> sitk.Image:
     if not path.is_file():
         raise InputError(f"{path}: no such file; each label needs its image, and each channel one")
     try:
-        image = sitk.ReadImage(path)
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(itk_path(path))
+        reader.ReadImageInformation()
+        if math.prod(reader.GetSize()) > MAX_VOXELS:
+            raise InputError(f"{path}: says that it has {reader.GetSize()} voxels, of at most {MAX_VOXELS:,}; crop it")
+        image = reader.Execute()
     except RuntimeError as error:
         raise InputError(f"{path}: not a readable volume ({itk_reason(error)})") from None
-    if image.GetDimension() not in (3, 4) or image.GetNumberOfComponentsPerPixel() != 1:
+    kind = image.GetPixelIDTypeAsString()
+    if image.GetDimension() not in (3, 4) or image.GetNumberOfComponentsPerPixel() != 1 or "complex" in kind:
         raise InputError(f"{path}: is no volume of numbers ({image.GetDimension()} dimensions)")
     return image
 
