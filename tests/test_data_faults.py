@@ -30,17 +30,18 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import prepare
+from checkpoint import StopSignal
 from config import Config
 from data.folder import open_data, read_description
 from data.layout import write_data
 from data.png import MAX_BYTES, MAX_PIXELS, read_codes, read_image
 from data.preparation import Preparation
-from data.slices import collate, natural, read_batches
+from data.slices import ShuffledBatches, collate, natural, read_batches
 from data.sources import Case
 from data.sources.nifti import find_brats, find_msd, find_pairs, read_volume
 from data.splits import read_split
 from data.volumes import to_scan, write_nifti
-from engine import train_one_epoch
+from engine import Epoch, train_one_epoch
 from losses import GuidedLoss
 from models import build_model
 from utils import InputError, printable, user_errors
@@ -750,11 +751,13 @@ def test_training_on_constant_images_stays_finite(tmp_path):
     for kind, value in (("Img", 0), ("GT", 63)):
         (root / "train" / kind / "Subj_aslice_2.png").write_bytes(png(encode(blank + value)))
     model = build_model(Config(backbone="resnet18", steps=1, classes=2))
-    loader = DataLoader(open_data(root).dataset("train"), collate_fn=collate)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    for _ in range(2):
-        losses = train_one_epoch(model, loader, GuidedLoss(), optimizer, torch.device("cpu"), False, "train")
-        assert all(map(np.isfinite, losses.values()))
+    dataset = open_data(root).dataset("train")
+    loader = DataLoader(dataset, batch_sampler=ShuffledBatches(dataset, 1, seed=0))
+    optimizer, device = torch.optim.Adam(model.parameters(), 1e-3), torch.device("cpu")
+    for number in range(2):
+        epoch = Epoch(number)
+        train_one_epoch(model, loader, GuidedLoss(), optimizer, device, False, epoch, 0, StopSignal(), "train")
+        assert all(map(np.isfinite, epoch.losses().values()))
     assert all(weight.isfinite().all() for weight in model.state_dict().values())
 
 
