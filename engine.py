@@ -96,16 +96,17 @@ def train_one_epoch(
             values = (torch.stack([*terms, norm]) * weight).tolist()  # waits for the device
             finite = all(map(math.isfinite, values))
             *sums, broken, stopped = add_up([*values[:-1], not finite, bool(stop.received)])
-            names = [loader.dataset.slices[index].images[0].name for index in batches.batch(epoch.step)]
+            batch = batches.batch(epoch.step)
             if broken:
                 torch._foreach_copy_(statistics, before)
                 epoch.skipped += 1
             else:
                 optimizer.step()
-                epoch.add([value / batches.world for value in sums], len(names))
+                epoch.add([value / batches.world for value in sums], len(batch))
             epoch.step += 1
             optimizer.zero_grad()  # frees the gradients, so that the next forward pass has their memory
             if broken:
+                names = [loader.dataset.slices[index].images[0].name for index in batch]
                 _report_skipped(epoch, max_skipped, names)
             if epoch.step == 1:  # the first step also sets everything up
                 began = time.monotonic()

@@ -34,11 +34,12 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain
+from checkpoint import StopSignal
 from config import PRESETS
 from data.augment import Augmentation
 from data.folder import CHAOS_LABELS, open_data
-from data.slices import collate
-from engine import segment_subjects, segment_volume, train_one_epoch
+from data.slices import ShuffledBatches, collate
+from engine import Epoch, segment_subjects, segment_volume, train_one_epoch
 from losses import GuidedLoss
 from metrics import dice, score_subject
 from models import build_model
@@ -105,9 +106,9 @@ def measure_epoch(way: str, size: int = 256, slices: int = 8) -> dict[str, Any]:
         data = open_data(Path(name))
         augmentation = Augmentation()
         workers = 0 if way == "plain" else loader_workers("auto", DEVICE)
-        loader = DataLoader(
-            data.dataset("train", augmentation), BATCH, shuffle=True, num_workers=workers, collate_fn=collate
-        )
+        train_set = data.dataset("train", augmentation)
+        batches = ShuffledBatches(train_set, BATCH, seed=0)
+        loader = DataLoader(train_set, batch_sampler=batches, num_workers=workers, collate_fn=collate)
         model = _network(way)
         optimizer = torch.optim.Adam(model.parameters(), fused=way != "plain")
         waiting: list[float] = []
@@ -125,8 +126,7 @@ def measure_epoch(way: str, size: int = 256, slices: int = 8) -> dict[str, Any]:
 
         def fast_way() -> None:
             bfloat16 = use_bfloat16("auto", DEVICE)
-            batches = _Watched(loader, waiting)
-            train_one_epoch(model, batches, GuidedLoss(), optimizer, DEVICE, bfloat16, "")
+            _train(model, _Watched(loader, waiting), optimizer, bfloat16)
             for volume in segment_subjects(model, data.dataset("val"), 16, workers, DEVICE, bfloat16, ""):
                 for k in range(1, CLASSES):
                     dice(volume.prediction == k, volume.target == k)
@@ -189,9 +189,14 @@ def _training_step(way: str, size: int, batch: int, steps: int) -> Callable[[], 
     target = torch.randint(0, CLASSES, (batch, size, size), device=DEVICE)
     if way == "plain":
         return lambda: plain.train_step(model, optimizer, image, target)
-    criterion, bfloat16 = GuidedLoss(), use_bfloat16("auto", DEVICE)
-    batches = [(image, target)]
-    return lambda: train_one_epoch(model, batches, criterion, optimizer, DEVICE, bfloat16, "")
+    slices = list(zip(image.cpu(), target.cpu(), strict=True))
+    loader, bfloat16 = DataLoader(slices, batch_sampler=ShuffledBatches(slices, batch, 0)), use_bfloat16("auto", DEVICE)
+    return lambda: _train(model, loader, optimizer, bfloat16)
+
+
+def _train(model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer, bfloat16: bool) -> None:
+    """An epoch as main.py trains it."""
+    train_one_epoch(model, loader, GuidedLoss(), optimizer, DEVICE, bfloat16, Epoch(0), 0, StopSignal(), "")
 
 
 def _timed(run: Callable[[], Any]) -> float:
@@ -244,10 +249,13 @@ def _write_data(root: Path, size: int, slices: int) -> None:
 
 
 class _Watched:
-    """The batches of a loader, and the seconds that each was waited for."""
+    """A loader, and the seconds that each of its batches was waited for."""
 
     def __init__(self, loader: DataLoader, waiting: list[float]) -> None:
         self.loader, self.waiting = loader, waiting
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
 
     def __len__(self) -> int:
         return len(self.loader)

@@ -170,12 +170,14 @@ def read_batches(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of `loader`; an InputError in one of its processes is raised here as it was there."""
     try:
         yield from loader
+        return
     except InputError as error:
-        if loader.num_workers == 0:
-            raise
+        # Without its traceback, which holds PyTorch's loader in a cycle, the processes end now and in order.
+        message = error.with_traceback(None).args[0]
+    if loader.num_workers > 0:
         # PyTorch hands on the text of the process's traceback; its last line is the error's.
-        message = error.args[0].rstrip().rpartition(f"\n{InputError.__module__}.InputError: ")[2]
-        raise InputError(message) from None
+        message = message.rstrip().rpartition(f"\n{InputError.__module__}.InputError: ")[2]
+    raise InputError(message)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

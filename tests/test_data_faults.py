@@ -682,7 +682,7 @@ def start_training(data: Path, out: Path, workers: int) -> subprocess.Popen:
     command = [sys.executable, "main.py", "--data", str(data), "--out", str(out), "--workers", str(workers)]
     command += ["--backbone", "resnet18", "--steps", "1", "--device", "cpu", "--amp", "off", "--batch_size", "2"]
     pipe, threads = subprocess.PIPE, {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=os.environ | threads)
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, encoding="utf-8", env=os.environ | threads)
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
