@@ -213,7 +213,7 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
     unlock_folder(out)
     print(f"\nTest, best checkpoint (epoch {chosen['epoch']}), {len(volumes)} subjects in 3D, mean ± std\n")
     print(format_table(summary))
-    print(f"\nEverything is in {out}: report.html, test.csv, test.json, predictions, log.csv, best.pt")
+    print(f"\nEverything is in {out}:\nreport.html, test.csv, test.json, predictions, log.csv, best.pt")
 
 
 def command() -> None:

@@ -210,7 +210,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     """Rows with numbers and booleans where a cell is one; NaN and empty cells are None."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return [
             {key: cell if key in ("subject", "class") else _value(cell) for key, cell in row.items()}
             for row in csv.DictReader(file)

@@ -47,7 +47,7 @@ def read_result(name: str, folders: Sequence[Path]) -> Result:
     for folder in folders:
         try:
             summaries.append(json.loads((folder / "test.json").read_text()))
-            with (folder / "test.csv").open(newline="") as file:
+            with (folder / "test.csv").open(newline="", encoding="utf-8") as file:
                 rows += list(csv.DictReader(file))
         except (OSError, json.JSONDecodeError) as error:
             raise InputError(f"{folder}: not a finished run of main.py ({error})") from None

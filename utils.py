@@ -126,7 +126,7 @@ def _nan_to_none(value: Any) -> Any:
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write `rows` to `path` as CSV with a header line, atomically; a key that a row lacks is an empty cell."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)

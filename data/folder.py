@@ -28,6 +28,7 @@ from utils import InputError, printable, read_json
 SPLITS = ("train", "val", "test")
 SUBJECT = re.compile(r"[A-Za-z0-9_-]+")
 NAME = re.compile(rf"Subj_({SUBJECT.pattern})slice_(-?[0-9]+)\.png")
+CHANNEL = re.compile(r"Img_([0-9]+)")
 CHAOS_LABELS = {"background": 0, "liver": 63, "right kidney": 126, "left kidney": 189, "spleen": 252}
 
 
@@ -122,9 +123,7 @@ def _list_split(folder: Path) -> tuple[list[Slice], list[str]]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; a data set has train, val and test, each with Img and GT")
     masks, foreign = _list_folder(folder / "GT")
-    channels = [_list_folder(folder / "Img")[0]]
-    while (folder / f"Img_{len(channels) + 1}").is_dir():
-        channels.append(_list_folder(folder / f"Img_{len(channels) + 1}")[0])
+    channels = [_list_folder(path)[0] for path in _channel_folders(folder)]
     if not masks and not channels[0]:
         raise InputError(
             f"{folder}: holds no slices; put Subj_<X>slice_<Y>.png into Img and, with the same names, into GT"
@@ -146,9 +145,7 @@ def list_images(folder: Path) -> dict[str, list[tuple[int, tuple[Path, ...]]]]:
 
     Raises InputError where there are none, or a channel lacks a slice.
     """
-    folders = [folder / "Img"] if (folder / "Img").is_dir() else [folder]
-    while folders[0].name == "Img" and (folder / f"Img_{len(folders) + 1}").is_dir():
-        folders.append(folder / f"Img_{len(folders) + 1}")
+    folders = _channel_folders(folder) if (folder / "Img").is_dir() else [folder]
     channels = [_list_folder(path)[0] for path in folders]
     if not channels[0]:
         raise InputError(f"{folders[0]}: holds no slices named Subj_<X>slice_<Y>.png")
@@ -159,6 +156,19 @@ def list_images(folder: Path) -> dict[str, list[tuple[int, tuple[Path, ...]]]]:
                 raise InputError(f"{path / channels[0][key].name}: is missing; each channel needs every slice")
         subjects.setdefault(key[0], []).append((key[1], tuple(images[key] for images in channels)))
     return subjects
+
+
+def _channel_folders(folder: Path) -> list[Path]:
+    """Img, Img_2, Img_3, ... Raises InputError where one between them is missing."""
+    found = {match[1] for match in (CHANNEL.fullmatch(path.name) for path in folder.iterdir()) if match}
+    wanted = [str(k) for k in range(2, len(found) + 2)]
+    for k in wanted:
+        if k not in found:
+            raise InputError(
+                f"{folder / f'Img_{k}'}: is missing, but there is {', '.join(f'Img_{n}' for n in sorted(found))}; "
+                "the channels are Img, Img_2, Img_3, and so on"
+            )
+    return [folder / "Img", *(folder / f"Img_{k}" for k in wanted)]
 
 
 def _list_folder(folder: Path) -> tuple[dict[tuple[str, int], Path], list[str]]:

@@ -47,9 +47,10 @@ def command(arguments: Sequence[str]) -> None:
 def _run(function: Callable[..., Any], arguments: Sequence[Any], output: Path, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     torch.set_num_threads(1)
-    with output.open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)  # Path.open("a") refuses terminals
+    for number in (1, 2):
+        os.dup2(descriptor, number)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     function(*arguments)
 
 

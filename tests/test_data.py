@@ -178,6 +178,7 @@ BAD = {
     "image without mask": (lambda r: remove(r / GT), [IMG, "has no mask"]),
     "mask without image": (lambda r: remove(r / IMG), [GT, "has no image"]),
     "second channel lacks one": (lambda r: (r / "train/Img_2").mkdir(), [GT, "has no image", "Img_2"]),
+    "channel left out": (lambda r: (r / "train/Img_3").mkdir(), ["train/Img_2", "is missing", "Img_3"]),
     "channels differ": (lambda r: save_png(r / IMG, np.zeros((40, 48, 3), np.uint8)), ["channels", "alike"]),
     "image of another size": (lambda r: save_png(r / IMG, np.zeros((40, 40), np.uint8)), [IMG, "40 x 40", "40 x 48"]),
     "subject of two sizes": (

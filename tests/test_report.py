@@ -123,7 +123,7 @@ def texts(browser, selector: str) -> list[list[str]]:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

@@ -1,0 +1,89 @@
+"""What a training says: a summary in 80 columns, a line for each epoch, and a bar in a terminal alone."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import termios
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from config import Config
+from data.slices import Labels
+from terminal import epoch_line, start_up
+from tests.processes import command, ended, start
+from tests.test_reliability import arguments
+from utils import duration
+
+
+def test_duration():
+    assert [duration(s) for s in (0, 59.4, 59.6, 3599, 3600, 90000)] == [
+        "0 s", "59 s", "1 min 00 s", "59 min 59 s", "1 h 00 min", "25 h 00 min",
+    ]  # fmt: skip
+
+
+@given(st.lists(st.text("abc xyz-", min_size=1, max_size=60), min_size=1, max_size=40), st.text("abc/", min_size=1))
+def test_the_summary_fits_80_columns_and_names_everything(names, path):
+    labels = Labels(("background", *names), tuple(range(len(names) + 1)))
+    split = SimpleNamespace(subjects=lambda: {"1": [0], "2": [1]})
+    data = SimpleNamespace(
+        labels=labels, channels=2, size=(96, 128), splits={"train": [0, 1, 2]}, dataset=lambda name: split
+    )
+    text = start_up(Config(data=Path(path)), data, {"network": "unet", "results": "runs/001"})
+    assert max(map(len, text.splitlines())) <= 80
+    words = text.split()
+    for word in " ".join(["train 2 subjects, 3 slices", "96 x 128", "runs/001", *names]).split():
+        assert any(word in there for there in words)
+
+
+def test_the_time_left_follows_from_the_last_epochs():
+    log = [
+        {"epoch": k, "total": 12.345, "val_dsc": 0.5, "lr": 1e-3, "seconds": s} for k, s in enumerate([900, 60, 60], 1)
+    ]
+    assert epoch_line(log[1:], 0.75, 13) == (
+        "epoch  3/13  loss 12.345  val DSC 50.00 (best 75.00)  lr 1.0e-03  1 min 00 s, 10 min 00 s left"
+    )
+    assert epoch_line(log, 0.75, 3).endswith("1 min 00 s")
+
+
+def test_no_noise_where_the_output_is_no_terminal(make_data, tmp_path):
+    flags = arguments(make_data(), tmp_path / "run", "--epochs", "2")
+    assert ended(start(command, flags, output=tmp_path / "out")) == 0
+    text = (tmp_path / "out").read_text()
+    assert "\r" not in text and "\x1b" not in text
+    assert "%|" not in text
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80 + len(str(tmp_path))
+    assert sum(line.startswith("epoch ") for line in lines) == 2
+    for title in ("data", "classes", "network", "device", "memory", "results"):
+        assert sum(line.startswith(title) for line in lines) == 1
+    assert any(line.startswith("mean ") for line in lines)
+
+
+def test_a_bar_with_loss_rate_and_time_left_in_a_terminal(make_data, tmp_path):
+    terminal, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (40, 120))
+    shown: list[bytes] = []
+
+    def read() -> None:
+        try:
+            while part := os.read(terminal, 4096):
+                shown.append(part)
+        except OSError:  # the other end is closed
+            pass
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    data = make_data(numbers=tuple(range(1, 13)))
+    process = start(command, arguments(data, tmp_path / "run", "--epochs", "1"), output=Path(os.ttyname(slave)))
+    code = ended(process)
+    os.close(slave)
+    reader.join(5)
+    text = b"".join(shown).decode()
+    assert code == 0, text
+    assert re.search(r"epoch 1/1: +\d+%\|.*\d/6 \[\d\d:\d\d<\d\d:\d\d.*loss \d+\.\d{3}, lr 1\.0e-03\]", text), text
