@@ -5,4 +5,4 @@ cd "$(dirname "$0")"
 source ./environment.sh requirements-dev.txt
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-exec .venv/bin/python -m pytest -n auto --dist loadfile "$@"
+exec .venv/bin/python -m pytest -n auto "$@"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import locale
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,14 @@ import torch
 from PIL import Image
 
 torch.set_num_threads(1)  # threads that wait for each other make tiny networks slow on a busy machine
+
+
+@pytest.fixture(autouse=True)
+def keep_locale() -> Iterator[None]:
+    """SimpleITK's DICOM reader sets the locale to C, in which Python takes text files for ASCII."""
+    before = locale.setlocale(locale.LC_CTYPE)
+    yield
+    locale.setlocale(locale.LC_CTYPE, before)
 
 
 @pytest.fixture

@@ -83,25 +83,21 @@ def test_killed_at_any_moment_it_ends_with_the_same_result(data, tmp_path):
     """SIGKILL after random times, and as soon as a file is being written."""
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert ended(start(command, arguments(data, straight), output=tmp_path / "log")) == 0
-    rng, in_writing, kills = np.random.default_rng(0), 0, 0
-    for attempt in range(60):
+    rng, in_writing = np.random.default_rng(0), 0
+    for attempt in range(8):
         process = start(command, arguments(data, killed), output=tmp_path / "log")
-        moment = time.monotonic() + rng.uniform(0.2, 5)
-        waits_for_writing = attempt % 2 == 0
-        while process.exitcode is None and time.monotonic() < moment:
-            if waits_for_writing and leftovers(killed):
-                break
+        moment = time.monotonic() + (20 if attempt % 2 else rng.uniform(0.2, 5))
+        while process.exitcode is None and time.monotonic() < moment and not (attempt % 2 and leftovers(killed)):
             time.sleep(0.001)
         process.kill()
         process.join()
-        kills += process.exitcode == -signal.SIGKILL
         in_writing += bool(leftovers(killed))
         if process.exitcode == 0:
             break
-    else:
-        assert ended(start(command, arguments(data, killed), output=tmp_path / "log")) == 0
-    assert kills >= 4
+    assert attempt >= 4, "it ended too soon"
     assert in_writing >= 2
+    if process.exitcode != 0:
+        assert ended(start(command, arguments(data, killed), output=tmp_path / "log")) == 0
     assert not leftovers(killed)
     same_result(straight, killed)
 
@@ -109,11 +105,11 @@ def test_killed_at_any_moment_it_ends_with_the_same_result(data, tmp_path):
 @pytest.mark.parametrize(("number", "model"), [(signal.SIGTERM, "ms_dual_guided"), (signal.SIGUSR1, "smp.PSPNet")])
 def test_a_signal_ends_the_step_and_the_run_goes_on_from_there(data, tmp_path, number, model):
     """PSPNet has dropout: its random numbers too go on as they would have."""
-    flags = ["--model", model, "--workers", "1"]
+    flags = ["--model", model, "--workers", "1", "--epochs", "2"]
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     assert ended(start(command, arguments(data, straight, *flags), output=tmp_path / "log")) == 0
     rng, steps = np.random.default_rng(0), []
-    for _ in range(4):
+    for _ in range(3):
         process = start(command, arguments(data, stopped, *flags), output=tmp_path / "out")
         while process.exitcode is None and not list(stopped.glob("tensorboard/*")):
             time.sleep(0.01)  # until the training begins
@@ -391,6 +387,6 @@ def test_soak(tmp_path):
     """A short form of python -m tests.soak: memory and open files stay where they are."""
     from tests.soak import soak
 
-    report = soak(tmp_path, epochs=20)
+    report = soak(tmp_path, epochs=15)
     assert max(report["files"]) <= min(report["files"]) + 2  # one may be open for a moment
     assert report["growth_mib"] < 30
