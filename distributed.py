@@ -35,8 +35,12 @@ def process_group() -> Iterator[None]:
         if local >= gpus:
             raise InputError(f"--nproc_per_node: more processes than GPUs; {gpus} are visible")
         torch.cuda.set_device(local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
     try:
+        # Restarted processes must not find the addresses that those before them have left in the store.
+        store, number, count = next(dist.rendezvous("env://"))
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+        dist.init_process_group(backend, store=store, rank=number, world_size=count)
         with contextlib.ExitStack() as stack:
             if rank() > 0:
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
@@ -45,13 +49,14 @@ def process_group() -> Iterator[None]:
         if rank() == 0:  # all processes have this one
             raise
         raise SystemExit(1) from None
-    except (RuntimeError, ValueError) as error:
+    except RuntimeError as error:
         if not _lost(error):
             raise
         message = f"process {rank()} of {world()} has lost another one, which was killed or failed"
         raise ConnectionError(f"{message}; the same command with --resume goes on from the last checkpoint") from None
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _lost(error: Exception) -> bool:

@@ -209,7 +209,7 @@ def test_torchrun_ends_when_a_process_is_killed_and_resumes(data, tmp_path):
 
 def test_torchrun_restarts_what_was_killed(data, tmp_path):
     out, flags = tmp_path / "run", arguments(data, tmp_path / "run", "--epochs", "3")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--max-restarts=1"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"]
     running = subprocess.Popen(
         [*torchrun, "main.py", *flags[:-1]], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

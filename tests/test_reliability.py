@@ -82,11 +82,12 @@ def leftovers(out: Path) -> list[Path]:
 def test_killed_at_any_moment_it_ends_with_the_same_result(data, tmp_path):
     """SIGKILL after random times, and as soon as a file is being written."""
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    assert ended(start(command, arguments(data, straight), output=tmp_path / "log")) == 0
+    flags = ["--epochs", "5"]
+    assert ended(start(command, arguments(data, straight, *flags), output=tmp_path / "log")) == 0
     rng, in_writing = np.random.default_rng(0), 0
     for attempt in range(8):
-        process = start(command, arguments(data, killed), output=tmp_path / "log")
-        moment = time.monotonic() + (20 if attempt % 2 else rng.uniform(0.2, 5))
+        process = start(command, arguments(data, killed, *flags), output=tmp_path / "log")
+        moment = time.monotonic() + (20 if attempt % 2 else rng.uniform(0.2, 3))
         while process.exitcode is None and time.monotonic() < moment and not (attempt % 2 and leftovers(killed)):
             time.sleep(0.001)
         process.kill()
@@ -97,7 +98,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_result(data, tmp_path):
     assert attempt >= 4, "it ended too soon"
     assert in_writing >= 2
     if process.exitcode != 0:
-        assert ended(start(command, arguments(data, killed), output=tmp_path / "log")) == 0
+        assert ended(start(command, arguments(data, killed, *flags), output=tmp_path / "log")) == 0
     assert not leftovers(killed)
     same_result(straight, killed)
 
