@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -167,9 +168,18 @@ class SubjectBatches:
 
 
 def read_batches(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of `loader`; an InputError in one of its processes is raised here as it was there."""
+    """The batches of `loader`; an InputError in one of its processes is raised here as it was there.
+
+    Its processes begin with SIGTERM and SIGUSR1 blocked: clusters send these to every process of a job, and it is the
+    training that decides what to do.
+    """
     try:
-        yield from loader
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
+        try:
+            batches = iter(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield from batches
         return
     except InputError as error:
         # Without its traceback, which holds PyTorch's loader in a cycle, the processes end now and in order.

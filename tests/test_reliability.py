@@ -105,7 +105,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_result(data, tmp_path):
 
 @pytest.mark.parametrize(("number", "model"), [(signal.SIGTERM, "ms_dual_guided"), (signal.SIGUSR1, "smp.PSPNet")])
 def test_a_signal_ends_the_step_and_the_run_goes_on_from_there(data, tmp_path, number, model):
-    """PSPNet has dropout: its random numbers too go on as they would have."""
+    """PSPNet has dropout: its random numbers too go on as they would have. Loader processes get the signal as well."""
     flags = ["--model", model, "--workers", "1", "--epochs", "2"]
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     assert ended(start(command, arguments(data, straight, *flags), output=tmp_path / "log")) == 0
@@ -115,7 +115,10 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_from_there(data, tmp_path, n
         while process.exitcode is None and not list(stopped.glob("tensorboard/*")):
             time.sleep(0.01)  # until the training begins
         time.sleep(rng.uniform(0, 0.8))
-        os.kill(process.pid, number)
+        loaders = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for pid in (*map(int, loaders), process.pid):  # clusters signal every process of a job
+            with contextlib.suppress(ProcessLookupError):  # a loader process at the end of its epoch
+                os.kill(pid, number)
         assert ended(process) == REQUEUE, (tmp_path / "out").read_text()
         shutil.rmtree(stopped / "tensorboard")
         steps.append(load_checkpoint(stopped / "last.pt")["epoch"]["step"])
