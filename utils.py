@@ -72,8 +72,10 @@ def _explain(error: Exception) -> str | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of the machine or of a GPU does not suffice."""
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    words = ("can't allocate memory", "could not create a primitive")  # PyTorch's and oneDNN's on the CPU
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in words)
 
 
 @contextlib.contextmanager
