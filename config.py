@@ -37,7 +37,7 @@ MODELS = ("ms_dual_guided", "unet", "attention_unet", "danet", "pan", "daf", "da
 class Config:
     """Guided multi-scale attention segmentation (Sinha & Dolz, JBHI 2020). The defaults are the paper's protocol."""
 
-    preset: Literal["paper", "released", "quick"] = "paper"
+    preset: Literal["paper", "released", "quick", "modern"] = "paper"
     """Named set of values to start from; the other flags change single values of it."""
 
     # ---- files
@@ -57,6 +57,8 @@ class Config:
     architecture of segmentation_models.pytorch."""
     channels: int = 1
     """Image channels. main.py sets it to what the data set has."""
+    neighbors: int = 0
+    """Slices on each side of a slice that the network sees beside it, as further channels (2.5D)."""
     classes: int = 5
     """Classes with the background; CHAOS has five. main.py sets it to what the data set has."""
     backbone: Backbone = "resnext101_32x4d"
@@ -85,6 +87,10 @@ class Config:
     """Weight of the distances between the latent features of successive steps."""
     gamma: float = 0.1
     """Weight of the reconstruction errors of the semantic module."""
+    dice: float = 0.0
+    """Weight of a soft Dice loss beside each map's cross-entropy. The paper has none."""
+    raw_weight: float = 1.0
+    """Weight of the raw maps in the segmentation loss; refined maps count 1."""
 
     # ---- optimization
     epochs: int = 500
@@ -92,9 +98,18 @@ class Config:
     batch_size: int = 8
     """Slices in a training step, of all processes together."""
     lr: float = 1e-3
-    """Learning rate of Adam at the start."""
+    """Learning rate of Adam at the start; with one_cycle the largest."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Adam's decay rates of the first and second moment."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW). The paper has none."""
+    schedule: Literal["plateau", "one_cycle"] = "plateau"
+    """plateau lowers the rate when the validation stands still; one_cycle raises it from lr / 25 in the first 30 % of
+    the steps and lowers it to nearly 0 until the last one, along cosines."""
+    clip_norm: float = 0.0
+    """Gradients of a larger norm are scaled down to this one; 0: never."""
+    ema_decay: float = 0.0
+    """Validate and keep a moving average of weights and running statistics, of which a step leaves this share."""
     plateau_epochs: int = 50
     """Validations without a better score after which the learning rate falls."""
     plateau_factor: float = 0.5
@@ -109,6 +124,11 @@ class Config:
     """Chance of a rotation."""
     rotation_degrees: float = 30.0
     """Rotations are uniform between minus and plus this angle, in degrees."""
+
+    affine_probability: float = 0.0
+    """Chance of scaling (0.8 to 1.25), shear (up to 0.1) and shift (up to a tenth of the sides), drawn together."""
+    intensity_probability: float = 0.0
+    """Chance of each change of the image: noise, blur, brightness, contrast, low resolution, bias field, gamma."""
 
     # ---- machine
     seed: int = 0
@@ -138,16 +158,18 @@ class Config:
             raise InputError(f"--pretrained: {self.model} has no backbone with ImageNet weights")
         if self.recompute and self.model in WITHOUT_BACKBONE:
             raise InputError(f"--recompute: {self.model} has no blocks that it knows; lower --batch_size instead")
-        minima = dict.fromkeys(at_least_one, 1) | {"classes": 2, "seed": 0, "rotation_degrees": 0, "max_skipped": 0}
+        at_least_zero = ("neighbors", "seed", "rotation_degrees", "max_skipped")
+        minima = dict.fromkeys(at_least_one, 1) | dict.fromkeys(at_least_zero, 0) | {"classes": 2}
         for name, minimum in minima.items():
             if getattr(self, name) < minimum:
                 raise InputError(f"--{name} {getattr(self, name)}: must be at least {minimum}")
         if self.workers != "auto" and self.workers < 0:
             raise InputError(f"--workers {self.workers}: must be at least 0, or auto")
-        for name in ("flip_probability", "rotation_probability"):
+        chances = ("flip_probability", "rotation_probability", "affine_probability", "intensity_probability")
+        for name in (*chances, "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"--{name} {getattr(self, name)}: must lie between 0 and 1")
-        for name in ("alpha", "beta", "gamma"):
+        for name in ("alpha", "beta", "gamma", "dice", "raw_weight", "weight_decay", "clip_norm"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"--{name} {getattr(self, name)}: must not be negative")
         if not 0 < self.lr < float("inf"):
@@ -158,6 +180,11 @@ class Config:
             raise InputError(f"--betas {self.betas}: both must lie in [0, 1)")
         if not (self.position_attention or self.channel_attention):
             raise InputError("--no-position_attention and --no-channel_attention: a step needs one of the two")
+
+    @property
+    def inputs(self) -> int:
+        """Channels that the network sees."""
+        return self.channels * (1 + 2 * self.neighbors)
 
     @property
     def network(self) -> str:
@@ -185,6 +212,16 @@ PRESETS = {
     "released": Config(preset="released", backbone="resnext101_32x8d", variant="released"),
     # A result in minutes on two CPU cores and the sample, not a good network. No flips: they exchange left and right
     # kidney, which takes many epochs to learn. One step and small batches: more updates in the time.
+    "modern": Config(
+        preset="modern",
+        dice=1.0,
+        weight_decay=1e-2,
+        schedule="one_cycle",
+        flip_probability=0.0,
+        rotation_degrees=15.0,
+        affine_probability=0.5,
+        intensity_probability=0.15,
+    ),
     "quick": Config(
         preset="quick",
         backbone="resnet18",

@@ -19,6 +19,7 @@ from data.slices import ShuffledBatches, SliceDataset, SubjectBatches, read_batc
 from data.volumes import assemble
 from distributed import add_up, rank, share
 from losses import GuidedLoss, LossTerms
+from optimization import Optimization
 from utils import duration, seed_everything
 
 REMEDY = "the last good checkpoint is kept; start again with a lower --lr or with --amp off"
@@ -60,7 +61,7 @@ def train_one_epoch(
     model: nn.Module,
     loader: DataLoader,
     criterion: GuidedLoss,
-    optimizer: torch.optim.Optimizer,
+    optimization: Optimization,
     device: torch.device,
     bfloat16: bool,
     epoch: Epoch,
@@ -77,7 +78,6 @@ def train_one_epoch(
     model.train()
     batches: ShuffledBatches = loader.batch_sampler
     batches.begin(epoch.number, epoch.step)
-    parameters = list(model.parameters())
     statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
     before = [torch.empty_like(buffer) for buffer in statistics]
     began = time.monotonic()
@@ -92,28 +92,26 @@ def train_one_epoch(
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                 terms = criterion(model(image), target)
             (terms.total * weight).backward()
-            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            norm = optimization.norm()
             values = (torch.stack([*terms, norm]) * weight).tolist()  # waits for the device
             finite = all(map(math.isfinite, values))
             *sums, broken, stopped = add_up([*values[:-1], not finite, bool(stop.received)])
-            batch = batches.batch(epoch.step)
+            batch, lr = batches.batch(epoch.step), optimization.lr
+            optimization.step(norm, skip=bool(broken))
+            epoch.step += 1
             if broken:
                 torch._foreach_copy_(statistics, before)
                 epoch.skipped += 1
-            else:
-                optimizer.step()
-                epoch.add([value / batches.world for value in sums], len(batch))
-            epoch.step += 1
-            optimizer.zero_grad()  # frees the gradients, so that the next forward pass has their memory
-            if broken:
                 names = [loader.dataset.slices[index].images[0].name for index in batch]
                 _report_skipped(epoch, max_skipped, names)
+            else:
+                epoch.add([value / batches.world for value in sums], len(batch))
             if epoch.step == 1:  # the first step also sets everything up
                 began = time.monotonic()
             if epoch.number == 0 and epoch.step == 3 < len(batches):
                 seconds = (time.monotonic() - began) / 2 * len(batches)
                 tqdm.write(f"time     about {duration(seconds)} an epoch, without validation")
-            bar.set_postfix_str(f"loss {sums[0] / batches.world:.3f}, lr {optimizer.param_groups[0]['lr']:.1e}", False)
+            bar.set_postfix_str(f"loss {sums[0] / batches.world:.3f}, lr {lr:.1e}", False)
             if stopped:
                 break
     if epoch.slices == 0 and epoch.step == len(batches):

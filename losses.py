@@ -24,21 +24,26 @@ class LossTerms(NamedTuple):
 class GuidedLoss(nn.Module):
     """L = alpha * segmentation + beta * guided + gamma * reconstruction.
 
-    segmentation: sum of the pixel-mean cross-entropies of all maps, raw and refined (Eq. 10's first term);
+    segmentation: sum over all maps, raw and refined, of their pixel-mean cross-entropy (Eq. 10's first term) and, which
+    the paper has not, `dice` times their `dice_loss`; the raw maps count `raw_weight`;
     guided (Eq. 7): sum over scales of MSE(latent of step i, latent of step i + 1), for all successive steps;
     reconstruction (Eq. 6): sum over scales and steps of MSE(input of the semantic module, its reconstruction).
     MSE is the mean over elements, as in the released code, not the paper's sum of squares. Nothing is detached.
     """
 
-    def __init__(self, alpha: float = 1.0, beta: float = 0.25, gamma: float = 0.1) -> None:
+    def __init__(
+        self, alpha: float = 1.0, beta: float = 0.25, gamma: float = 0.1, dice: float = 0.0, raw_weight: float = 1.0
+    ) -> None:
         super().__init__()
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
+        self.dice, self.raw_weight = dice, raw_weight
 
     def forward(self, output: Output, target: Tensor) -> LossTerms:
         """Output of the network and target (B, H, W), class indices; pixels of -100 do not count."""
         with torch.autocast(target.device.type, enabled=False):
-            maps = [at_least_float32(logits) for logits in (*output.raw, *output.refined)]
-            segmentation = torch.stack([F.cross_entropy(logits, target.long()) for logits in maps]).sum()
+            raw = [self.of_map(at_least_float32(logits), target.long()) for logits in output.raw]
+            refined = [self.of_map(at_least_float32(logits), target.long()) for logits in output.refined]
+            segmentation = torch.stack([*(self.raw_weight * loss for loss in raw), *refined]).sum()
             zero = segmentation.new_zeros(())
             successive = zip(output.latents, output.latents[1:], strict=False)
             guided = sum(
@@ -47,6 +52,24 @@ class GuidedLoss(nn.Module):
             reconstruction = sum((MeanSquaredError.apply(a, b) for a, b in output.reconstructions), zero)
             total = self.alpha * segmentation + self.beta * guided + self.gamma * reconstruction
         return LossTerms(total, segmentation, guided, reconstruction)
+
+    def of_map(self, logits: Tensor, target: Tensor) -> Tensor:
+        """What one map (B, classes, H, W) adds to the segmentation term."""
+        loss = F.cross_entropy(logits, target)
+        return loss + self.dice * dice_loss(logits, target) if self.dice else loss
+
+
+def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """1 - the mean over classes but the background of (2 sum p t + 1) / (sum p + sum t + 1), a scalar.
+
+    p is the softmax of logits (B, classes, H, W), t the one-hot target (B, H, W); sums run over batch and pixels
+    (Drozdzal et al., 2016), without those of -100. The ones let classes that a batch lacks cost little.
+    """
+    valid = (target >= 0).unsqueeze(1)
+    p = logits.softmax(1) * valid
+    t = torch.zeros_like(p).scatter_(1, target.clamp(min=0).unsqueeze(1), 1.0) * valid
+    both, of_p, of_t = ((x).sum((0, 2, 3))[1:] for x in (p * t, p, t))
+    return 1 - ((2 * both + 1) / (of_p + of_t + 1)).mean()
 
 
 class MeanSquaredError(torch.autograd.Function):

@@ -41,6 +41,7 @@ from losses import GuidedLoss
 from memory import advice, available_bytes, explain_out_of_memory, step_memory
 from metrics import dice, format_table, score_subject, summarize
 from models import build_model, recompute_activations, synchronize_batch_norm
+from optimization import Optimization
 from report import Shown, environment, write_report
 from terminal import device_name, epoch_line, start_up
 from utils import (
@@ -73,9 +74,15 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
     data = from_first(lambda: open_data(config.data, subjects=config.split_file and read_split(config.split_file)))
     classes = data.labels.names
     config = replace(config, channels=data.channels, classes=len(classes))
-    augmentation = Augmentation(config.flip_probability, config.rotation_probability, config.rotation_degrees)
-    train_set = data.dataset("train", augmentation, config.seed)
-    val_set, test_set = data.dataset("val"), data.dataset("test")
+    augmentation = Augmentation(
+        config.flip_probability,
+        config.rotation_probability,
+        config.rotation_degrees,
+        config.affine_probability,
+        config.intensity_probability,
+    )
+    train_set = data.dataset("train", augmentation, config.seed, config.neighbors)
+    val_set, test_set = (data.dataset(split, neighbors=config.neighbors) for split in ("val", "test"))
     batches = ShuffledBatches(train_set, config.batch_size, config.seed, rank(), world())
     pin = device.type == "cuda"
     loader = DataLoader(train_set, batch_sampler=batches, num_workers=workers, collate_fn=collate, pin_memory=pin)
@@ -88,12 +95,8 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
     if config.sync_batch_norm and world() > 1:
         synchronize_batch_norm(network)
     model = distribute(network, device)
-    criterion = GuidedLoss(config.alpha, config.beta, config.gamma)
-    optimizer = torch.optim.Adam(model.parameters(), config.lr, config.betas, fused=True)
-    # PyTorch lowers the rate after more than `patience` bad epochs, the paper after 50; eps would stop small rates.
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, "max", config.plateau_factor, config.plateau_epochs - 1, 0.0, "abs", eps=0.0
-    )
+    criterion = GuidedLoss(config.alpha, config.beta, config.gamma, config.dice, config.raw_weight)
+    optimization = Optimization(network, config, len(batches))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     needed = step_memory(config, data.size, bfloat16).of(-(-config.batch_size // world()))
 
@@ -107,8 +110,7 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
                 f"{config.data}: holds other training slices than {out} was trained on; choose another --out"
             )
         network.load_state_dict(last["model"])
-        optimizer.load_state_dict(last["optimizer"])
-        scheduler.load_state_dict(last["scheduler"])
+        optimization.load_state_dict(last["optimization"])
         epoch, best, log = Epoch(**last["epoch"]), last["best"], last["log"]
     resumed = f" (resumed after epoch {len(log)}" + f", step {epoch.step}" * (epoch.step > 0) + ")"
     facts = {
@@ -130,7 +132,7 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
 
     def save(weights: dict[str, Any]) -> None:
         """Write everything that goes on from here to last.pt."""
-        states = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "slices": slices}
+        states = {"optimization": optimization.state_dict(), "slices": slices}
         position = {"epoch": epoch.to_dict(), "best": best, "log": log}
         save_checkpoint(out / "last.pt", weights | states | position, previous=out / "previous.pt")
 
@@ -139,12 +141,12 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
     of_data = {"labels": labels, "values": list(data.values), "preparation": data.preparation}
     stop.defer = True
     while epoch.number < config.epochs:
-        began, lr = time.monotonic() - epoch.seconds, optimizer.param_groups[0]["lr"]
+        began, lr = time.monotonic() - epoch.seconds, optimization.lr
         train_set.epoch = epoch.number
         title = f"epoch {epoch.number + 1}/{config.epochs}"
         with explain_out_of_memory(lambda: advice(config, data.size, bfloat16, free, world())):
             train_one_epoch(
-                model, loader, criterion, optimizer, device, bfloat16, epoch, config.max_skipped, stop, title
+                model, loader, criterion, optimization, device, bfloat16, epoch, config.max_skipped, stop, title
             )
         weights = {"model": network.state_dict(), "config": config.to_dict(), **of_data}
         if epoch.step < len(batches):
@@ -154,15 +156,16 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
             stop.end(f"after step {epoch.step} of {title}")
 
         share_statistics(network)
+        evaluated = optimization.best_network
         volumes = gather(
-            list(segment_subjects(network, val_set, config.eval_batch_size, workers, device, bfloat16, "validate"))
+            list(segment_subjects(evaluated, val_set, config.eval_batch_size, workers, device, bfloat16, "validate"))
         )
         scores = summarize([
             {"subject": volume.subject, "class": name, "dsc": dice(volume.prediction == k, volume.target == k)}
             for volume in volumes for k, name in enumerate(classes) if k > 0
         ])  # fmt: skip
         score = scores["overall"]["dsc"]["mean"]
-        scheduler.step(score)
+        optimization.end_epoch(score)
 
         losses = epoch.losses()
         val = {"val_dsc": score} | {f"val_dsc {name}": scores["per_class"][name]["dsc"]["mean"] for name in classes[1:]}
@@ -172,7 +175,8 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
         epoch = Epoch(epoch.number + 1)
         if rank() == 0:
             if improved:
-                save_checkpoint(out / "best.pt", weights | {"epoch": epoch.number, "val_dsc": score})
+                chosen = {"model": evaluated.state_dict(), "epoch": epoch.number, "val_dsc": score}
+                save_checkpoint(out / "best.pt", weights | chosen)
             save(weights)
             write_csv(out / "log.csv", log)
             write_report(out, Shown("val", val_set, volumes, data.geometry))

@@ -22,7 +22,7 @@ from config import Config
 from data.folder import list_images, read_description
 from data.png import read_codes, read_image
 from data.preparation import Preparation
-from data.slices import Labels
+from data.slices import Labels, around
 from data.sources.dicom import Series, read_series, write_series
 from data.sources.nifti import check_same_grid, read_channels, read_label
 from data.volumes import Grid, assemble, itk_path, to_scan
@@ -62,6 +62,8 @@ class Network(NamedTuple):
 
     model: nn.Module
     channels: int
+    """Of a scan."""
+    neighbors: int
     labels: Labels
     values: np.ndarray
     """Label value of each class in segmentations."""
@@ -69,7 +71,7 @@ class Network(NamedTuple):
 
     def data(self) -> tuple[Any, ...]:
         """What networks must share to be averaged."""
-        return self.channels, self.labels, self.values.tolist(), self.preparation
+        return self.channels, self.neighbors, self.labels, self.values.tolist(), self.preparation
 
 
 class Scan(NamedTuple):
@@ -104,8 +106,11 @@ def main(options: Options) -> None:
             if scan.name in done:
                 raise InputError(f"{source}: a second scan called {scan.name}; segment it into another --out")
             done.add(scan.name)
+            depth = scan.images.shape[1]
+            positions = np.array([around(position, depth, first.neighbors) for position in range(depth)])
+            images = np.concatenate([scan.images[:, column] for column in positions.T])
             probabilities = segment_volume(
-                [network.model for network in networks], scan.images, options.batch, device,
+                [network.model for network in networks], images, options.batch, device,
                 use_bfloat16("auto", device), options.tta,
             )  # fmt: skip
             segmentation = write_results(options, scan, probabilities, first)
@@ -134,7 +139,7 @@ def load_network(path: Path, device: torch.device) -> Network:
     if checkpoint["preparation"] is None:
         print(f"{path}: its data set did not say how scans became slices; taking whole axial slices, each stretched")
     model = model.to(device, memory_format=torch.channels_last).eval()
-    return Network(model, config.channels, labels, values, preparation)
+    return Network(model, config.channels, config.neighbors, labels, values, preparation)
 
 
 def read_scans(source: str, network: Network) -> Iterator[Scan]:

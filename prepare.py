@@ -55,8 +55,9 @@ class Options(ABC):
     """Crop or pad slices about their center to this many rows and columns; by default they keep their size."""
     spacing: str = ""
     """Resample slices to this spacing x,y in mm; by default they keep theirs."""
-    normalize: Annotated[Literal["slice", "volume"], tyro.conf.arg(aliases=["--normalise"])] = "slice"
-    """Stretch each slice (the paper's way) or each volume from its smallest to its largest value."""
+    normalize: Annotated[Literal["slice", "volume", "percentiles"], tyro.conf.arg(aliases=["--normalise"])] = "slice"
+    """Stretch each slice (the paper's way) or each volume from its smallest to its largest value, or, percentiles, each
+    volume from its 0.5th to its 99.5th."""
     window: str = ""
     """CENTER,WIDTH in the scan's units: stretch from this window instead. Default for chaos-ct: 40,400."""
     bits: Literal[8, 16] = 8

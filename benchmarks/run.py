@@ -35,7 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain
 from checkpoint import StopSignal
-from config import PRESETS
+from config import PRESETS, Config
 from data.augment import Augmentation
 from data.folder import CHAOS_LABELS, open_data
 from data.slices import ShuffledBatches, collate
@@ -43,6 +43,7 @@ from engine import Epoch, segment_subjects, segment_volume, train_one_epoch
 from losses import GuidedLoss
 from metrics import dice, score_subject
 from models import build_model
+from optimization import Optimization
 from utils import loader_workers, use_bfloat16, write_json, write_text
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -110,7 +111,8 @@ def measure_epoch(way: str, size: int = 256, slices: int = 8) -> dict[str, Any]:
         batches = ShuffledBatches(train_set, BATCH, seed=0)
         loader = DataLoader(train_set, batch_sampler=batches, num_workers=workers, collate_fn=collate)
         model = _network(way)
-        optimizer = torch.optim.Adam(model.parameters(), fused=way != "plain")
+        optimizer = torch.optim.Adam(model.parameters())
+        optimization = Optimization(model, Config(), len(batches))
         waiting: list[float] = []
 
         def plain_way() -> None:
@@ -126,7 +128,7 @@ def measure_epoch(way: str, size: int = 256, slices: int = 8) -> dict[str, Any]:
 
         def fast_way() -> None:
             bfloat16 = use_bfloat16("auto", DEVICE)
-            _train(model, _Watched(loader, waiting), optimizer, bfloat16)
+            _train(model, _Watched(loader, waiting), optimization, bfloat16)
             for volume in segment_subjects(model, data.dataset("val"), 16, workers, DEVICE, bfloat16, ""):
                 for k in range(1, CLASSES):
                     dice(volume.prediction == k, volume.target == k)
@@ -184,19 +186,20 @@ def _network(way: str, steps: int = 2) -> nn.Module:
 def _training_step(way: str, size: int, batch: int, steps: int) -> Callable[[], None]:
     """A step as the plain loop makes it, or as `engine.train_one_epoch` does."""
     model = _network(way, steps).train()
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3, (0.9, 0.99), fused=way != "plain")
     image = torch.rand(batch, 1, size, size).to(DEVICE)
     target = torch.randint(0, CLASSES, (batch, size, size), device=DEVICE)
     if way == "plain":
+        optimizer = torch.optim.Adam(model.parameters(), 1e-3, (0.9, 0.99))
         return lambda: plain.train_step(model, optimizer, image, target)
     slices = list(zip(image.cpu(), target.cpu(), strict=True))
     loader, bfloat16 = DataLoader(slices, batch_sampler=ShuffledBatches(slices, batch, 0)), use_bfloat16("auto", DEVICE)
-    return lambda: _train(model, loader, optimizer, bfloat16)
+    optimization = Optimization(model, Config(), len(loader))
+    return lambda: _train(model, loader, optimization, bfloat16)
 
 
-def _train(model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer, bfloat16: bool) -> None:
+def _train(model: nn.Module, loader: Any, optimization: Optimization, bfloat16: bool) -> None:
     """An epoch as main.py trains it."""
-    train_one_epoch(model, loader, GuidedLoss(), optimizer, DEVICE, bfloat16, Epoch(0), 0, StopSignal(), "")
+    train_one_epoch(model, loader, GuidedLoss(), optimization, DEVICE, bfloat16, Epoch(0), 0, StopSignal(), "")
 
 
 def _timed(run: Callable[[], Any]) -> float:

@@ -1,20 +1,26 @@
-"""The paper's augmentation: flips and a rotation, of image and mask together."""
+"""Augmentation: the paper's flips and rotation, of image and mask together, and stronger changes that it has not."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
+
+SCALE, SHEAR, SHIFT = 1.25, 0.1, 0.1
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Vertical flip, horizontal flip and rotation about the center, each drawn apart; angles in degrees."""
+    """What is drawn for each slice, each part apart; angles in degrees, see config.py."""
 
     flip_probability: float = 0.5
     rotation_probability: float = 0.5
     rotation_degrees: float = 30.0
+    affine_probability: float = 0.0
+    intensity_probability: float = 0.0
 
     def __call__(
         self, image: np.ndarray, target: np.ndarray, rng: np.random.Generator
@@ -23,12 +29,61 @@ class Augmentation:
         for axis in (-2, -1):
             if rng.random() < self.flip_probability:
                 image, target = np.flip(image, axis), np.flip(target, axis)
+        matrix = np.eye(2)
+        shift = np.zeros(2)
         if rng.random() < self.rotation_probability:
-            angle = rng.uniform(-self.rotation_degrees, self.rotation_degrees)
-            image = np.stack([_rotate(channel, angle, Image.Resampling.BILINEAR) for channel in image])
-            target = _rotate(target, angle, Image.Resampling.NEAREST)
+            angle = math.radians(rng.uniform(-self.rotation_degrees, self.rotation_degrees))
+            matrix = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        if rng.random() < self.affine_probability:
+            scale = np.exp(rng.uniform(-1, 1, 2) * math.log(SCALE) * np.array([1, 0.4]))
+            sizes = np.diag([scale[0] * scale[1], scale[0] / scale[1]])
+            matrix = matrix @ sizes @ np.array([[1, rng.uniform(-SHEAR, SHEAR)], [0, 1]])
+            shift = rng.uniform(-SHIFT, SHIFT, 2) * target.shape[::-1]
+        if (matrix != np.eye(2)).any():
+            image = np.stack([_transform(channel, matrix, shift, Image.Resampling.BILINEAR) for channel in image])
+            target = _transform(target, matrix, shift, Image.Resampling.NEAREST)
+        if self.intensity_probability:
+            image = change_intensities(image, self.intensity_probability, rng)
         return np.ascontiguousarray(image), np.ascontiguousarray(target)
 
 
-def _rotate(array: np.ndarray, angle: float, resampling: Image.Resampling) -> np.ndarray:
-    return np.asarray(Image.fromarray(array).rotate(angle, resampling))
+def _transform(array: np.ndarray, matrix: np.ndarray, shift: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
+    """Output position x (column, row) takes the value at matrix (x - center) + center + shift of the input."""
+    center = np.array(array.shape[::-1]) / 2
+    offset = center + shift - matrix @ center
+    data = (*matrix[0], offset[0], *matrix[1], offset[1])
+    return np.asarray(Image.fromarray(array).transform(array.shape[::-1], Image.Transform.AFFINE, data, resampling))
+
+
+def change_intensities(image: np.ndarray, probability: float, rng: np.random.Generator) -> np.ndarray:
+    """Each change happens with this probability; the ranges are near nnU-Net's (Isensee et al., 2021)."""
+    _, height, width = image.shape
+    if rng.random() < probability:  # noise
+        image = image + rng.normal(0, rng.uniform(0, 0.06), image.shape)
+    if rng.random() < probability:  # blur
+        sigma = rng.uniform(0.5, 1)
+        image = ndimage.gaussian_filter(image, (0, sigma, sigma))
+    if rng.random() < probability:  # brightness
+        image = image * rng.uniform(0.75, 1.25)
+    if rng.random() < probability:  # contrast about the mean
+        mean = image.mean()
+        image = (image - mean) * rng.uniform(0.75, 1.25) + mean
+    if rng.random() < probability:  # low resolution
+        zoom = rng.uniform(0.5, 1)
+        small = max(1, round(width * zoom)), max(1, round(height * zoom))
+        image = np.stack([
+            np.asarray(
+                Image.fromarray(channel.astype(np.float32))
+                .resize(small, Image.Resampling.NEAREST)
+                .resize((width, height), Image.Resampling.BICUBIC)
+            )
+            for channel in image
+        ])  # fmt: skip
+    if rng.random() < probability:  # bias field of the coil
+        rows, columns = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+        a, b, c, d, e = rng.uniform(-0.3, 0.3, 5)
+        image = image * np.exp(a * rows + b * columns + c * rows**2 + d * columns**2 + e * rows * columns)
+    image = image.clip(0, 1)
+    if rng.random() < probability:  # gamma
+        image = image ** rng.uniform(0.7, 1.5)
+    return image.astype(np.float32)

@@ -41,7 +41,8 @@ class Preparation:
     spacing: tuple[float, float] | None = None
     """Resample slices to this spacing (x, y) in mm: images linearly, labels to the nearest."""
     normalize: str = "slice"
-    """Stretch each "slice" or each "volume" from its smallest to its largest value."""
+    """Stretch each "slice" or each "volume" from its smallest to its largest value, or, "percentiles", each volume from
+    its 0.5th to its 99.5th percentile."""
     window: tuple[float, float] | None = None
     """Center and width in the scan's units (CT: HU); values are cut to it and stretched from it instead."""
     bits: int = 8
@@ -56,8 +57,10 @@ class Preparation:
             raise InputError(f"--spacing {self.spacing}: must be two lengths in mm")
         if self.window is not None and not (_is_pair(self.window) and self.window[1] > 0):
             raise InputError(f"--window {self.window}: must be a center and a width above 0")
-        if self.normalize not in ("slice", "volume") or self.bits not in (8, 16):
-            raise InputError(f"--normalize {self.normalize}, --bits {self.bits}: must be slice or volume, and 8 or 16")
+        if self.normalize not in ("slice", "volume", "percentiles"):
+            raise InputError(f"--normalize {self.normalize}: must be slice, volume or percentiles")
+        if self.bits not in (8, 16):
+            raise InputError(f"--bits {self.bits}: must be 8 or 16")
 
     def apply(self, images: Sequence[sitk.Image], label: sitk.Image | None = None) -> Slices:
         """Turn a scan's channels, and its label if it has one, into slices. Raises InputError for NaN or infinity."""
@@ -84,6 +87,8 @@ class Preparation:
             return stretch(volume, center - width / 2, center + width / 2, self.bits)
         if self.normalize == "volume":
             return stretch(volume, volume.min(), volume.max(), self.bits)
+        if self.normalize == "percentiles":
+            return stretch(volume, *np.percentile(volume, (0.5, 99.5)), self.bits)
         return np.stack([stretch(pixels, pixels.min(), pixels.max(), self.bits) for pixels in volume])
 
     def to_dict(self) -> dict[str, Any]:

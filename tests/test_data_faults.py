@@ -44,6 +44,7 @@ from data.volumes import to_scan, write_nifti
 from engine import Epoch, train_one_epoch
 from losses import GuidedLoss
 from models import build_model
+from optimization import Optimization
 from utils import InputError, printable, user_errors
 
 ROOT = Path(__file__).parents[1]
@@ -753,10 +754,10 @@ def test_training_on_constant_images_stays_finite(tmp_path):
     model = build_model(Config(backbone="resnet18", steps=1, classes=2))
     dataset = open_data(root).dataset("train")
     loader = DataLoader(dataset, batch_sampler=ShuffledBatches(dataset, 1, seed=0))
-    optimizer, device = torch.optim.Adam(model.parameters(), 1e-3), torch.device("cpu")
+    optimization, device = Optimization(model, Config(), len(loader)), torch.device("cpu")
     for number in range(2):
         epoch = Epoch(number)
-        train_one_epoch(model, loader, GuidedLoss(), optimizer, device, False, epoch, 0, StopSignal(), "train")
+        train_one_epoch(model, loader, GuidedLoss(), optimization, device, False, epoch, 0, StopSignal(), "train")
         assert all(map(np.isfinite, epoch.losses().values()))
     assert all(weight.isfinite().all() for weight in model.state_dict().values())
 

@@ -24,6 +24,7 @@ from distributed import distribute, gather, process_group, rank, share, world
 from engine import Epoch, train_one_epoch
 from losses import GuidedLoss
 from models import build_model, synchronize_batch_norm
+from optimization import Optimization
 from tests.processes import command, ended, start, start_all
 from tests.test_main import read_csv
 from tests.test_reliability import arguments
@@ -125,13 +126,13 @@ def steps_in_float64(data: Path, out: Path, batch_size: int, recompute: bool) ->
             batch_sampler=ShuffledBatches(dataset, batch_size, 0, rank(), world()),
             collate_fn=lambda items: collate([(image.double(), target) for image, target in items]),
         )
-        optimizer = torch.optim.Adam(training.parameters(), 1e-3)
+        optimization = Optimization(model, Config(), len(loader))
         losses = []
         for number in range(2):
             dataset.epoch = number
             epoch = Epoch(number)
             train_one_epoch(
-                training, loader, GuidedLoss(), optimizer, torch.device("cpu"), False, epoch, 0, StopSignal(), ""
+                training, loader, GuidedLoss(), optimization, torch.device("cpu"), False, epoch, 0, StopSignal(), ""
             )
             losses.append(epoch.losses())
         torch.save({"model": model.state_dict(), "losses": losses}, out.with_suffix(f".{rank()}.pt"))

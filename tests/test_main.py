@@ -110,7 +110,7 @@ def test_resumed_equals_uninterrupted(blobs, tmp_path):
     before, after = (load_checkpoint(folder / "last.pt") for folder in (straight, resumed))
     for key, value in before["model"].items():
         assert torch.equal(value, after["model"][key]), key
-    assert before["scheduler"] == after["scheduler"]
+    assert before["optimization"]["schedule"] == after["optimization"]["schedule"]
     timeless = [
         [{k: v for k, v in row.items() if k not in ("seconds", "memory_gib")} for row in c["log"]]
         for c in (before, after)
@@ -140,7 +140,7 @@ def test_last_partial_batch_is_trained_on(make_data, tmp_path):
     out = run(make_data(numbers=(1, 2, 3)), tmp_path / "run", "--epochs", "1")
     assert np.isfinite(float(read_csv(out / "log.csv")[0]["total"]))
     checkpoint = load_checkpoint(out / "last.pt")
-    assert all(state["step"] == 1 for state in checkpoint["optimizer"]["state"].values())
+    assert all(state["step"] == 1 for state in checkpoint["optimization"]["optimizer"]["state"].values())
 
 
 def test_evaluation_does_not_depend_on_the_batch(blobs, tmp_path):

@@ -25,6 +25,7 @@ from losses import GuidedLoss
 from main import main
 from memory import StepMemory, available_bytes, explain_out_of_memory, step_memory
 from models import build_model
+from optimization import Optimization
 from tests.processes import command, ended, start
 from tests.test_main import read_csv
 from utils import InputError
@@ -61,9 +62,10 @@ def same_result(first: Path, second: Path) -> None:
         del checkpoint["config"]
         for row in checkpoint["log"]:
             del row["seconds"], row["memory_gib"]
-    for part in ("model", "optimizer"):
+        checkpoint.update(checkpoint.pop("optimization"))
+    for part in {"model", "optimizer", "average"} & before.keys():
         torch.testing.assert_close(after[part], before[part], rtol=0, atol=0)
-    for part in ("scheduler", "epoch", "best", "log", "slices"):
+    for part in ("schedule", "epoch", "best", "log", "slices"):
         assert after[part] == before[part]
     for name in ("log.csv", "test.csv"):
         rows = [read_csv(folder / name) for folder in (first, second)]
@@ -235,10 +237,11 @@ def train(data: Path, bad: dict[int, str], only: list[int] | None = None, max_sk
         batches.begin = lambda epoch, step: None
         batches.order = [index for step in only for index in batches.batch(step)]
     loader = torch.utils.data.DataLoader(dataset, batch_sampler=batches)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    optimization = Optimization(model, Config(), len(batches))
     epoch, device = Epoch(0), torch.device("cpu")
     batches.slices = len(batches.order)
-    train_one_epoch(model, loader, Spoiled(model, bad), optimizer, device, False, epoch, max_skipped, StopSignal(), "")
+    criterion = Spoiled(model, bad)
+    train_one_epoch(model, loader, criterion, optimization, device, False, epoch, max_skipped, StopSignal(), "")
     return model.state_dict(), epoch, batches
 
 
