@@ -235,8 +235,10 @@ PRESETS = {
 }
 
 
-# What may change when a run is resumed; everything else would make it another run.
-CHANGEABLE = {"data", "out", "resume", "epochs", "device", "workers", "eval_batch_size", "recompute", "max_skipped"}
+def changeable(config: Config) -> set[str]:
+    """What may change when a run is resumed; everything else would make it another run."""
+    names = {"data", "out", "resume", "device", "workers", "eval_batch_size", "recompute", "max_skipped"}
+    return names | ({"epochs"} if config.schedule == "plateau" else set())  # the length of a cycle is fixed
 
 
 def parse_config(arguments: list[str] | None = None) -> Config:
@@ -260,7 +262,7 @@ def parse_config(arguments: list[str] | None = None) -> Config:
         return tyro.cli(Config, default=PRESETS.get(given.preset, PRESETS["paper"]), args=arguments)
     config = tyro.cli(Config, default=dataclasses.replace(earlier, out=given.out), args=arguments)
     before, now = earlier.to_dict(), config.to_dict()
-    changed = [name for name in before if name not in CHANGEABLE and before[name] != now[name]]
+    changed = [name for name in before if name not in changeable(earlier) and before[name] != now[name]]
     if changed:
         difference = ", ".join(f"{name} {before[name]} -> {now[name]}" for name in changed)
         raise InputError(f"{given.out}: is a run of another configuration ({difference}); choose another --out")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
 from torch import distributed as dist
-from torch import nn
 
 from utils import InputError
 
@@ -116,6 +116,21 @@ def add_up(values: Sequence[float]) -> list[float]:
     total = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(total)
     return total.tolist()
+
+
+class Total(torch.autograd.Function):
+    """The sum of a tensor over all processes, through which gradients flow back into each of them."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        total = own.clone()
+        if world() > 1:
+            dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return Total.forward(ctx, grad)
 
 
 def distribute(model: nn.Module, device: torch.device) -> nn.Module:

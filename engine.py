@@ -85,7 +85,8 @@ def train_one_epoch(
         for image, target in bar:
             # All that is drawn at random follows from the position, so a resumed run draws the same.
             seed_everything(batches.seed, epoch.number, epoch.step, rank())
-            torch._foreach_copy_(before, statistics)
+            if statistics:  # a U-Net without batch normalization has none
+                torch._foreach_copy_(before, statistics)
             image = image.to(device, non_blocking=True, memory_format=torch.channels_last)
             target = target.to(device, non_blocking=True)
             weight = batches.weight(epoch.step)
@@ -100,7 +101,8 @@ def train_one_epoch(
             optimization.step(norm, skip=bool(broken))
             epoch.step += 1
             if broken:
-                torch._foreach_copy_(statistics, before)
+                if statistics:
+                    torch._foreach_copy_(statistics, before)
                 epoch.skipped += 1
                 names = [loader.dataset.slices[index].images[0].name for index in batch]
                 _report_skipped(epoch, max_skipped, names)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from config import CHANGEABLE, Config, parse_config, read_run
+from config import Config, changeable, parse_config, read_run
 from utils import InputError, write_json
 
 ROOT = Path(__file__).resolve().parent
@@ -61,7 +61,7 @@ def check(run: Run) -> None:
     before = read_run(run.folder / "config.json")
     if before is None:
         return
-    names = {field.name for field in fields(Config)} - (CHANGEABLE - {"data"}) - OF_THE_DATA
+    names = {field.name for field in fields(Config)} - (changeable(before) - {"data"}) - OF_THE_DATA
     changed = [name for name in sorted(names) if getattr(before, name) != getattr(wanted, name)]
     if before.data.resolve() == wanted.data.resolve():
         changed = [name for name in changed if name != "data"]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distributed import Total
 from models import Output
 from models.attention import at_least_float32
 
@@ -62,13 +63,14 @@ class GuidedLoss(nn.Module):
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     """1 - the mean over classes but the background of (2 sum p t + 1) / (sum p + sum t + 1), a scalar.
 
-    p is the softmax of logits (B, classes, H, W), t the one-hot target (B, H, W); sums run over batch and pixels
-    (Drozdzal et al., 2016), without those of -100. The ones let classes that a batch lacks cost little.
+    p is the softmax of logits (B, classes, H, W), t the one-hot target (B, H, W); sums run over batch and pixels, also
+    those of other processes, but not over pixels of -100 (Drozdzal et al., 2016). The ones let classes that a batch
+    lacks cost little.
     """
     valid = (target >= 0).unsqueeze(1)
     p = logits.softmax(1) * valid
     t = torch.zeros_like(p).scatter_(1, target.clamp(min=0).unsqueeze(1), 1.0) * valid
-    both, of_p, of_t = ((x).sum((0, 2, 3))[1:] for x in (p * t, p, t))
+    both, of_p, of_t = Total.apply(torch.stack([x.sum((0, 2, 3)) for x in (p * t, p, t)]))[:, 1:]
     return 1 - ((2 * both + 1) / (of_p + of_t + 1)).mean()
 
 

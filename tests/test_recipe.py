@@ -1,0 +1,294 @@
+"""The ingredients that the paper's recipe has not, each against a computation of its own."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import ndimage
+from torch import nn
+
+from checkpoint import load_checkpoint
+from config import PRESETS, Config, parse_config
+from data.augment import Augmentation, change_intensities
+from data.folder import open_data
+from data.slices import around
+from losses import GuidedLoss, dice_loss
+from main import main
+from models.network import Output
+from optimization import Optimization
+from utils import InputError
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2)).double()
+
+
+def gradients(network: nn.Module, number: int) -> None:
+    """The gradients of one batch, which follows from its number."""
+    network.zero_grad()
+    x = torch.rand(3, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(number))
+    network(x).square().sum().backward()
+
+
+# ---------------------------------------------------------------- loss
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 3), st.integers(2, 4), st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_dice_loss_equals_the_formula_pixel_by_pixel(batch, classes, height, width, seed):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 3, (batch, classes, height, width))
+    target = rng.choice([-100, *range(classes)], (batch, height, width))
+    scores = []
+    for k in range(1, classes):
+        both = predicted = true = 0.0
+        for b, row, column in zip(*np.nonzero(target >= 0), strict=True):
+            weights = [math.exp(value) for value in logits[b, :, row, column]]
+            p = weights[k] / sum(weights)
+            t = float(target[b, row, column] == k)
+            both, predicted, true = both + p * t, predicted + p, true + t
+        scores.append((2 * both + 1) / (predicted + true + 1))
+    ours = dice_loss(torch.from_numpy(logits), torch.from_numpy(target))
+    assert float(ours) == pytest.approx(1 - sum(scores) / len(scores), rel=1e-12)
+
+
+def test_dice_and_raw_weight_enter_the_segmentation_term():
+    torch.manual_seed(0)
+    maps = [torch.randn(2, 3, 8, 8, dtype=torch.float64) for _ in range(4)]
+    target = torch.randint(0, 3, (2, 8, 8))
+    output = Output(maps[:2], maps[2:], [], [])
+    parts = [nn.functional.cross_entropy(x, target) + 0.7 * dice_loss(x, target) for x in maps]
+    expected = 0.3 * (parts[0] + parts[1]) + parts[2] + parts[3]
+    torch.testing.assert_close(GuidedLoss(dice=0.7, raw_weight=0.3)(output, target).segmentation, expected)
+
+
+# ---------------------------------------------------------------- optimization
+
+
+def test_the_papers_optimizer_is_adam_to_the_bit():
+    ours, theirs = small_network(), small_network()
+    optimization = Optimization(ours, Config(), steps=5)
+    adam = torch.optim.Adam(theirs.parameters(), 1e-3, (0.9, 0.99), fused=True)
+    for number in range(5):
+        for network in (ours, theirs):
+            gradients(network, number)
+        optimization.step(optimization.norm(), skip=False)
+        adam.step()
+    assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+
+
+def test_weight_decay_and_clipping_equal_the_formulas():
+    """AdamW by hand (Loshchilov & Hutter, 2019, Algorithm 2) on gradients that are cut to a norm of 0.5."""
+    network = small_network()
+    config = Config(lr=0.01, weight_decay=0.1, clip_norm=0.5)
+    optimization = Optimization(network, config, steps=4)
+    weights = [p.detach().numpy().copy() for p in network.parameters()]
+    first, second = ([np.zeros_like(w) for w in weights] for _ in range(2))
+    for number in range(4):
+        gradients(network, number)
+        grads = [p.grad.numpy().copy() for p in network.parameters()]
+        norm = math.sqrt(sum((g**2).sum() for g in grads))
+        assert norm > 0.5 and float(optimization.norm()) == pytest.approx(norm, rel=1e-12)
+        for k, g in enumerate(grads):
+            g = g * 0.5 / norm
+            first[k] = 0.9 * first[k] + 0.1 * g
+            second[k] = 0.99 * second[k] + 0.01 * g**2
+            m, v = first[k] / (1 - 0.9 ** (number + 1)), second[k] / (1 - 0.99 ** (number + 1))
+            weights[k] = weights[k] - 0.01 * (m / (np.sqrt(v) + 1e-8) + 0.1 * weights[k])
+        optimization.step(optimization.norm(), skip=False)
+        for ours, expected in zip(network.parameters(), weights, strict=True):
+            np.testing.assert_allclose(ours.detach().numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_one_cycle_follows_its_cosines_also_over_skipped_steps():
+    network = small_network()
+    config = Config(lr=0.02, schedule="one_cycle", epochs=4)
+    optimization = Optimization(network, config, steps=5)
+    peak, last = 0.3 * 20 - 1, 20 - 1
+    for number in range(20):
+        if number <= peak:
+            low, high, share = 0.02 / 25, 0.02, number / peak
+        else:
+            low, high, share = 0.02, 0.02 / 25 / 1e4, (number - peak) / (last - peak)
+        expected = low + (high - low) * (1 - math.cos(math.pi * share)) / 2
+        assert optimization.lr == pytest.approx(expected, rel=1e-9)
+        gradients(network, number)
+        before = copy.deepcopy(network.state_dict())
+        optimization.step(optimization.norm(), skip=number % 3 == 1)
+        moved = any(not torch.equal(before[key], value) for key, value in network.state_dict().items())
+        assert moved == (number % 3 != 1)
+
+
+def test_the_average_is_that_of_weights_and_running_statistics():
+    network = small_network()
+    optimization = Optimization(network, Config(ema_decay=0.8), steps=6)
+    expected = None
+    for number in range(6):
+        gradients(network, number)
+        optimization.step(optimization.norm(), skip=False)
+        now = {key: value.double().numpy().copy() for key, value in network.state_dict().items()}
+        expected = now if expected is None else {key: 0.8 * expected[key] + 0.2 * now[key] for key in now}
+    for key, value in optimization.best_network.state_dict().items():
+        if not key.endswith("num_batches_tracked"):
+            np.testing.assert_allclose(value.numpy(), expected[key], rtol=1e-12)
+
+
+def test_a_resumed_optimization_goes_on_bit_for_bit():
+    config = Config(lr=0.01, schedule="one_cycle", weight_decay=0.1, clip_norm=1.0, ema_decay=0.9, epochs=3)
+    results = []
+    for interrupted in (False, True):
+        network = small_network()
+        optimization = Optimization(network, config, steps=4)
+        for number in range(12):
+            if interrupted and number == 5:
+                weights, states = copy.deepcopy((network.state_dict(), optimization.state_dict()))
+                network = small_network()
+                optimization = Optimization(network, config, steps=4)
+                network.load_state_dict(weights)
+                optimization.load_state_dict(states)
+            gradients(network, number)
+            optimization.step(optimization.norm(), skip=False)
+        results.append((network.state_dict(), optimization.best_network.state_dict()))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+def test_the_modern_recipe_trains_keeps_its_average_and_resumes(make_data, tmp_path):
+    """best.pt holds the average, not the trained weights; the length of the cycle cannot change afterwards."""
+    data = make_data({"train": ["1", "2"], "val": ["3"], "test": ["4"]}, numbers=(1, 2, 3))
+    flags = ["--preset", "modern", "--data", str(data), "--backbone", "resnet18", "--steps", "1", "--epochs", "2"]
+    flags += ["--device", "cpu", "--ema_decay", "0.9", "--neighbors", "1", "--out"]
+    main(parse_config([*flags, str(tmp_path / "run")]))
+    last, best = (load_checkpoint(tmp_path / "run" / name) for name in ("last.pt", "best.pt"))
+    assert last["model"]["backbone.stem.0.weight"].shape[1] == 3
+    different = [key for key, value in best["model"].items() if not torch.equal(value, last["model"][key])]
+    assert len(different) > len(best["model"]) / 2
+    with pytest.raises(InputError, match="epochs 2 -> 3"):
+        parse_config(["--out", str(tmp_path / "run"), "--resume", "--epochs", "3"])
+
+
+def test_the_papers_preset_has_none_of_it():
+    paper, modern = PRESETS["paper"].to_dict(), PRESETS["modern"].to_dict()
+    assert (paper["dice"], paper["weight_decay"], paper["schedule"], paper["clip_norm"]) == (0, 0, "plateau", 0)
+    assert (paper["affine_probability"], paper["intensity_probability"], paper["neighbors"]) == (0, 0, 0)
+    assert all(paper[name] == modern[name] for name in ("model", "backbone", "steps", "beta", "gamma", "variant"))
+
+
+# ---------------------------------------------------------------- data
+
+
+class Drawn:
+    """A stand-in for a generator that draws what it is told to."""
+
+    def __init__(self, *values: float | np.ndarray) -> None:
+        self.values = list(values)
+
+    def random(self) -> float:
+        return self.values.pop(0)
+
+    def uniform(self, *range_: float) -> float | np.ndarray:
+        return self.values.pop(0)
+
+
+@pytest.mark.parametrize("angle", [-29.5, -7.0, 13.0, 30.0])
+def test_rotation_is_pillows(angle):
+    rng = np.random.default_rng(0)
+    image, target = rng.random((2, 20, 27), np.float32), rng.integers(0, 5, (20, 27), np.uint8)
+    rotated, mask = Augmentation()(image, target, Drawn(1, 1, 0, angle, 1))
+    for ours, before in zip(rotated, image, strict=True):
+        expected = np.asarray(Image.fromarray(before).rotate(angle, Image.Resampling.BILINEAR))
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+    assert (mask == np.asarray(Image.fromarray(target).rotate(angle))).all()
+
+
+def test_affine_moves_image_and_mask_as_scipy_does():
+    """Away from the edge, where the two fill differently."""
+    image = ndimage.gaussian_filter(np.random.default_rng(0).random((40, 48)), 2).astype(np.float32)
+    target = (image > image.mean()).astype(np.uint8)
+    scales, shear, shift = np.array([0.5, -1.0]), 0.08, np.array([0.05, -0.1])
+    ours, mask = Augmentation(0, 0, 0, 1)(image[None], target, Drawn(1, 1, 1, 0, scales, shear, shift))
+    size, aspect = 1.25**0.5, 1.25**-0.4
+    x_y = np.diag([size * aspect, size / aspect]) @ np.array([[1, shear], [0, 1]])
+    matrix = x_y[::-1, ::-1]  # rows before columns
+    center = np.array([20, 24]) - 0.5
+    offset = center + np.array([-0.1 * 40, 0.05 * 48]) - matrix @ center
+    expected = ndimage.affine_transform(image, matrix, offset, order=1)
+    inside = ndimage.affine_transform(np.ones_like(image), matrix, offset, order=1) == 1
+    inside = ndimage.binary_erosion(inside, iterations=2)
+    assert inside.sum() > 500
+    np.testing.assert_allclose(ours[0][inside], expected[inside], atol=1e-5)
+    nearest = ndimage.affine_transform(target, matrix, offset, order=0)
+    assert (mask[inside] != nearest[inside]).mean() < 0.01  # halfway between two pixels either is right
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3), st.integers(32, 50), st.integers(32, 50), st.integers(0, 2**32 - 1))
+def test_changed_intensities_stay_images(channels, height, width, seed):
+    image = np.random.default_rng(seed).random((channels, height, width), np.float32)
+    kept = image.copy()
+    ours, again = (change_intensities(image, 0.5, np.random.default_rng(seed)) for _ in range(2))
+    assert ours.shape == image.shape and ours.dtype == np.float32
+    assert np.isfinite(ours).all() and ours.min() >= 0 and ours.max() <= 1
+    assert (ours == again).all() and (image == kept).all()
+
+
+def test_neighbors_are_the_slices_beside(make_data):
+    """Three slices of two subjects; where a subject ends, its last slice stands for what it lacks."""
+    data = open_data(make_data({"train": ["1", "2"], "val": ["3"], "test": ["4"]}, numbers=(4, 5, 7)))
+    alone, beside = data.dataset("train"), data.dataset("train", neighbors=2)
+    for index in range(6):
+        first = index - index % 3
+        expected = [min(max(index + step, first), first + 2) for step in (0, -1, 1, -2, 2)]
+        image, target = beside[index]
+        assert torch.equal(image, torch.cat([alone[k][0] for k in expected]))
+        assert torch.equal(target, alone[index][1])
+    assert around(0, 1, 2) == [0] * 5
+
+
+def test_prediction_sees_the_same_neighbors(make_data, tmp_path):
+    import predict
+
+    data = make_data({"train": ["1"], "val": ["2"], "test": ["3"]}, numbers=(1, 2, 3, 4))
+    flags = ["--preset", "modern", "--data", str(data), "--epochs", "1", "--neighbors", "1", "--model", "unet"]
+    main(parse_config([*flags, "--device", "cpu", "--lr", "0.01", "--out", str(tmp_path / "run")]))
+    predict.main(
+        predict.Options(str(tmp_path / "run" / "best.pt"), (str(data / "test"),), tmp_path / "out", device="cpu")
+    )
+    ours, theirs = (read_nifti(path / "3.nii.gz") for path in (tmp_path / "out", tmp_path / "run" / "predictions"))
+    assert len(np.unique(ours)) > 1 and (ours == theirs).all()
+
+
+def read_nifti(path: Path) -> np.ndarray:
+    import SimpleITK as sitk
+
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_percentiles_are_those_of_the_sorted_voxels(bits):
+    import SimpleITK as sitk
+
+    from data.preparation import Preparation
+
+    volume = np.random.default_rng(0).normal(100, 30, (3, 40, 44))
+    ordered = np.sort(volume.ravel())
+    places = np.array([0.005, 0.995]) * (ordered.size - 1)
+    low, high = np.interp(places, np.arange(ordered.size), ordered)
+    expected = np.rint(((volume - low) / (high - low)).clip(0, 1) * (2**bits - 1))
+    ours = Preparation(normalize="percentiles", bits=bits).apply([sitk.GetImageFromArray(volume)]).images[0]
+    assert (ours == expected).mean() > 0.999 and np.abs(ours - expected).max() <= 1
+
+
+def test_other_recipes_are_refused():
+    for change in ({"ema_decay": 1.5}, {"dice": -1.0}, {"intensity_probability": 2.0}, {"neighbors": -1}):
+        with pytest.raises(InputError, match=next(iter(change))):
+            replace(Config(), **change)
