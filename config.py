@@ -117,6 +117,10 @@ class Config:
     max_skipped: int = 10
     """Steps of an epoch whose loss or gradient is not finite that are left out; at one more the training stops."""
 
+    # ---- prediction
+    largest_component: bool = False
+    """Keep only the largest connected piece of each class in a subject's segmentation."""
+
     # ---- augmentation of image and mask together
     flip_probability: float = 0.5
     """Chance of a vertical flip and, drawn apart, of a horizontal flip."""

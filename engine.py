@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from checkpoint import StopSignal
 from data.slices import ShuffledBatches, SliceDataset, SubjectBatches, read_batches
-from data.volumes import assemble
+from data.volumes import assemble, largest_components
 from distributed import add_up, rank, share
 from losses import GuidedLoss, LossTerms
 from optimization import Optimization
@@ -151,10 +151,12 @@ def segment_subjects(
     device: torch.device,
     bfloat16: bool,
     title: str,
+    clean: bool = False,
 ) -> Iterator[Volume]:
     """Segment the slices of `dataset`, one forward pass each, and yield them as volumes, subject by subject.
 
-    Of several processes, each yields its share of the subjects.
+    With `clean`, only the largest piece of each class is kept (`data.volumes.largest_components`). Of several
+    processes, each yields its share of the subjects.
     """
     model.eval()
     batches = SubjectBatches(dataset, share(list(dataset.subjects())), batch_size)
@@ -170,7 +172,8 @@ def segment_subjects(
         subject = dataset.slices[indices[0]].subject
         if len(predictions) == remaining[subject]:
             numbers = [item.number for item in dataset.slices if item.subject == subject]
-            yield Volume(subject, assemble(numbers, predictions), assemble(numbers, targets))
+            prediction = assemble(numbers, predictions)
+            yield Volume(subject, largest_components(prediction) if clean else prediction, assemble(numbers, targets))
             predictions, targets = [], []
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
@@ -21,7 +22,7 @@ from checkpoint import StopSignal, claim_folder, load_checkpoint, load_newest, s
 from config import Config, parse_config
 from data.augment import Augmentation
 from data.folder import open_data
-from data.slices import ShuffledBatches, collate
+from data.slices import ShuffledBatches, SliceDataset, collate
 from data.splits import read_split
 from data.volumes import array_spacing, write_nifti
 from distributed import (
@@ -35,7 +36,7 @@ from distributed import (
     wait_for_all,
     world,
 )
-from engine import Epoch, segment_subjects, train_one_epoch
+from engine import Epoch, Volume, segment_subjects, train_one_epoch
 from figures import overlays, save_overview
 from losses import GuidedLoss
 from memory import advice, available_bytes, explain_out_of_memory, step_memory
@@ -136,6 +137,11 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
         position = {"epoch": epoch.to_dict(), "best": best, "log": log}
         save_checkpoint(out / "last.pt", weights | states | position, previous=out / "previous.pt")
 
+    def segment(model: nn.Module, dataset: SliceDataset, title: str) -> list[Volume]:
+        """Segment all subjects of `dataset`, each in one of the processes."""
+        size, clean = config.eval_batch_size, config.largest_component
+        return gather(list(segment_subjects(model, dataset, size, workers, device, bfloat16, title, clean)))
+
     # ---------------------------------------------------------------- training
     labels = dict(zip(*data.labels, strict=True))
     of_data = {"labels": labels, "values": list(data.values), "preparation": data.preparation}
@@ -157,9 +163,7 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
 
         share_statistics(network)
         evaluated = optimization.best_network
-        volumes = gather(
-            list(segment_subjects(evaluated, val_set, config.eval_batch_size, workers, device, bfloat16, "validate"))
-        )
+        volumes = segment(evaluated, val_set, "validate")
         scores = summarize([
             {"subject": volume.subject, "class": name, "dsc": dice(volume.prediction == k, volume.target == k)}
             for volume in volumes for k, name in enumerate(classes) if k > 0
@@ -193,9 +197,7 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
     wait_for_all()
     chosen = load_checkpoint(out / "best.pt", device)
     network.load_state_dict(chosen["model"])
-    volumes = gather(
-        list(segment_subjects(network, test_set, config.eval_batch_size, workers, device, bfloat16, "test"))
-    )
+    volumes = segment(network, test_set, "test")
     if rank() > 0:
         return
     (out / "predictions").mkdir(exist_ok=True)

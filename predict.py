@@ -25,7 +25,7 @@ from data.preparation import Preparation
 from data.slices import Labels, around
 from data.sources.dicom import Series, read_series, write_series
 from data.sources.nifti import check_same_grid, read_channels, read_label
-from data.volumes import Grid, assemble, itk_path, to_scan
+from data.volumes import Grid, assemble, itk_path, largest_components, to_scan
 from engine import segment_volume
 from figures import save_montage
 from metrics import format_table, score_subject, summarize
@@ -64,6 +64,7 @@ class Network(NamedTuple):
     channels: int
     """Of a scan."""
     neighbors: int
+    largest_component: bool
     labels: Labels
     values: np.ndarray
     """Label value of each class in segmentations."""
@@ -71,7 +72,14 @@ class Network(NamedTuple):
 
     def data(self) -> tuple[Any, ...]:
         """What networks must share to be averaged."""
-        return self.channels, self.neighbors, self.labels, self.values.tolist(), self.preparation
+        return (
+            self.channels,
+            self.neighbors,
+            self.largest_component,
+            self.labels,
+            self.values.tolist(),
+            self.preparation,
+        )
 
 
 class Scan(NamedTuple):
@@ -139,7 +147,7 @@ def load_network(path: Path, device: torch.device) -> Network:
     if checkpoint["preparation"] is None:
         print(f"{path}: its data set did not say how scans became slices; taking whole axial slices, each stretched")
     model = model.to(device, memory_format=torch.channels_last).eval()
-    return Network(model, config.channels, config.neighbors, labels, values, preparation)
+    return Network(model, config.channels, config.neighbors, config.largest_component, labels, values, preparation)
 
 
 def read_scans(source: str, network: Network) -> Iterator[Scan]:
@@ -207,6 +215,8 @@ def write_results(options: Options, scan: Scan, probabilities: np.ndarray, netwo
     segmentation = probabilities.argmax(0).astype(np.uint8)
     save_montage(options.out / f"{scan.name}.png", scan.images, segmentation, network.labels.names)
     volume = assemble(scan.numbers, list(segmentation))
+    if network.largest_component:
+        volume = largest_components(volume)
     values = network.values.astype(np.uint8 if network.values.max() < 256 else np.uint16)
     image = to_scan(values[volume], scan.geometry)
     with atomic_path(options.out / f"{scan.name}.nii.gz") as temporary:

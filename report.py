@@ -125,7 +125,9 @@ def segment(folder: Path, device: torch.device) -> tuple[Shown, nn.Module]:
     split = "test" if (folder / "test.json").exists() else "val"
     dataset, bfloat16 = data.dataset(split, neighbors=trained.neighbors), use_bfloat16(config.amp, device)
     workers = loader_workers("auto", device)
-    volumes = segment_subjects(model, dataset, config.eval_batch_size, workers, device, bfloat16, split)
+    volumes = segment_subjects(
+        model, dataset, config.eval_batch_size, workers, device, bfloat16, split, trained.largest_component
+    )
     return Shown(split, dataset, list(volumes), data.geometry), model
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
+from scipy import ndimage
 
 from utils import InputError, atomic_path
 
@@ -140,6 +141,19 @@ GEOMETRY = {
     "original": (_is_grid, f"size, spacing and origin of a scan of at most {MAX_VOXELS:,} voxels"),
     "orientation": (_is_code, "an axis code such as LPS"),
 }
+
+
+def largest_components(volume: np.ndarray) -> np.ndarray:
+    """Class indices (D, H, W) -> the same, of each class only the largest piece; the rest becomes background.
+
+    Voxels hang together that share a face. Of pieces of one size the first one, slice by slice and row by row, stays.
+    """
+    cleaned = np.zeros_like(volume)
+    for k in np.unique(volume[volume > 0]):
+        pieces, count = ndimage.label(volume == k)
+        sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
+        cleaned[pieces == 1 + sizes.argmax()] = k
+    return cleaned
 
 
 def to_scan(volume: np.ndarray, geometry: dict[str, Any]) -> sitk.Image:

@@ -21,6 +21,7 @@ from config import PRESETS, Config, parse_config
 from data.augment import Augmentation, change_intensities
 from data.folder import open_data
 from data.slices import around
+from data.volumes import largest_components
 from losses import GuidedLoss, dice_loss
 from main import main
 from models.network import Output
@@ -259,6 +260,7 @@ def test_prediction_sees_the_same_neighbors(make_data, tmp_path):
 
     data = make_data({"train": ["1"], "val": ["2"], "test": ["3"]}, numbers=(1, 2, 3, 4))
     flags = ["--preset", "modern", "--data", str(data), "--epochs", "1", "--neighbors", "1", "--model", "unet"]
+    flags += ["--largest_component"]
     main(parse_config([*flags, "--device", "cpu", "--lr", "0.01", "--out", str(tmp_path / "run")]))
     predict.main(
         predict.Options(str(tmp_path / "run" / "best.pt"), (str(data / "test"),), tmp_path / "out", device="cpu")
@@ -292,3 +294,37 @@ def test_other_recipes_are_refused():
     for change in ({"ema_decay": 1.5}, {"dice": -1.0}, {"intensity_probability": 2.0}, {"neighbors": -1}):
         with pytest.raises(InputError, match=next(iter(change))):
             replace(Config(), **change)
+
+
+# ---------------------------------------------------------------- prediction
+
+
+def flood(volume: np.ndarray, start: tuple[int, ...]) -> set[tuple[int, ...]]:
+    """The voxels that hang together with `start` by faces."""
+    found, edge = {start}, [start]
+    while edge:
+        voxel = edge.pop()
+        for axis in range(3):
+            for step in (-1, 1):
+                near = tuple(c + step * (a == axis) for a, c in enumerate(voxel))
+                inside = all(0 <= c < size for c, size in zip(near, volume.shape, strict=True))
+                if inside and near not in found and volume[near] == volume[start]:
+                    found.add(near)
+                    edge.append(near)
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.tuples(*[st.integers(1, 6)] * 3), st.integers(1, 3))
+def test_largest_components_equal_a_flood_fill(seed, shape, classes):
+    volume = np.random.default_rng(seed).integers(0, classes + 1, shape, np.uint8)
+    kept, cleaned = volume.copy(), largest_components(volume)
+    assert (volume == kept).all() and cleaned.dtype == np.uint8
+    for k in range(1, classes + 1):
+        pieces, seen = [], set()
+        for voxel in map(tuple, np.argwhere(volume == k).tolist()):
+            if voxel not in seen:
+                pieces.append(flood(volume, voxel))
+                seen |= pieces[-1]
+        expected = max(pieces, key=len) if pieces else set()  # of equal ones the first
+        assert set(map(tuple, np.argwhere(cleaned == k).tolist())) == expected
