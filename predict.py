@@ -61,10 +61,7 @@ class Network(NamedTuple):
     """A checkpoint's network and what it needs to know of its data."""
 
     model: nn.Module
-    channels: int
-    """Of a scan."""
-    neighbors: int
-    largest_component: bool
+    config: Config
     labels: Labels
     values: np.ndarray
     """Label value of each class in segmentations."""
@@ -72,14 +69,8 @@ class Network(NamedTuple):
 
     def data(self) -> tuple[Any, ...]:
         """What networks must share to be averaged."""
-        return (
-            self.channels,
-            self.neighbors,
-            self.largest_component,
-            self.labels,
-            self.values.tolist(),
-            self.preparation,
-        )
+        options = self.config.channels, self.config.neighbors, self.config.largest_component
+        return *options, self.labels, self.values.tolist(), self.preparation
 
 
 class Scan(NamedTuple):
@@ -107,6 +98,8 @@ def main(options: Options) -> None:
             raise InputError(
                 f"{path}: was trained on other data than the first checkpoint; average folds of one data set"
             )
+        if options.tta and not network.config.flip_probability:
+            raise InputError(f"--tta: {path} was trained without flips, so they may exchange left and right; omit it")
     options.out.mkdir(parents=True, exist_ok=True)
     volumes, scores, done = [], [], set()
     for position, source in enumerate(options.inputs):
@@ -115,7 +108,7 @@ def main(options: Options) -> None:
                 raise InputError(f"{source}: a second scan called {scan.name}; segment it into another --out")
             done.add(scan.name)
             depth = scan.images.shape[1]
-            positions = np.array([around(position, depth, first.neighbors) for position in range(depth)])
+            positions = np.array([around(position, depth, first.config.neighbors) for position in range(depth)])
             images = np.concatenate([scan.images[:, column] for column in positions.T])
             probabilities = segment_volume(
                 [network.model for network in networks], images, options.batch, device,
@@ -147,7 +140,7 @@ def load_network(path: Path, device: torch.device) -> Network:
     if checkpoint["preparation"] is None:
         print(f"{path}: its data set did not say how scans became slices; taking whole axial slices, each stretched")
     model = model.to(device, memory_format=torch.channels_last).eval()
-    return Network(model, config.channels, config.neighbors, config.largest_component, labels, values, preparation)
+    return Network(model, config, labels, values, preparation)
 
 
 def read_scans(source: str, network: Network) -> Iterator[Scan]:
@@ -167,9 +160,9 @@ def read_scans(source: str, network: Network) -> Iterator[Scan]:
         name = files[0].name.removesuffix(".gz").rsplit(".", 1)[0]
         scans = iter([_prepare(name, volumes, network.preparation, files[0])])
     for scan in scans:
-        if len(scan.images) != network.channels:
+        if len(scan.images) != network.config.channels:
             raise InputError(
-                f"{source}: has {len(scan.images)} channels, the network takes {network.channels}; "
+                f"{source}: has {len(scan.images)} channels, the network takes {network.config.channels}; "
                 "separate the files of the channels by commas"
             )
         yield scan
@@ -215,7 +208,7 @@ def write_results(options: Options, scan: Scan, probabilities: np.ndarray, netwo
     segmentation = probabilities.argmax(0).astype(np.uint8)
     save_montage(options.out / f"{scan.name}.png", scan.images, segmentation, network.labels.names)
     volume = assemble(scan.numbers, list(segmentation))
-    if network.largest_component:
+    if network.config.largest_component:
         volume = largest_components(volume)
     values = network.values.astype(np.uint8 if network.values.max() < 256 else np.uint16)
     image = to_scan(values[volume], scan.geometry)

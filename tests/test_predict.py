@@ -100,6 +100,16 @@ def test_orientation_does_not_change_the_segmentation(trained, tmp_path, code):
     np.testing.assert_array_equal(back, read(tmp_path / "out" / "upright.nii.gz"))
 
 
+def test_flips_are_refused_where_training_had_none(trained, tmp_path):
+    """They would exchange the kidneys of a network that has learned which is which."""
+    checkpoint = load_checkpoint(trained[2] / "best.pt")
+    checkpoint["config"]["flip_probability"] = 0.0
+    save_checkpoint(tmp_path / "best.pt", checkpoint)
+    with pytest.raises(InputError, match=r"best\.pt was trained without flips"):
+        run(tmp_path / "best.pt", trained[0] / "image_s3.nii.gz", out=tmp_path / "out", tta=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_dicom_folder_and_probabilities(trained, tmp_path):
     rng = np.random.default_rng(0)
     for k in range(3):
