@@ -79,6 +79,9 @@ class Config:
     """The semantic module is an encoder-decoder; without it, the direct distance of the features ("dist", Table II)."""
     deep_supervision: bool = True
     """Supervise the raw maps and every step; without it only the maps of the last step."""
+    fine_decoder: bool = False
+    """Predict by a decoder from the refined maps and Res-1 to the image's own size, supervised beside the other maps.
+    The paper predicts by the mean of the last step's maps, at a quarter of it."""
 
     # ---- loss: L = alpha * segmentation + beta * guided + gamma * reconstruction (Eq. 10, 7, 6)
     alpha: float = 1.0

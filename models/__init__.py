@@ -44,6 +44,7 @@ def build_model(config: Config) -> nn.Module:
                 guidance=config.guidance,
                 encoder_decoder=config.encoder_decoder,
                 deep_supervision=config.deep_supervision,
+                fine_decoder=config.fine_decoder,
                 variant=config.variant,
             )
         case "unet":

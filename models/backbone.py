@@ -34,14 +34,16 @@ class Backbone(nn.Module):
             resnet.conv1 = _adapt_stem(resnet.conv1, channels)
         self.stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
         self.stages = nn.ModuleList([resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4])
-        self.channels = [resnet.fc.in_features // 2**k for k in (3, 2, 1, 0)]
+        self.channels = [resnet.conv1.out_channels] + [resnet.fc.in_features // 2**k for k in (3, 2, 1, 0)]
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Image (B, C, H, W) -> maps of Res-2 to Res-5, at H/4, H/8, H/16 and H/32 or the stride (rounded up)."""
-        maps = [self.stem(image)]
+        """Image (B, C, H, W) -> maps of Res-1 to Res-5, at H/2, H/4, ..., H/32 or the stride (rounded up)."""
+        x = self.stem[:3](image)
+        maps, x = [x], self.stem[3](x)
         for stage in self.stages:
-            maps.append(stage(maps[-1]))
-        return maps[1:]
+            x = stage(x)
+            maps.append(x)
+        return maps
 
 
 def _resnet(name: str, pretrained: bool) -> ResNet:

@@ -33,7 +33,7 @@ class Inspection(NamedTuple):
     """Class indices, uint8 (H, W), before refinement: of each scale, then of the mean of their logits; empty without
     deep supervision."""
     refined: list[Tensor]
-    """The same after the last step; the mean is the prediction."""
+    """The same after the last step, and at the end the prediction: their mean, or the fine decoder's."""
     steps: list[StepMaps]
 
 
@@ -63,7 +63,7 @@ def inspect(model: nn.Module, image: Tensor, point: tuple[int, int]) -> Inspecti
                 watch(step.semantic, maps.reconstruction, _reconstructions)
             for guide in step.guide or []:
                 watch(guide, maps.guide)
-        model.eval()(image)
+        prediction = model.eval()(image)
 
     height, width = image.shape[-2:]
 
@@ -80,7 +80,7 @@ def inspect(model: nn.Module, image: Tensor, point: tuple[int, int]) -> Inspecti
 
     return Inspection(
         classes(raw),
-        classes(refined),
+        [*classes(refined)[:-1], prediction.argmax(1)[0].to("cpu", torch.uint8)],
         [
             StepMaps(
                 [unpadded(x) for x in maps.attention],

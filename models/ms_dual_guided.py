@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.attention import (
     AttentionLayer,
@@ -13,6 +14,7 @@ from models.attention import (
     Identity,
     PositionAttention,
     SemanticModule,
+    conv_bn_prelu,
 )
 from models.multi_scale import SCALES, WIDTH, MultiScale
 from models.network import Output, heads
@@ -53,6 +55,25 @@ class RefinementStep(nn.Module):
         return [project(x) for x, project in zip(attended, self.project, strict=True)], latents, reconstructions
 
 
+class FineDecoder(nn.Module):
+    """From the maps of a step and Res-1 to logits at the image's size, as the last two levels of a U-Net.
+
+    The paper has none: its logits are at H/4. Here the mean of the scales, enlarged to H/2, goes beside Res-1 through
+    two 3x3 convolutions (64 and 32 channels), and what comes out, enlarged to H, through another (16) and a 1x1 head.
+    """
+
+    def __init__(self, first_channels: int, classes: int) -> None:
+        super().__init__()
+        self.merge = nn.Sequential(conv_bn_prelu(WIDTH + first_channels, WIDTH, 3), conv_bn_prelu(WIDTH, WIDTH // 2, 3))
+        self.head = nn.Sequential(conv_bn_prelu(WIDTH // 2, WIDTH // 4, 3), nn.Conv2d(WIDTH // 4, classes, 1))
+
+    def forward(self, refined: list[Tensor], first: Tensor) -> Tensor:
+        """Scales (B, 64, H/4, W/4) and Res-1 (B, 64, H/2, W/2) -> logits (B, classes, H, W)."""
+        x = F.interpolate(torch.stack(refined).mean(0), scale_factor=2, mode="bilinear")
+        x = self.merge(torch.cat([x, first], 1))
+        return self.head(F.interpolate(x, scale_factor=2, mode="bilinear"))
+
+
 class MSDualGuided(MultiScale):
     """Multi-scale network with stacked, guided position and channel attention.
 
@@ -67,6 +88,7 @@ class MSDualGuided(MultiScale):
         guidance: the semantic module, its guiding convolution and its losses; without it the paper's MS-Dual.
         encoder_decoder: False replaces the semantic module by the direct distance ("dist" in Table II).
         deep_supervision: heads on the raw maps and on steps 2, 3, ...; without it on the last step alone.
+        fine_decoder: a `FineDecoder` on the last step; its map is the prediction.
         variant: "paper" shares the guiding convolution over the scales and uses Eq. 4 in channel attention, which the
             paper's text and its parameter counts say; "released" does what the released code does.
 
@@ -86,6 +108,7 @@ class MSDualGuided(MultiScale):
         guidance: bool = True,
         encoder_decoder: bool = True,
         deep_supervision: bool = True,
+        fine_decoder: bool = False,
         variant: str = "paper",
     ) -> None:
         if steps < 1:
@@ -102,11 +125,12 @@ class MSDualGuided(MultiScale):
         self.steps = nn.ModuleList(RefinementStep(*options) for _ in range(steps))
         self.raw_heads = heads(WIDTH, classes, SCALES) if deep_supervision else None
         self.refined_heads = nn.ModuleList(heads(WIDTH, classes, SCALES) for _ in range(supervised_steps))
+        self.decoder = FineDecoder(self.backbone.channels[0], classes) if fine_decoder else None
         self.initialize(keep=self.backbone if pretrained else None)
 
     def maps(self, image: Tensor) -> Output:
         """Padded image (B, C, H, W) -> Output with logits at H/4."""
-        features, fused = self.features(image)
+        features, fused, first = self.features(image)
         maps, latents, reconstructions = [], [], []
         for step in self.steps:
             guides = [refined * fused for refined in maps[-1]] if maps else [fused] * SCALES
@@ -120,4 +144,10 @@ class MSDualGuided(MultiScale):
         supervised = zip(self.refined_heads, maps[-len(self.refined_heads) :], strict=True)
         refined = [head(x) for pair in supervised for head, x in zip(*pair, strict=True)]
         raw = [head(x) for head, x in zip(self.raw_heads or [], features, strict=bool(self.raw_heads))]
+        if self.decoder is not None:
+            refined.append(self.decoder(maps[-1], first))
         return Output(raw, refined, latents, reconstructions)
+
+    def prediction(self, refined: list[Tensor]) -> Tensor:
+        """The decoder's logits, or without it the mean of the last step's."""
+        return refined[-1] if self.decoder is not None else super().prediction(refined)

@@ -14,8 +14,8 @@ class Output(NamedTuple):
     raw: list[Tensor]
     """Logits (B, classes, H, W) of each scale before refinement; empty without deep supervision."""
     refined: list[Tensor]
-    """Logits (B, classes, H, W) of the refined scales, step by step; the last four are the last step's. Of a baseline:
-    the maps that it supervises, its prediction first."""
+    """Logits (B, classes, H, W) of the refined scales, step by step, and of the fine decoder where there is one. Of a
+    baseline: the maps that it supervises, its prediction first."""
     latents: list[list[Tensor]]
     """Of each step, the latent features of each scale; empty without guidance."""
     reconstructions: list[tuple[Tensor, Tensor]]

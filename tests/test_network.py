@@ -89,6 +89,7 @@ OPTIONS = {
     "attention": [(True, True), (True, False), (False, True)],
     "guidance": [(True, True), (True, False), (False, True)],
     "deep_supervision": [True, False],
+    "fine_decoder": [True, False],
     "variant": ["paper", "released"],
 }
 
@@ -112,9 +113,9 @@ def test_no_dead_layers_in_any_ablation(options):
             if name.endswith("gamma"):
                 parameter.fill_(0.5)
     output = model.train()(torch.rand(2, 1, 48, 48))
-    steps, deep = options["steps"], options["deep_supervision"]
+    steps, deep, fine = options["steps"], options["deep_supervision"], options["fine_decoder"]
     assert len(output.raw) == (4 if deep else 0)
-    assert len(output.refined) == 4 * (max(steps - 1, 1) if deep else 1)
+    assert len(output.refined) == 4 * (max(steps - 1, 1) if deep else 1) + fine
     assert len(output.latents) == (steps if guidance else 0)
     assert len(output.reconstructions) == (4 * steps if guidance and encoder_decoder else 0)
     GuidedLoss(1, 1, 1)(output, torch.randint(0, 5, (2, 48, 48))).total.backward()
@@ -133,12 +134,33 @@ def test_eval_is_the_mean_of_the_last_maps():
     torch.testing.assert_close(mean, torch.stack(maps).mean(0), rtol=1e-12, atol=1e-12)
 
 
-def test_every_backbone_has_four_maps():
+def test_fine_decoder_predicts_by_its_own_map():
+    """Eval is the last of the maps, and single pixels of Res-1's resolution show in it, which they do not at H/4."""
+    torch.manual_seed(0)
+    model, paper = (build_model(replace(SMALL, fine_decoder=fine)).double().eval() for fine in (True, False))
+    convolutions = (64 + 64) * 64 * 9 + 64 * 32 * 9 + 32 * 16 * 9 + 16 * 5 + (64 + 32 + 16 + 5)
+    added = convolutions + 2 * (64 + 32 + 16) + 3  # batch normalization, PReLU
+    assert sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in paper.parameters()) == added
+    image = torch.rand(1, 1, 50, 70, dtype=torch.float64)
+    with torch.inference_mode():
+        logits = model(image)
+        model.training = True  # returns the maps, while batch normalization stays in eval mode
+        torch.testing.assert_close(logits, model(image).refined[-1], rtol=0, atol=0)
+        first, scales = (torch.rand(1, 64, side, side, dtype=torch.float64) for side in (8, 4))
+        changed = first.clone()
+        changed[..., 3, 3] += 1
+        difference = (model.decoder([scales], changed) - model.decoder([scales], first)).abs().sum(1)[0]
+    assert difference.shape == (16, 16)
+    reach = [int(places.min()) for places in difference.nonzero().T]
+    assert reach == [0, 0] and difference[-2:].max() == difference[:, -2:].max() == 0  # 3x3, 3x3, enlarged, 3x3
+
+
+def test_every_backbone_has_five_maps():
     for name in get_args(Backbone):
         with torch.device("meta"):
             network = Network(name, channels=4)
             maps = network(torch.rand(1, 4, 64, 96))
-        assert [tuple(x.shape[-2:]) for x in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)], name
+        assert [tuple(x.shape[-2:]) for x in maps] == [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)], name
         assert [x.shape[1] for x in maps] == network.channels, name
 
 

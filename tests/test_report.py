@@ -546,11 +546,11 @@ def test_colors_are_those_of_the_figures():
 # ---------------------------------------------------------------- inside the network
 
 
-@pytest.mark.parametrize("variant", ["paper", "released"])
-def test_maps_are_those_of_the_plain_formulation(variant):
+@pytest.mark.parametrize(("variant", "fine_decoder"), [("paper", False), ("released", False), ("paper", True)])
+def test_maps_are_those_of_the_plain_formulation(variant, fine_decoder):
     """Attention against a row of the N x N map that the plain formulation computes; predictions against the logits."""
     torch.manual_seed(0)
-    model = build_model(Config(backbone="resnet18", variant=variant)).eval()
+    model = build_model(Config(backbone="resnet18", variant=variant, fine_decoder=fine_decoder)).eval()
     image, point = torch.rand(1, 1, 50, 70), (21, 37)
     seen = {}
     layer = model.steps[1].position[2][1]

@@ -21,14 +21,14 @@ class PAN(Network):
     def __init__(self, channels: int, classes: int, backbone: str = "resnet101", pretrained: bool = False) -> None:
         super().__init__()
         self.backbone = Backbone(backbone, channels, pretrained, output_stride=16)
-        *widths, deepest = self.backbone.channels
+        _, *widths, deepest = self.backbone.channels
         self.pyramid = FeaturePyramidAttention(deepest, classes)
         self.up = nn.ModuleList(GlobalAttentionUpsample(width, classes) for width in reversed(widths))
         self.initialize(keep=self.backbone if pretrained else None)
 
     def maps(self, image: Tensor) -> Output:
         """Image (B, C, H, W) -> Output with one map of logits at H/4."""
-        *maps, deepest = self.backbone(image)
+        _, *maps, deepest = self.backbone(image)
         x = self.pyramid(deepest)
         for up, skip in zip(self.up, reversed(maps), strict=True):
             x = up(x, skip)
