@@ -221,6 +221,8 @@ PRESETS = {
     # kidney, which takes many epochs to learn. One step and small batches: more updates in the time.
     "modern": Config(
         preset="modern",
+        backbone="resnet34",
+        fine_decoder=True,
         dice=1.0,
         weight_decay=1e-2,
         schedule="one_cycle",
@@ -228,6 +230,7 @@ PRESETS = {
         rotation_degrees=15.0,
         affine_probability=0.5,
         intensity_probability=0.15,
+        largest_component=True,
     ),
     "quick": Config(
         preset="quick",

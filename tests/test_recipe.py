@@ -181,7 +181,8 @@ def test_the_papers_preset_has_none_of_it():
     paper, modern = PRESETS["paper"].to_dict(), PRESETS["modern"].to_dict()
     assert (paper["dice"], paper["weight_decay"], paper["schedule"], paper["clip_norm"]) == (0, 0, "plateau", 0)
     assert (paper["affine_probability"], paper["intensity_probability"], paper["neighbors"]) == (0, 0, 0)
-    assert all(paper[name] == modern[name] for name in ("model", "backbone", "steps", "beta", "gamma", "variant"))
+    assert (paper["fine_decoder"], paper["largest_component"], paper["ema_decay"]) == (False, False, 0)
+    assert all(paper[name] == modern[name] for name in ("model", "steps", "guidance", "beta", "gamma", "variant"))
 
 
 # ---------------------------------------------------------------- data
