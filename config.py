@@ -81,7 +81,7 @@ class Config:
     """Supervise the raw maps and every step; without it only the maps of the last step."""
     fine_decoder: bool = False
     """Predict by a decoder from the refined maps and Res-1 to the image's own size, supervised beside the other maps.
-    The paper predicts by the mean of the last step's maps, at a quarter of it."""
+    The paper predicts by the mean of the last step's maps, at a quarter of it. Of ms_dual_guided."""
 
     # ---- loss: L = alpha * segmentation + beta * guided + gamma * reconstruction (Eq. 10, 7, 6)
     alpha: float = 1.0
@@ -133,7 +133,8 @@ class Config:
     """Rotations are uniform between minus and plus this angle, in degrees."""
 
     affine_probability: float = 0.0
-    """Chance of scaling (0.8 to 1.25), shear (up to 0.1) and shift (up to a tenth of the sides), drawn together."""
+    """Chance of another size (by 0.8 to 1.25), aspect (by up to 9 %), shear (up to 0.1) and place (by up to a tenth of
+    the sides), drawn together."""
     intensity_probability: float = 0.0
     """Chance of each change of the image: noise, blur, brightness, contrast, low resolution, bias field, gamma."""
 
@@ -173,7 +174,9 @@ class Config:
         if self.workers != "auto" and self.workers < 0:
             raise InputError(f"--workers {self.workers}: must be at least 0, or auto")
         chances = ("flip_probability", "rotation_probability", "affine_probability", "intensity_probability")
-        for name in (*chances, "ema_decay"):
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"--ema_decay {self.ema_decay}: must lie in [0, 1)")
+        for name in chances:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"--{name} {getattr(self, name)}: must lie between 0 and 1")
         for name in ("alpha", "beta", "gamma", "dice", "raw_weight", "weight_decay", "clip_norm"):
@@ -206,10 +209,15 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
-        """The inverse of `to_dict`. Raises InputError for an unknown or missing field."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        if values.keys() != names:
-            raise InputError(f"configuration of another version: fields {sorted(values.keys() ^ names)} do not match")
+        """The inverse of `to_dict`. Raises InputError for an unknown field; one that is missing gets its default.
+
+        The default of what an earlier version had not is what that version did.
+        """
+        unknown = values.keys() - {field.name for field in dataclasses.fields(cls)}
+        if unknown or "model" not in values:
+            wrong = f"unknown fields {sorted(unknown)}" if unknown else "no field model"
+            raise InputError(f"configuration of another version: {wrong}")
+        values = cls().to_dict() | values
         paths = {name: values[name] and Path(values[name]) for name in PATHS}
         return cls(**values | paths | {"betas": tuple(values["betas"])})
 
@@ -217,8 +225,7 @@ class Config:
 PRESETS = {
     "paper": Config(),
     "released": Config(preset="released", backbone="resnext101_32x8d", variant="released"),
-    # A result in minutes on two CPU cores and the sample, not a good network. No flips: they exchange left and right
-    # kidney, which takes many epochs to learn. One step and small batches: more updates in the time.
+    # The best segmentation that validation subjects have led to (docs/results.md). No flips, as in "quick".
     "modern": Config(
         preset="modern",
         backbone="resnet34",
@@ -232,6 +239,8 @@ PRESETS = {
         intensity_probability=0.15,
         largest_component=True,
     ),
+    # A result in minutes on two CPU cores and the sample, not a good network. No flips: they exchange left and right
+    # kidney, which takes many epochs to learn. One step and small batches: more updates in the time.
     "quick": Config(
         preset="quick",
         backbone="resnet18",

@@ -39,6 +39,8 @@ class Epoch:
     """Steps that were left out."""
     seconds: float = 0.0
     """Time that it took before it was interrupted."""
+    lr: float = 0.0
+    """Learning rate of its first step."""
     sums: list[float] = field(default_factory=lambda: [0.0] * len(LossTerms._fields))
     """Of the loss and its terms over these slices."""
 
@@ -91,7 +93,7 @@ def train_one_epoch(
             target = target.to(device, non_blocking=True)
             weight = batches.weight(epoch.step)
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                terms = criterion(model(image), target)
+                terms = criterion(model(image), target, counted=weight > 0)
             (terms.total * weight).backward()
             norm = optimization.norm()
             values = (torch.stack([*terms, norm]) * weight).tolist()  # waits for the device
@@ -172,8 +174,9 @@ def segment_subjects(
         subject = dataset.slices[indices[0]].subject
         if len(predictions) == remaining[subject]:
             numbers = [item.number for item in dataset.slices if item.subject == subject]
-            prediction = assemble(numbers, predictions)
-            yield Volume(subject, largest_components(prediction) if clean else prediction, assemble(numbers, targets))
+            stack = np.stack(predictions)
+            prediction = largest_components(stack) if clean else stack
+            yield Volume(subject, assemble(numbers, prediction), assemble(numbers, targets))
             predictions, targets = [], []
 
 

@@ -66,7 +66,7 @@ def check(run: Run) -> None:
     if before.data.resolve() == wanted.data.resolve():
         changed = [name for name in changed if name != "data"]
     difference = ", ".join(f"{name} {getattr(before, name)} -> {getattr(wanted, name)}" for name in changed)
-    if before.epochs > wanted.epochs:
+    if before.epochs > wanted.epochs and "epochs" not in changed:
         difference = f"{difference}, " * bool(difference) + f"epochs {before.epochs} -> {wanted.epochs}"
     if difference:
         raise InputError(f"{run.folder}: was trained with other settings ({difference}); choose another --out")

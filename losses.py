@@ -39,12 +39,16 @@ class GuidedLoss(nn.Module):
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
         self.dice, self.raw_weight = dice, raw_weight
 
-    def forward(self, output: Output, target: Tensor) -> LossTerms:
-        """Output of the network and target (B, H, W), class indices; pixels of -100 do not count."""
+    def forward(self, output: Output, target: Tensor, counted: bool = True) -> LossTerms:
+        """Output of the network and target (B, H, W), class indices; pixels of -100 do not count.
+
+        With `counted` False, the slices do not enter the sums of `dice_loss` (`ShuffledBatches.weight` is 0).
+        """
         with torch.autocast(target.device.type, enabled=False):
-            raw = [self.of_map(at_least_float32(logits), target.long()) for logits in output.raw]
-            refined = [self.of_map(at_least_float32(logits), target.long()) for logits in output.refined]
-            segmentation = torch.stack([*(self.raw_weight * loss for loss in raw), *refined]).sum()
+            weights = [self.raw_weight] * len(output.raw) + [1.0] * len(output.refined)
+            maps = zip(weights, (*output.raw, *output.refined), strict=True)
+            losses = [weight * self.of_map(at_least_float32(x), target.long(), counted) for weight, x in maps]
+            segmentation = torch.stack(losses).sum()
             zero = segmentation.new_zeros(())
             successive = zip(output.latents, output.latents[1:], strict=False)
             guided = sum(
@@ -54,20 +58,20 @@ class GuidedLoss(nn.Module):
             total = self.alpha * segmentation + self.beta * guided + self.gamma * reconstruction
         return LossTerms(total, segmentation, guided, reconstruction)
 
-    def of_map(self, logits: Tensor, target: Tensor) -> Tensor:
+    def of_map(self, logits: Tensor, target: Tensor, counted: bool) -> Tensor:
         """What one map (B, classes, H, W) adds to the segmentation term."""
         loss = F.cross_entropy(logits, target)
-        return loss + self.dice * dice_loss(logits, target) if self.dice else loss
+        return loss + self.dice * dice_loss(logits, target, counted) if self.dice else loss
 
 
-def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor, counted: bool = True) -> Tensor:
     """1 - the mean over classes but the background of (2 sum p t + 1) / (sum p + sum t + 1), a scalar.
 
     p is the softmax of logits (B, classes, H, W), t the one-hot target (B, H, W); sums run over batch and pixels, also
-    those of other processes, but not over pixels of -100 (Drozdzal et al., 2016). The ones let classes that a batch
-    lacks cost little.
+    those of other processes, but not over pixels of -100, nor over slices that are not `counted` (Drozdzal et al.,
+    2016). The ones keep the gradient small of classes that a batch lacks.
     """
-    valid = (target >= 0).unsqueeze(1)
+    valid = ((target >= 0) & counted).unsqueeze(1)
     p = logits.softmax(1) * valid
     t = torch.zeros_like(p).scatter_(1, target.clamp(min=0).unsqueeze(1), 1.0) * valid
     both, of_p, of_t = Total.apply(torch.stack([x.sum((0, 2, 3)) for x in (p * t, p, t)]))[:, 1:]

@@ -106,6 +106,8 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
     slices, epoch, best, log = train_set.fingerprint(), Epoch(0), -1.0, []
     last = load_newest(out, device)
     if last:
+        if "optimization" not in last:
+            raise InputError(f"{out}: was trained by an earlier version, which can end it; choose another --out")
         if last["slices"] != slices:
             raise InputError(
                 f"{config.data}: holds other training slices than {out} was trained on; choose another --out"
@@ -147,7 +149,9 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
     of_data = {"labels": labels, "values": list(data.values), "preparation": data.preparation}
     stop.defer = True
     while epoch.number < config.epochs:
-        began, lr = time.monotonic() - epoch.seconds, optimization.lr
+        began = time.monotonic() - epoch.seconds
+        if epoch.step == 0:
+            epoch.lr = optimization.lr
         train_set.epoch = epoch.number
         title = f"epoch {epoch.number + 1}/{config.epochs}"
         with explain_out_of_memory(lambda: advice(config, data.size, bfloat16, free, world())):
@@ -161,8 +165,9 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
                 save(weights)
             stop.end(f"after step {epoch.step} of {title}")
 
-        share_statistics(network)
         evaluated = optimization.best_network
+        for module in {network, evaluated}:
+            share_statistics(module)
         volumes = segment(evaluated, val_set, "validate")
         scores = summarize([
             {"subject": volume.subject, "class": name, "dsc": dice(volume.prediction == k, volume.target == k)}
@@ -174,8 +179,8 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
         losses = epoch.losses()
         val = {"val_dsc": score} | {f"val_dsc {name}": scores["per_class"][name]["dsc"]["mean"] for name in classes[1:]}
         used = {"seconds": round(time.monotonic() - began, 1), "memory_gib": round(peak_memory(device), 2)}
-        log.append({"epoch": epoch.number + 1, "lr": lr, **losses, **val, **used})
-        improved, best = epoch.number == 0 or score > best, max(best, score)
+        log.append({"epoch": epoch.number + 1, "lr": epoch.lr, **losses, **val, **used})
+        lr, improved, best = epoch.lr, epoch.number == 0 or score > best, max(best, score)
         epoch = Epoch(epoch.number + 1)
         if rank() == 0:
             if improved:

@@ -206,10 +206,10 @@ def _read_slices(folder: Path) -> Iterator[Scan]:
 def write_results(options: Options, scan: Scan, probabilities: np.ndarray, network: Network) -> np.ndarray:
     """Write segmentation, montage and probabilities; return the class indices (D, H, W)."""
     segmentation = probabilities.argmax(0).astype(np.uint8)
+    if network.config.largest_component:
+        segmentation = largest_components(segmentation)
     save_montage(options.out / f"{scan.name}.png", scan.images, segmentation, network.labels.names)
     volume = assemble(scan.numbers, list(segmentation))
-    if network.config.largest_component:
-        volume = largest_components(volume)
     values = network.values.astype(np.uint8 if network.values.max() < 256 else np.uint16)
     image = to_scan(values[volume], scan.geometry)
     with atomic_path(options.out / f"{scan.name}.nii.gz") as temporary:

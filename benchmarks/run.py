@@ -111,14 +111,13 @@ def measure_epoch(way: str, size: int = 256, slices: int = 8) -> dict[str, Any]:
         batches = ShuffledBatches(train_set, BATCH, seed=0)
         loader = DataLoader(train_set, batch_sampler=batches, num_workers=workers, collate_fn=collate)
         model = _network(way)
-        optimizer = torch.optim.Adam(model.parameters())
         optimization = Optimization(model, Config(), len(batches))
         waiting: list[float] = []
 
         def plain_way() -> None:
             model.train()
             for image, target in loader:
-                plain.train_step(model, optimizer, image.to(DEVICE), target.to(DEVICE))
+                plain.train_step(model, optimization.optimizer, image.to(DEVICE), target.to(DEVICE))
             val = data.dataset("val")
             subjects = {
                 subject: [(val[i][0][None].to(DEVICE), val[i][1].numpy().astype(np.uint8)) for i in indices]

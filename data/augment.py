@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-SCALE, SHEAR, SHIFT = 1.25, 0.1, 0.1
+# The largest; size and aspect are drawn evenly in their logarithm.
+SIZE, ASPECT, SHEAR, SHIFT = 1.25, 1.25**0.4, 0.1, 0.1
+
+Transform = Callable[[np.ndarray, Image.Resampling], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -29,30 +33,41 @@ class Augmentation:
         for axis in (-2, -1):
             if rng.random() < self.flip_probability:
                 image, target = np.flip(image, axis), np.flip(target, axis)
-        matrix = np.eye(2)
-        shift = np.zeros(2)
+        angle = 0.0
         if rng.random() < self.rotation_probability:
-            angle = math.radians(rng.uniform(-self.rotation_degrees, self.rotation_degrees))
-            matrix = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+            angle = rng.uniform(-self.rotation_degrees, self.rotation_degrees)
+        transform = _rotation(angle)
         if rng.random() < self.affine_probability:
-            scale = np.exp(rng.uniform(-1, 1, 2) * math.log(SCALE) * np.array([1, 0.4]))
-            sizes = np.diag([scale[0] * scale[1], scale[0] / scale[1]])
-            matrix = matrix @ sizes @ np.array([[1, rng.uniform(-SHEAR, SHEAR)], [0, 1]])
-            shift = rng.uniform(-SHIFT, SHIFT, 2) * target.shape[::-1]
-        if (matrix != np.eye(2)).any():
-            image = np.stack([_transform(channel, matrix, shift, Image.Resampling.BILINEAR) for channel in image])
-            target = _transform(target, matrix, shift, Image.Resampling.NEAREST)
+            size, aspect = np.exp(rng.uniform(-1, 1, 2) * np.log([SIZE, ASPECT]))
+            shear, shift = rng.uniform(-SHEAR, SHEAR), rng.uniform(-SHIFT, SHIFT, 2)
+            transform = _affine(angle, size, aspect, shear, shift)
+        if transform is not None:
+            image = np.stack([transform(channel, Image.Resampling.BILINEAR) for channel in image])
+            target = transform(target, Image.Resampling.NEAREST)
         if self.intensity_probability:
             image = change_intensities(image, self.intensity_probability, rng)
         return np.ascontiguousarray(image), np.ascontiguousarray(target)
 
 
-def _transform(array: np.ndarray, matrix: np.ndarray, shift: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
-    """Output position x (column, row) takes the value at matrix (x - center) + center + shift of the input."""
-    center = np.array(array.shape[::-1]) / 2
-    offset = center + shift - matrix @ center
-    data = (*matrix[0], offset[0], *matrix[1], offset[1])
-    return np.asarray(Image.fromarray(array).transform(array.shape[::-1], Image.Transform.AFFINE, data, resampling))
+def _rotation(angle: float) -> Transform | None:
+    if angle == 0:
+        return None
+    return lambda array, resampling: np.asarray(Image.fromarray(array).rotate(angle, resampling))
+
+
+def _affine(angle: float, size: float, aspect: float, shear: float, shift: np.ndarray) -> Transform:
+    """Position x (column, row) from the center takes the value at R S x + shift, R the rotation, S sizes and shear."""
+    cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    sizes = np.diag([size * aspect, size / aspect])
+    matrix = np.array([[cosine, -sine], [sine, cosine]]) @ sizes @ np.array([[1, shear], [0, 1]])
+
+    def transform(array: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
+        sides = np.array(array.shape[::-1])
+        offset = sides / 2 + shift * sides - matrix @ (sides / 2)
+        data = (*matrix[0], offset[0], *matrix[1], offset[1])
+        return np.asarray(Image.fromarray(array).transform(tuple(sides), Image.Transform.AFFINE, data, resampling))
+
+    return transform
 
 
 def change_intensities(image: np.ndarray, probability: float, rng: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""ResNet and ResNeXt of torchvision as four feature maps, for any number of image channels."""
+"""ResNet and ResNeXt of torchvision as five feature maps, for any number of image channels."""
 
 from __future__ import annotations
 

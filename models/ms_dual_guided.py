@@ -129,7 +129,7 @@ class MSDualGuided(MultiScale):
         self.initialize(keep=self.backbone if pretrained else None)
 
     def maps(self, image: Tensor) -> Output:
-        """Padded image (B, C, H, W) -> Output with logits at H/4."""
+        """Padded image (B, C, H, W) -> Output with logits at H/4, those of the fine decoder at H."""
         features, fused, first = self.features(image)
         maps, latents, reconstructions = [], [], []
         for step in self.steps:

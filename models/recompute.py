@@ -12,8 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from models.attention import AttentionLayer, SemanticModule
+from models.ms_dual_guided import FineDecoder
 
-BLOCKS = (BasicBlock, Bottleneck, AttentionLayer, SemanticModule)
+BLOCKS = (BasicBlock, Bottleneck, AttentionLayer, SemanticModule, FineDecoder)
 
 
 def recompute_activations(model: nn.Module) -> None:

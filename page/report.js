@@ -140,12 +140,12 @@ function maps() {
     const slice = data.inside[k];
     const row = (title, pictures) => el("div", { class: "maps" }, el("h3", {}, title), ...pictures);
     place.replaceChildren(row("Truth", [classMap(slice, slice.truth, "Truth", "")]), ...slice.rows.map(({ title, classes, heat, point }) =>
-      row(title, classes ? classes.map((mask, s) => classMap(slice, mask, title, scaleName(s)))
+      row(title, classes ? classes.map((mask, s) => classMap(slice, mask, title, scaleName(s, title)))
         : heat.map((map, s) => mapFigure(title, scaleName(s), [`data:image/png;base64,${map}`], point)))));
   });
 }
 
-const scaleName = (s) => (s < 4 ? `Res-${s + 2}` : "mean");
+const scaleName = (s, title) => (s < 4 ? `Res-${s + 2}` : title.startsWith("Refined") ? "prediction" : "mean");
 
 function classMap(slice, mask, title, caption) {
   return mapFigure(title, caption, [`data:image/jpeg;base64,${slice.image}`, `data:image/png;base64,${mask}`]);

@@ -127,7 +127,7 @@ def steps_in_float64(data: Path, out: Path, batch_size: int, recompute: bool, di
             collate_fn=lambda items: collate([(image.double(), target) for image, target in items]),
         )
         # At small rates: Adam turns the rounding of gradients near zero into parts of a whole step.
-        optimization = Optimization(model, Config(lr=3e-4), len(loader))
+        optimization = Optimization(model, Config(lr=1e-4), len(loader))
         criterion, losses = GuidedLoss(dice=dice), []
         for number in range(2):
             dataset.epoch = number
@@ -139,7 +139,7 @@ def steps_in_float64(data: Path, out: Path, batch_size: int, recompute: bool, di
         torch.save({"model": model.state_dict(), "losses": losses}, out.with_suffix(f".{rank()}.pt"))
 
 
-@pytest.mark.parametrize(("batch_size", "recompute", "dice"), [(4, False, 1.0), (5, True, 0.0)])
+@pytest.mark.parametrize(("batch_size", "recompute", "dice"), [(4, False, 0.0), (5, True, 1.0)])
 def test_two_processes_equal_one_on_the_same_global_batch(make_data, tmp_path, batch_size, recompute, dice):
     """In float64 with synchronized batch normalization: losses, weights and statistics to 1e-9 of their size."""
     data = make_data({"train": ["1", "2"], "val": ["3"], "test": ["4"]}, numbers=(1, 2, 3))

@@ -213,8 +213,8 @@ class Spoiled(GuidedLoss):
         super().__init__()
         self.model, self.bad, self.step = [model], bad, 0
 
-    def forward(self, output: Any, target: torch.Tensor) -> Any:
-        terms = super().forward(output, target)
+    def forward(self, output: Any, target: torch.Tensor, counted: bool = True) -> Any:
+        terms = super().forward(output, target, counted)
         what = self.bad.get(self.step, "")
         self.step += 1
         if what:
