@@ -131,7 +131,6 @@ class Config:
     """Chance of a rotation."""
     rotation_degrees: float = 30.0
     """Rotations are uniform between minus and plus this angle, in degrees."""
-
     affine_probability: float = 0.0
     """Chance of another size (by 0.8 to 1.25), aspect (by up to 9 %), shear (up to 0.1) and place (by up to a tenth of
     the sides), drawn together."""
@@ -225,7 +224,7 @@ class Config:
 PRESETS = {
     "paper": Config(),
     "released": Config(preset="released", backbone="resnext101_32x8d", variant="released"),
-    # The best segmentation that validation subjects have led to (docs/results.md). No flips, as in "quick".
+    # The best segmentation so far of subjects that are not test subjects (docs/results.md). No flips, as in "quick".
     "modern": Config(
         preset="modern",
         backbone="resnet34",

@@ -22,6 +22,7 @@ from data.augment import Augmentation, change_intensities
 from data.folder import open_data
 from data.slices import around
 from data.volumes import largest_components
+from engine import segment_subjects
 from losses import GuidedLoss, dice_loss
 from main import main
 from models.network import Output
@@ -322,6 +323,21 @@ def read_nifti(path: Path) -> np.ndarray:
     import SimpleITK as sitk
 
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+class Everywhere(nn.Module):
+    """Segments everything as class 1."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(len(image), 5, *image.shape[2:])
+        logits[:, 1] = 1
+        return logits
+
+
+def test_missing_slices_do_not_cut_a_piece_in_two(make_data):
+    dataset = open_data(make_data(numbers=(1, 3, 4, 7))).dataset("test")
+    (volume,) = segment_subjects(Everywhere(), dataset, 2, 0, torch.device("cpu"), False, "", clean=True)
+    assert [bool(part.all()) for part in volume.prediction] == [True, False, True, True, False, False, True]
 
 
 @pytest.mark.parametrize("bits", [8, 16])
