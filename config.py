@@ -57,8 +57,6 @@ class Config:
     architecture of segmentation_models.pytorch."""
     channels: int = 1
     """Image channels. main.py sets it to what the data set has."""
-    neighbors: int = 0
-    """Slices on each side of a slice that the network sees beside it, as further channels (2.5D)."""
     classes: int = 5
     """Classes with the background; CHAOS has five. main.py sets it to what the data set has."""
     backbone: Backbone = "resnext101_32x4d"
@@ -165,7 +163,7 @@ class Config:
             raise InputError(f"--pretrained: {self.model} has no backbone with ImageNet weights")
         if self.recompute and self.model in WITHOUT_BACKBONE:
             raise InputError(f"--recompute: {self.model} has no blocks that it knows; lower --batch_size instead")
-        at_least_zero = ("neighbors", "seed", "rotation_degrees", "max_skipped")
+        at_least_zero = ("seed", "rotation_degrees", "max_skipped")
         minima = dict.fromkeys(at_least_one, 1) | dict.fromkeys(at_least_zero, 0) | {"classes": 2}
         for name, minimum in minima.items():
             if getattr(self, name) < minimum:
@@ -189,11 +187,6 @@ class Config:
             raise InputError(f"--betas {self.betas}: both must lie in [0, 1)")
         if not (self.position_attention or self.channel_attention):
             raise InputError("--no-position_attention and --no-channel_attention: a step needs one of the two")
-
-    @property
-    def inputs(self) -> int:
-        """Channels that the network sees."""
-        return self.channels * (1 + 2 * self.neighbors)
 
     @property
     def network(self) -> str:

@@ -82,8 +82,8 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
         config.affine_probability,
         config.intensity_probability,
     )
-    train_set = data.dataset("train", augmentation, config.seed, config.neighbors)
-    val_set, test_set = (data.dataset(split, neighbors=config.neighbors) for split in ("val", "test"))
+    train_set = data.dataset("train", augmentation, config.seed)
+    val_set, test_set = (data.dataset(split) for split in ("val", "test"))
     batches = ShuffledBatches(train_set, config.batch_size, config.seed, rank(), world())
     pin = device.type == "cuda"
     loader = DataLoader(train_set, batch_sampler=batches, num_workers=workers, collate_fn=collate, pin_memory=pin)

@@ -46,7 +46,7 @@ def step_memory(config: Config, size: tuple[int, int], bfloat16: bool) -> StepMe
         model = build_model(replace(config, pretrained=False))
         if config.recompute:
             recompute_activations(model)
-        image = torch.zeros(1, config.inputs, *size)
+        image = torch.zeros(1, config.channels, *size)
         target = torch.zeros(1, *size, dtype=torch.int64)
         with LiveBytes() as live, torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             terms = GuidedLoss(dice=config.dice)(model(image), target)

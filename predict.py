@@ -22,7 +22,7 @@ from config import Config
 from data.folder import list_images, read_description
 from data.png import read_codes, read_image
 from data.preparation import Preparation
-from data.slices import Labels, around
+from data.slices import Labels
 from data.sources.dicom import Series, read_series, write_series
 from data.sources.nifti import check_same_grid, read_channels, read_label
 from data.volumes import Grid, assemble, itk_path, largest_components, to_scan
@@ -69,7 +69,7 @@ class Network(NamedTuple):
 
     def data(self) -> tuple[Any, ...]:
         """What networks must share to be averaged."""
-        options = self.config.channels, self.config.neighbors, self.config.largest_component
+        options = self.config.channels, self.config.largest_component
         return *options, self.labels, self.values.tolist(), self.preparation
 
 
@@ -107,11 +107,8 @@ def main(options: Options) -> None:
             if scan.name in done:
                 raise InputError(f"{source}: a second scan called {scan.name}; segment it into another --out")
             done.add(scan.name)
-            depth = scan.images.shape[1]
-            positions = np.array([around(position, depth, first.config.neighbors) for position in range(depth)])
-            images = np.concatenate([scan.images[:, column] for column in positions.T])
             probabilities = segment_volume(
-                [network.model for network in networks], images, options.batch, device,
+                [network.model for network in networks], scan.images, options.batch, device,
                 use_bfloat16("auto", device), options.tta,
             )  # fmt: skip
             segmentation = write_results(options, scan, probabilities, first)

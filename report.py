@@ -123,7 +123,7 @@ def segment(folder: Path, device: torch.device) -> tuple[Shown, nn.Module]:
     model = build_model(trained).to(device, memory_format=torch.channels_last)
     model.load_state_dict(checkpoint["model"])
     split = "test" if (folder / "test.json").exists() else "val"
-    dataset, bfloat16 = data.dataset(split, neighbors=trained.neighbors), use_bfloat16(config.amp, device)
+    dataset, bfloat16 = data.dataset(split), use_bfloat16(config.amp, device)
     workers = loader_workers("auto", device)
     volumes = segment_subjects(
         model, dataset, config.eval_batch_size, workers, device, bfloat16, split, trained.largest_component

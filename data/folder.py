@@ -54,11 +54,9 @@ class DataFolder:
     notes: tuple[str, ...] = ()
     """Things that are allowed but worth a line to the user."""
 
-    def dataset(
-        self, split: str, augmentation: Augmentation | None = None, seed: int = 0, neighbors: int = 0
-    ) -> SliceDataset:
+    def dataset(self, split: str, augmentation: Augmentation | None = None, seed: int = 0) -> SliceDataset:
         """The slices of `split` as a dataset."""
-        return SliceDataset(self.splits[split], self.labels, augmentation, seed, neighbors)
+        return SliceDataset(self.splits[split], self.labels, augmentation, seed)
 
 
 def open_data(root: Path, splits: Sequence[str] = SPLITS, subjects: dict[str, list[str]] | None = None) -> DataFolder:

@@ -69,45 +69,24 @@ class Labels(NamedTuple):
 class SliceDataset(Dataset):
     """The slices of one split, subject by subject and in the order of their numbers.
 
-    Item i is the image, float32 (channels, H, W) in [0, 1], and the target, int64 (H, W). The channels of so many
-    `neighbors` on each side follow the slice's own, see `around`. With an augmentation, it is
+    Item i is the image, float32 (channels, H, W) in [0, 1], and the target, int64 (H, W). With an augmentation, it is
     drawn from (seed, epoch, i) alone, so that an epoch is the same for any number of workers. Raises InputError for
     files that are not any more what they were when they were checked.
     """
 
     def __init__(
-        self,
-        slices: Sequence[Slice],
-        labels: Labels,
-        augmentation: Augmentation | None = None,
-        seed: int = 0,
-        neighbors: int = 0,
+        self, slices: Sequence[Slice], labels: Labels, augmentation: Augmentation | None = None, seed: int = 0
     ) -> None:
         self.slices = sorted(slices, key=lambda s: (natural(s.subject), s.subject, s.number))
         self.labels = labels
         self.augmentation = augmentation
         self.seed = seed
-        self.neighbors = neighbors
-        self.indices = self.subjects()
         self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.slices)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, codes = self._read(index)
-        if self.neighbors:
-            indices = self.indices[self.slices[index].subject]
-            beside = around(index - indices[0], len(indices), self.neighbors)[1:]
-            image = np.concatenate([image, *(self._read(indices[position])[0] for position in beside)])
-        target = self.labels.to_classes(codes, self.slices[index].mask)
-        if self.augmentation is not None:
-            rng = np.random.default_rng([self.seed, self.epoch, index])
-            image, target = self.augmentation(image, target, rng)
-        return torch.from_numpy(image), torch.from_numpy(target.astype(np.int64))
-
-    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """A slice's own image and mask values. Raises InputError where they have another shape than when checked."""
         item = self.slices[index]
         image, codes = read_pair(item.images, item.mask)
         if item.shape not in (None, image.shape):
@@ -115,7 +94,11 @@ class SliceDataset(Dataset):
                 f"{item.images[0]}: was {_shape(item.shape)} and is {_shape(image.shape)} now; leave the data as it is "
                 "during training, then --resume"
             )
-        return image, codes
+        target = self.labels.to_classes(codes, item.mask)
+        if self.augmentation is not None:
+            rng = np.random.default_rng([self.seed, self.epoch, index])
+            image, target = self.augmentation(image, target, rng)
+        return torch.from_numpy(image), torch.from_numpy(target.astype(np.int64))
 
     def fingerprint(self) -> str:
         """A text that is the same for the same slices only."""
@@ -128,15 +111,6 @@ class SliceDataset(Dataset):
         for index, item in enumerate(self.slices):
             indices.setdefault(item.subject, []).append(index)
         return indices
-
-
-def around(position: int, slices: int, neighbors: int) -> list[int]:
-    """The positions that the network sees for a slice of a subject: itself, then those before and after it by 1, 2, ...
-
-    Where a subject ends, its last slice stands for those that it lacks.
-    """
-    steps = [0, *(side * distance for distance in range(1, neighbors + 1) for side in (-1, 1))]
-    return [min(max(position + step, 0), slices - 1) for step in steps]
 
 
 class ShuffledBatches:

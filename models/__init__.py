@@ -31,7 +31,7 @@ def build_model(config: Config) -> nn.Module:
 
     Raises ValueError for options that exclude each other.
     """
-    shape = config.inputs, config.classes
+    shape = config.channels, config.classes
     backbone = config.backbone, config.pretrained
     match config.model:
         case "ms_dual_guided":

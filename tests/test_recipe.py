@@ -20,7 +20,6 @@ from checkpoint import StopSignal, load_checkpoint
 from config import PRESETS, Config, parse_config
 from data.augment import Augmentation, change_intensities
 from data.folder import open_data
-from data.slices import around
 from data.volumes import largest_components
 from engine import segment_subjects
 from losses import GuidedLoss, dice_loss
@@ -169,10 +168,9 @@ def test_the_modern_recipe_trains_keeps_its_average_and_resumes(make_data, tmp_p
     """best.pt holds the average, not the trained weights; the length of the cycle cannot change afterwards."""
     data = make_data({"train": ["1", "2"], "val": ["3"], "test": ["4"]}, numbers=(1, 2, 3))
     flags = ["--preset", "modern", "--data", str(data), "--backbone", "resnet18", "--steps", "1", "--epochs", "2"]
-    flags += ["--device", "cpu", "--ema_decay", "0.9", "--neighbors", "1", "--out"]
+    flags += ["--device", "cpu", "--ema_decay", "0.9", "--out"]
     main(parse_config([*flags, str(tmp_path / "run")]))
     last, best = (load_checkpoint(tmp_path / "run" / name) for name in ("last.pt", "best.pt"))
-    assert last["model"]["backbone.stem.0.weight"].shape[1] == 3
     different = [key for key, value in best["model"].items() if not torch.equal(value, last["model"][key])]
     assert len(different) > len(best["model"]) / 2
     with pytest.raises(InputError, match="epochs 2 -> 3"):
@@ -211,7 +209,7 @@ class StopAfter(StopSignal):
 
 def test_configurations_of_earlier_versions_are_read():
     values = Config(steps=3).to_dict()
-    del values["dice"], values["neighbors"]
+    del values["dice"]
     assert Config.from_dict(values) == Config(steps=3)
     with pytest.raises(InputError, match=r"unknown fields.*colour"):
         Config.from_dict(values | {"colour": 1})
@@ -220,7 +218,7 @@ def test_configurations_of_earlier_versions_are_read():
 def test_the_papers_preset_has_none_of_it():
     paper, modern = PRESETS["paper"].to_dict(), PRESETS["modern"].to_dict()
     assert (paper["dice"], paper["weight_decay"], paper["schedule"], paper["clip_norm"]) == (0, 0, "plateau", 0)
-    assert (paper["affine_probability"], paper["intensity_probability"], paper["neighbors"]) == (0, 0, 0)
+    assert (paper["affine_probability"], paper["intensity_probability"]) == (0, 0)
     assert (paper["fine_decoder"], paper["largest_component"], paper["ema_decay"]) == (False, False, 0)
     assert all(paper[name] == modern[name] for name in ("model", "steps", "guidance", "beta", "gamma", "variant"))
 
@@ -282,19 +280,6 @@ def test_changed_intensities_stay_images(channels, height, width, seed):
     assert (ours == again).all() and (image == kept).all()
 
 
-def test_neighbors_are_the_slices_beside(make_data):
-    """Three slices of two subjects; where a subject ends, its last slice stands for what it lacks."""
-    data = open_data(make_data({"train": ["1", "2"], "val": ["3"], "test": ["4"]}, numbers=(4, 5, 7)))
-    alone, beside = data.dataset("train"), data.dataset("train", neighbors=2)
-    for index in range(6):
-        first = index - index % 3
-        expected = [min(max(index + step, first), first + 2) for step in (0, -1, 1, -2, 2)]
-        image, target = beside[index]
-        assert torch.equal(image, torch.cat([alone[k][0] for k in expected]))
-        assert torch.equal(target, alone[index][1])
-    assert around(0, 1, 2) == [0] * 5
-
-
 def test_rotation_and_affine_are_one_transformation():
     """A rotation alone, drawn together with an affine change of nothing, is Pillow's rotation."""
     image = ndimage.gaussian_filter(np.random.default_rng(0).random((40, 48)), 2).astype(np.float32)
@@ -305,11 +290,11 @@ def test_rotation_and_affine_are_one_transformation():
     )
 
 
-def test_prediction_sees_the_same_neighbors(make_data, tmp_path):
+def test_prediction_keeps_the_same_pieces(make_data, tmp_path):
     import predict
 
     data = make_data({"train": ["1"], "val": ["2"], "test": ["3"]}, numbers=(1, 2, 5, 7))
-    flags = ["--preset", "modern", "--data", str(data), "--epochs", "1", "--neighbors", "1", "--model", "unet"]
+    flags = ["--preset", "modern", "--data", str(data), "--epochs", "1", "--model", "unet"]
     flags += ["--largest_component"]
     main(parse_config([*flags, "--device", "cpu", "--lr", "0.01", "--out", str(tmp_path / "run")]))
     predict.main(
@@ -356,7 +341,7 @@ def test_percentiles_are_those_of_the_sorted_voxels(bits):
 
 
 def test_other_recipes_are_refused():
-    for change in ({"ema_decay": 1.0}, {"dice": -1.0}, {"intensity_probability": 2.0}, {"neighbors": -1}):
+    for change in ({"ema_decay": 1.0}, {"dice": -1.0}, {"intensity_probability": 2.0}):
         with pytest.raises(InputError, match=next(iter(change))):
             replace(Config(), **change)
 
