@@ -105,6 +105,26 @@ def save_boxes(
     plt.close(figure)
 
 
+def save_curves(path: Path, rows: dict[str, list[tuple[np.ndarray, np.ndarray]]]) -> None:
+    """Write validation Dice over epochs and over time: row -> of each run, hours and Dice in % at each epoch's end."""
+    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.8), sharey=True, layout="constrained")
+    colors = COLORS[:-1]  # without white
+    for number, (name, curves) in enumerate(rows.items()):
+        style = {"color": colors[number % len(colors)], "linestyle": ("-", "--", ":")[number // len(colors) % 3]}
+        for run, (hours, dice) in enumerate(curves):
+            for axis, x in zip(axes, (np.arange(1, len(dice) + 1), hours), strict=True):
+                axis.plot(x, dice, linewidth=1, label=name if run == 0 else None, **style)
+    for axis, title in zip(axes, ("epochs", "hours of training"), strict=True):
+        axis.set_xlabel(title, fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.grid(linewidth=0.3)
+    axes[0].set_ylabel("validation DSC, %", fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=300)
+    plt.close(figure)
+
+
 class Row(NamedTuple):
     """A row of a qualitative grid: its label, an image (H, W), and the class indices (H, W) to show over it."""
 

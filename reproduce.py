@@ -23,7 +23,7 @@ from config import Config, parse_config
 from data.folder import open_data
 from data.slices import natural
 from data.splits import fold_split, random_splits
-from figures import save_boxes
+from figures import save_boxes, save_curves
 from launch import Run, check, run_all, submit_all
 from models import build_model
 from tables import (
@@ -196,7 +196,7 @@ def slurm_options(text: str) -> dict[str, Any]:
 
 
 def write_table(name: str, runs: list[Run], folder: Path) -> None:
-    """Write table.md, table.csv, table.tex and boxes.png of the finished runs, and print the first."""
+    """Write table.md, table.csv, table.tex, boxes.png and curves.png of the finished runs, and print the first."""
     rows: dict[str, list[Path]] = {}
     for run in runs:
         rows.setdefault(run.row, []).append(run.folder)
@@ -213,7 +213,8 @@ def _write(name: str, results: list[Result], folder: Path) -> None:
     write_text(folder / "table.tex", latex(table))
     values = {result.name: result.values for result in results}
     save_boxes(folder / "boxes.png", values, results[0].classes, metric=table.columns[0][1])
-    print(f"\n{plain(table)}\n\nWritten to {folder}: table.md, table.csv, table.tex, boxes.png")
+    save_curves(folder / "curves.png", {result.name: result.curves for result in results})
+    print(f"\n{plain(table)}\n\nWritten to {folder}: table.md, table.csv, table.tex, boxes.png, curves.png")
 
 
 def write_parameters(out: Path) -> None:

@@ -39,18 +39,22 @@ class Result(NamedTuple):
     memory: float
     """Peak in GiB, the largest of the runs."""
     runs: int
+    curves: list[tuple[np.ndarray, np.ndarray]]
+    """Of each run, the hours of training up to the end of each epoch, and its validation Dice in %."""
 
 
 def read_result(name: str, folders: Sequence[Path]) -> Result:
     """The result of a row's finished runs. Raises InputError where one of them is not finished."""
-    summaries, rows = [], []
+    summaries, rows, curves = [], [], []
     for folder in folders:
         try:
             summaries.append(json.loads((folder / "test.json").read_text()))
-            with (folder / "test.csv").open(newline="", encoding="utf-8") as file:
-                rows += list(csv.DictReader(file))
+            rows += _read_csv(folder / "test.csv")
+            log = _read_csv(folder / "log.csv")
         except (OSError, json.JSONDecodeError) as error:
             raise InputError(f"{folder}: not a finished run of main.py ({error})") from None
+        seconds, dice = ([float(epoch[key]) for epoch in log] for key in ("seconds", "val_dsc"))
+        curves.append((np.cumsum(seconds) / 3600, 100 * np.array(dice)))
     keys = [key for key, _ in METRICS.values()]
     scores = [{"subject": r["subject"], "class": r["class"]} | {k: float(r[k]) for k in keys} for r in rows]
     values: dict[Column, dict[str, float]] = {}
@@ -68,7 +72,13 @@ def read_result(name: str, folders: Sequence[Path]) -> Result:
         float(np.mean([summary["seconds"] for summary in summaries])),
         max(summary["memory_gib"] for summary in summaries),
         len(folders),
+        curves,
     )
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 # ---------------------------------------------------------------- statistics

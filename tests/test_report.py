@@ -666,7 +666,7 @@ def test_the_page_of_several_runs(tmp_path, browser):
             {"subject": str(s), "class": c, "dsc": v, "vs": v, "msd": 3 - v, "assd": 3 - v, "hd95": 9 - v}
             for s, pair in enumerate(values[name].tolist()) for c, v in zip(("liver", "spleen"), pair, strict=True)
         ]  # fmt: skip
-        log = [{"epoch": k, "total": 1 / k, "val_dsc": 0.1 * k} for k in range(1, 2 + len(runs))]
+        log = [{"epoch": k, "total": 1 / k, "val_dsc": 0.1 * k, "seconds": 1.0} for k in range(1, 2 + len(runs))]
         runs.append(write_run(tmp_path / name, ["liver", "spleen"], rows, log))
     write_json(tmp_path / "unet" / "config.json", replace(CONFIG, model="unet").to_dict())
     report.main(report.Options(tuple(runs), out=tmp_path / "compared"))

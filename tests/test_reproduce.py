@@ -124,6 +124,7 @@ def finished(tmp_path):
             writer.writerows(rows)
         cost = {"parameters": 1234567, "epochs": 4, "seconds": 3725.0, "memory_gib": 1.26}
         (folder / "test.json").write_text(json.dumps(cost))
+        (folder / "log.csv").write_text("epoch,val_dsc,seconds\n1,0.5,1800\n2,0.75,900\n")
     return folders
 
 
@@ -155,6 +156,8 @@ def test_folds_join_subjects_and_average_repeated_ones(finished):
     joined = read_result("both", list(finished.values()))
     assert joined.values["liver", "DSC"] == pytest.approx({"1": 85, "2": 67.5, "3": 92.5})
     assert joined.runs == 2
+    for hours, dice in joined.curves:
+        assert (hours.tolist(), dice.tolist()) == ([0.5, 0.75], [50, 75])
 
 
 def test_comparison_corrects_over_the_other_rows(finished):
