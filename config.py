@@ -75,6 +75,9 @@ class Config:
     """Use the semantic module and its losses; without it the network is the paper's MS-Dual."""
     encoder_decoder: bool = True
     """The semantic module is an encoder-decoder; without it, the direct distance of the features ("dist", Table II)."""
+    neutral_guide: bool = False
+    """Start the guiding convolution as a factor of one everywhere, so that the network begins as MS-Dual. The released
+    code starts it with random weights, as all others."""
     deep_supervision: bool = True
     """Supervise the raw maps and every step; without it only the maps of the last step."""
     fine_decoder: bool = False

@@ -43,6 +43,7 @@ def build_model(config: Config) -> nn.Module:
                 channel_attention=config.channel_attention,
                 guidance=config.guidance,
                 encoder_decoder=config.encoder_decoder,
+                neutral_guide=config.neutral_guide,
                 deep_supervision=config.deep_supervision,
                 fine_decoder=config.fine_decoder,
                 variant=config.variant,

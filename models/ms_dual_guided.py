@@ -87,6 +87,7 @@ class MSDualGuided(MultiScale):
         position_attention, channel_attention: the two halves of a step; at least one.
         guidance: the semantic module, its guiding convolution and its losses; without it the paper's MS-Dual.
         encoder_decoder: False replaces the semantic module by the direct distance ("dist" in Table II).
+        neutral_guide: the guiding convolution starts as a factor of one, not with random weights.
         deep_supervision: heads on the raw maps and on steps 2, 3, ...; without it on the last step alone.
         fine_decoder: a `FineDecoder` on the last step; its map is the prediction.
         variant: "paper" shares the guiding convolution over the scales and uses Eq. 4 in channel attention, which the
@@ -107,6 +108,7 @@ class MSDualGuided(MultiScale):
         channel_attention: bool = True,
         guidance: bool = True,
         encoder_decoder: bool = True,
+        neutral_guide: bool = False,
         deep_supervision: bool = True,
         fine_decoder: bool = False,
         variant: str = "paper",
@@ -127,6 +129,10 @@ class MSDualGuided(MultiScale):
         self.refined_heads = nn.ModuleList(heads(WIDTH, classes, SCALES) for _ in range(supervised_steps))
         self.decoder = FineDecoder(self.backbone.channels[0], classes) if fine_decoder else None
         self.initialize(keep=self.backbone if pretrained else None)
+        if guidance and neutral_guide:
+            for guide in (guide for step in self.steps for guide in step.guide):
+                nn.init.zeros_(guide.weight)
+                nn.init.ones_(guide.bias)
 
     def maps(self, image: Tensor) -> Output:
         """Padded image (B, C, H, W) -> Output with logits at H/4, those of the fine decoder at H."""

@@ -155,6 +155,19 @@ def test_fine_decoder_predicts_by_its_own_map():
     assert reach == [0, 0] and difference[-2:].max() == difference[:, -2:].max() == 0  # 3x3, 3x3, enlarged, 3x3
 
 
+@pytest.mark.parametrize("variant", ["paper", "released"])
+@pytest.mark.parametrize("neutral", [True, False])
+def test_a_network_with_a_neutral_guide_begins_as_ms_dual(variant, neutral):
+    torch.manual_seed(0)
+    guided = build_model(replace(SMALL, variant=variant, neutral_guide=neutral)).eval()
+    dual = build_model(replace(SMALL, variant=variant, guidance=False)).eval()
+    weights = guided.state_dict()
+    dual.load_state_dict({name: weights[name] for name in dual.state_dict()})
+    image = torch.rand(2, 1, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(guided(image), dual(image)) == neutral
+
+
 def test_every_backbone_has_five_maps():
     for name in get_args(Backbone):
         with torch.device("meta"):
