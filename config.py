@@ -93,8 +93,6 @@ class Config:
     """Weight of the reconstruction errors of the semantic module."""
     dice: float = 0.0
     """Weight of a soft Dice loss beside each map's cross-entropy. The paper has none."""
-    raw_weight: float = 1.0
-    """Weight of the raw maps in the segmentation loss; refined maps count 1."""
 
     # ---- optimization
     epochs: int = 500
@@ -179,7 +177,7 @@ class Config:
         for name in chances:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"--{name} {getattr(self, name)}: must lie between 0 and 1")
-        for name in ("alpha", "beta", "gamma", "dice", "raw_weight", "weight_decay", "clip_norm"):
+        for name in ("alpha", "beta", "gamma", "dice", "weight_decay", "clip_norm"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"--{name} {getattr(self, name)}: must not be negative")
         if not 0 < self.lr < float("inf"):

@@ -26,18 +26,15 @@ class GuidedLoss(nn.Module):
     """L = alpha * segmentation + beta * guided + gamma * reconstruction.
 
     segmentation: sum over all maps, raw and refined, of their pixel-mean cross-entropy (Eq. 10's first term) and, which
-    the paper has not, `dice` times their `dice_loss`; the raw maps count `raw_weight`;
+    the paper has not, `dice` times their `dice_loss`;
     guided (Eq. 7): sum over scales of MSE(latent of step i, latent of step i + 1), for all successive steps;
     reconstruction (Eq. 6): sum over scales and steps of MSE(input of the semantic module, its reconstruction).
     MSE is the mean over elements, as in the released code, not the paper's sum of squares. Nothing is detached.
     """
 
-    def __init__(
-        self, alpha: float = 1.0, beta: float = 0.25, gamma: float = 0.1, dice: float = 0.0, raw_weight: float = 1.0
-    ) -> None:
+    def __init__(self, alpha: float = 1.0, beta: float = 0.25, gamma: float = 0.1, dice: float = 0.0) -> None:
         super().__init__()
-        self.alpha, self.beta, self.gamma = alpha, beta, gamma
-        self.dice, self.raw_weight = dice, raw_weight
+        self.alpha, self.beta, self.gamma, self.dice = alpha, beta, gamma, dice
 
     def forward(self, output: Output, target: Tensor, counted: bool = True) -> LossTerms:
         """Output of the network and target (B, H, W), class indices; pixels of -100 do not count.
@@ -45,9 +42,8 @@ class GuidedLoss(nn.Module):
         With `counted` False, the slices do not enter the sums of `dice_loss` (`ShuffledBatches.weight` is 0).
         """
         with torch.autocast(target.device.type, enabled=False):
-            weights = [self.raw_weight] * len(output.raw) + [1.0] * len(output.refined)
-            maps = zip(weights, (*output.raw, *output.refined), strict=True)
-            losses = [weight * self.of_map(at_least_float32(x), target.long(), counted) for weight, x in maps]
+            maps = (*output.raw, *output.refined)
+            losses = [self.of_map(at_least_float32(x), target.long(), counted) for x in maps]
             segmentation = torch.stack(losses).sum()
             zero = segmentation.new_zeros(())
             successive = zip(output.latents, output.latents[1:], strict=False)

@@ -96,7 +96,7 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
     if config.sync_batch_norm and world() > 1:
         synchronize_batch_norm(network)
     model = distribute(network, device)
-    criterion = GuidedLoss(config.alpha, config.beta, config.gamma, config.dice, config.raw_weight)
+    criterion = GuidedLoss(config.alpha, config.beta, config.gamma, config.dice)
     optimization = Optimization(network, config, len(batches))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     needed = step_memory(config, data.size, bfloat16).of(-(-config.batch_size // world()))
