@@ -110,8 +110,6 @@ class Config:
     the steps and lowers it to nearly 0 until the last one, along cosines."""
     clip_norm: float = 0.0
     """Gradients of a larger norm are scaled down to this one; 0: never."""
-    ema_decay: float = 0.0
-    """Validate and keep a moving average of weights and running statistics, of which a step leaves this share."""
     plateau_epochs: int = 50
     """Validations without a better score after which the learning rate falls."""
     plateau_factor: float = 0.5
@@ -172,8 +170,6 @@ class Config:
         if self.workers != "auto" and self.workers < 0:
             raise InputError(f"--workers {self.workers}: must be at least 0, or auto")
         chances = ("flip_probability", "rotation_probability", "affine_probability", "intensity_probability")
-        if not 0 <= self.ema_decay < 1:
-            raise InputError(f"--ema_decay {self.ema_decay}: must lie in [0, 1)")
         for name in chances:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"--{name} {getattr(self, name)}: must lie between 0 and 1")

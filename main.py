@@ -165,10 +165,8 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
                 save(weights)
             stop.end(f"after step {epoch.step} of {title}")
 
-        evaluated = optimization.best_network
-        for module in {network, evaluated}:
-            share_statistics(module)
-        volumes = segment(evaluated, val_set, "validate")
+        share_statistics(network)
+        volumes = segment(network, val_set, "validate")
         scores = summarize([
             {"subject": volume.subject, "class": name, "dsc": dice(volume.prediction == k, volume.target == k)}
             for volume in volumes for k, name in enumerate(classes) if k > 0
@@ -184,8 +182,7 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
         epoch = Epoch(epoch.number + 1)
         if rank() == 0:
             if improved:
-                chosen = {"model": evaluated.state_dict(), "epoch": epoch.number, "val_dsc": score}
-                save_checkpoint(out / "best.pt", weights | chosen)
+                save_checkpoint(out / "best.pt", weights | {"epoch": epoch.number, "val_dsc": score})
             save(weights)
             write_csv(out / "log.csv", log)
             write_report(out, Shown("val", val_set, volumes, data.geometry))

@@ -24,7 +24,7 @@ class StepMemory(NamedTuple):
     """Bytes of a training step: what does not depend on the batch, and what each slice adds."""
 
     fixed: int
-    """Weights and their average, gradients, both moments of Adam, and the weights in bfloat16."""
+    """Weights, gradients, both moments of Adam, and the weights in bfloat16."""
     per_slice: int
     """Activations that are kept for the backward pass."""
 
@@ -54,8 +54,7 @@ def step_memory(config: Config, size: tuple[int, int], bfloat16: bool) -> StepMe
         del terms
     parameters = sum(parameter.numel() for parameter in model.parameters())
     copies = 2 * parameters if bfloat16 else 0
-    average = 4 * parameters if config.ema_decay else 0
-    return StepMemory(16 * parameters + average + copies, max(1, kept - copies))
+    return StepMemory(16 * parameters + copies, max(1, kept - copies))
 
 
 class LiveBytes(TorchDispatchMode):

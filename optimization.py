@@ -1,4 +1,4 @@
-"""How gradients become weights: AdamW, the schedule of its rate, clipping, and the average of the weights."""
+"""How gradients become weights: AdamW, the schedule of its rate, clipping."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from config import Config
 
@@ -17,17 +16,17 @@ class Optimization:
 
     Args:
         network: the network, not what distributes it over processes.
-        config: lr, betas, weight_decay, schedule, plateau_epochs, plateau_factor, epochs, clip_norm, ema_decay.
+        config: lr, betas, weight_decay, schedule, plateau_epochs, plateau_factor, epochs, clip_norm.
         steps: in an epoch.
     """
 
     def __init__(self, network: nn.Module, config: Config, steps: int) -> None:
-        self.network, self.clip_norm = network, config.clip_norm
+        self.clip_norm = config.clip_norm
         self.parameters = list(network.parameters())
         self.optimizer = torch.optim.AdamW(
             self.parameters, config.lr, config.betas, weight_decay=config.weight_decay, fused=True
         )
-        self.plateau = self.one_cycle = self.average = None
+        self.plateau = self.one_cycle = None
         if config.schedule == "one_cycle":
             self.one_cycle = OneCycleLR(self.optimizer, config.lr, config.epochs * steps, cycle_momentum=False)
         else:
@@ -36,18 +35,11 @@ class Optimization:
             self.plateau = ReduceLROnPlateau(
                 self.optimizer, "max", config.plateau_factor, config.plateau_epochs - 1, 0.0, "abs", eps=0.0
             )
-        if config.ema_decay:
-            self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
 
     @property
     def lr(self) -> float:
         """The rate of the next step."""
         return self.optimizer.param_groups[0]["lr"]
-
-    @property
-    def best_network(self) -> nn.Module:
-        """What is validated and kept: the average of the weights, or the network itself where there is none."""
-        return self.average.module if self.average else self.network
 
     def norm(self) -> Tensor:
         """Norm of the gradient of all weights, a scalar."""
@@ -59,8 +51,6 @@ class Optimization:
             if self.clip_norm:
                 torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
             self.optimizer.step()
-            if self.average:
-                self.average.update_parameters(self.network)
         if self.one_cycle:
             self.one_cycle.step()
         self.optimizer.zero_grad()  # frees the gradients, so that the next forward pass has their memory
@@ -73,12 +63,9 @@ class Optimization:
     def state_dict(self) -> dict[str, Any]:
         """What an interrupted run needs to go on, besides the weights."""
         schedule = self.one_cycle or self.plateau
-        states = {"optimizer": self.optimizer.state_dict(), "schedule": schedule.state_dict()}
-        return states | ({"average": self.average.state_dict()} if self.average else {})
+        return {"optimizer": self.optimizer.state_dict(), "schedule": schedule.state_dict()}
 
     def load_state_dict(self, states: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.optimizer.load_state_dict(states["optimizer"])
         (self.one_cycle or self.plateau).load_state_dict(states["schedule"])
-        if self.average:
-            self.average.load_state_dict(states["average"])

@@ -63,7 +63,7 @@ def same_result(first: Path, second: Path) -> None:
         for row in checkpoint["log"]:
             del row["seconds"], row["memory_gib"]
         checkpoint.update(checkpoint.pop("optimization"))
-    for part in {"model", "optimizer", "average"} & before.keys():
+    for part in ("model", "optimizer"):
         torch.testing.assert_close(after[part], before[part], rtol=0, atol=0)
     for part in ("schedule", "epoch", "best", "log", "slices"):
         assert after[part] == before[part]
