@@ -218,6 +218,7 @@ PRESETS = {
     "modern": Config(
         preset="modern",
         backbone="resnet34",
+        neutral_guide=True,
         fine_decoder=True,
         dice=1.0,
         weight_decay=1e-2,
