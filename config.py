@@ -86,7 +86,7 @@ class Config:
 
     # ---- loss: L = alpha * segmentation + beta * guided + gamma * reconstruction (Eq. 10, 7, 6)
     alpha: float = 1.0
-    """Weight of the cross-entropies of all maps."""
+    """Weight of the segmentation losses of all maps: cross-entropy, and Dice loss where --dice is not 0."""
     beta: float = 0.25
     """Weight of the distances between the latent features of successive steps."""
     gamma: float = 0.1
@@ -129,7 +129,8 @@ class Config:
     rotation_degrees: float = 30.0
     """Rotations are uniform between minus and plus this angle, in degrees."""
     affine_probability: float = 0.0
-    """Chance of another size (by 0.8 to 1.25), aspect (by up to 9 %), shear (up to 0.1) and place (by up to a tenth of
+    """Chance of another size (by 0.8 to 1.25), aspect (each side by up to 9 %, in
+    opposite directions), shear (up to 0.1) and place (by up to a tenth of
     the sides), drawn together."""
     intensity_probability: float = 0.0
     """Chance of each change of the image: noise, blur, brightness, contrast, low resolution, bias field, gamma."""
@@ -214,10 +215,12 @@ class Config:
 PRESETS = {
     "paper": Config(),
     "released": Config(preset="released", backbone="resnext101_32x8d", variant="released"),
-    # The best segmentation so far of subjects that are not test subjects (docs/results.md). No flips, as in "quick".
+    # The best segmentation so far of subjects that are not test subjects (docs/results.md): without the guidance. No
+    # flips, as in "quick".
     "modern": Config(
         preset="modern",
         backbone="resnet34",
+        guidance=False,
         neutral_guide=True,
         fine_decoder=True,
         dice=1.0,

@@ -76,11 +76,11 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
     classes = data.labels.names
     config = replace(config, channels=data.channels, classes=len(classes))
     augmentation = Augmentation(
-        config.flip_probability,
-        config.rotation_probability,
-        config.rotation_degrees,
-        config.affine_probability,
-        config.intensity_probability,
+        flip_probability=config.flip_probability,
+        rotation_probability=config.rotation_probability,
+        rotation_degrees=config.rotation_degrees,
+        affine_probability=config.affine_probability,
+        intensity_probability=config.intensity_probability,
     )
     train_set = data.dataset("train", augmentation, config.seed)
     val_set, test_set = (data.dataset(split) for split in ("val", "test"))

@@ -26,13 +26,13 @@ class Optimization:
         self.optimizer = torch.optim.AdamW(
             self.parameters, config.lr, config.betas, weight_decay=config.weight_decay, fused=True
         )
-        self.plateau = self.one_cycle = None
-        if config.schedule == "one_cycle":
-            self.one_cycle = OneCycleLR(self.optimizer, config.lr, config.epochs * steps, cycle_momentum=False)
+        self.each_step = config.schedule == "one_cycle"
+        if self.each_step:
+            self.schedule = OneCycleLR(self.optimizer, config.lr, config.epochs * steps, cycle_momentum=False)
         else:
             # PyTorch lowers the rate after more than `patience` bad epochs, the paper after 50; eps would keep small
             # rates from falling.
-            self.plateau = ReduceLROnPlateau(
+            self.schedule = ReduceLROnPlateau(
                 self.optimizer, "max", config.plateau_factor, config.plateau_epochs - 1, 0.0, "abs", eps=0.0
             )
 
@@ -51,21 +51,20 @@ class Optimization:
             if self.clip_norm:
                 torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
             self.optimizer.step()
-        if self.one_cycle:
-            self.one_cycle.step()
+        if self.each_step:
+            self.schedule.step()
         self.optimizer.zero_grad()  # frees the gradients, so that the next forward pass has their memory
 
     def end_epoch(self, score: float) -> None:
         """Tell the validation's score, of which more is better."""
-        if self.plateau:
-            self.plateau.step(score)
+        if not self.each_step:
+            self.schedule.step(score)
 
     def state_dict(self) -> dict[str, Any]:
         """What an interrupted run needs to go on, besides the weights."""
-        schedule = self.one_cycle or self.plateau
-        return {"optimizer": self.optimizer.state_dict(), "schedule": schedule.state_dict()}
+        return {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
 
     def load_state_dict(self, states: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.optimizer.load_state_dict(states["optimizer"])
-        (self.one_cycle or self.plateau).load_state_dict(states["schedule"])
+        self.schedule.load_state_dict(states["schedule"])

@@ -96,7 +96,8 @@ def main(options: Options) -> None:
     for network, path in zip(networks, options.checkpoint.split(","), strict=True):
         if network.data() != first.data():
             raise InputError(
-                f"{path}: was trained on other data than the first checkpoint; average folds of one data set"
+                f"{path}: was trained on other data than the first checkpoint, or with another --largest_component; "
+                "average folds of one data set and recipe"
             )
         if options.tta and not network.config.flip_probability:
             raise InputError(f"--tta: {path} was trained without flips, so they may exchange left and right; omit it")

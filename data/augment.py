@@ -80,8 +80,8 @@ def change_intensities(image: np.ndarray, probability: float, rng: np.random.Gen
         image = ndimage.gaussian_filter(image, (0, sigma, sigma))
     if rng.random() < probability:  # brightness
         image = image * rng.uniform(0.75, 1.25)
-    if rng.random() < probability:  # contrast about the mean
-        mean = image.mean()
+    if rng.random() < probability:  # contrast about the mean of each channel
+        mean = np.array([channel.mean() for channel in image])[:, None, None]
         image = (image - mean) * rng.uniform(0.75, 1.25) + mean
     if rng.random() < probability:  # low resolution
         zoom = rng.uniform(0.5, 1)

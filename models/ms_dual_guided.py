@@ -130,9 +130,10 @@ class MSDualGuided(MultiScale):
         self.decoder = FineDecoder(self.backbone.channels[0], classes) if fine_decoder else None
         self.initialize(keep=self.backbone if pretrained else None)
         if guidance and neutral_guide:
-            for guide in (guide for step in self.steps for guide in step.guide):
-                nn.init.zeros_(guide.weight)
-                nn.init.ones_(guide.bias)
+            for step in self.steps:
+                for guide in step.guide:
+                    nn.init.zeros_(guide.weight)
+                    nn.init.ones_(guide.bias)
 
     def maps(self, image: Tensor) -> Output:
         """Padded image (B, C, H, W) -> Output with logits at H/4, those of the fine decoder at H."""

@@ -16,7 +16,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import nn
 
-from checkpoint import StopSignal, load_checkpoint
+from checkpoint import StopSignal, load_checkpoint, save_checkpoint
 from config import PRESETS, Config, parse_config
 from data.augment import Augmentation, change_intensities
 from data.folder import open_data
@@ -24,7 +24,7 @@ from data.volumes import largest_components
 from engine import segment_subjects
 from losses import GuidedLoss, dice_loss
 from main import main
-from models.network import Output
+from models.network import Output, only
 from optimization import Optimization
 from tests.test_reliability import same_result
 from utils import InputError
@@ -151,7 +151,7 @@ def test_a_resumed_optimization_goes_on_bit_for_bit():
 
 def test_the_length_of_a_cycle_cannot_change(make_data, tmp_path):
     data = make_data({"train": ["1", "2"], "val": ["3"], "test": ["4"]}, numbers=(1, 2, 3))
-    flags = ["--preset", "modern", "--data", str(data), "--backbone", "resnet18", "--steps", "1", "--epochs", "1"]
+    flags = ["--preset", "modern", "--data", str(data), "--backbone", "resnet18", "--guidance", "--epochs", "1"]
     flags += ["--device", "cpu", "--out"]
     main(parse_config([*flags, str(tmp_path / "run")]))
     with pytest.raises(InputError, match="epochs 1 -> 3"):
@@ -201,7 +201,7 @@ def test_the_papers_preset_has_none_of_it():
     assert (paper["dice"], paper["weight_decay"], paper["schedule"], paper["clip_norm"]) == (0, 0, "plateau", 0)
     assert (paper["affine_probability"], paper["intensity_probability"]) == (0, 0)
     assert (paper["fine_decoder"], paper["largest_component"], paper["neutral_guide"]) == (False,) * 3
-    assert all(paper[name] == modern[name] for name in ("model", "steps", "guidance", "beta", "gamma", "variant"))
+    assert all(paper[name] == modern[name] for name in ("model", "steps", "beta", "gamma", "variant"))
 
 
 # ---------------------------------------------------------------- data
@@ -218,6 +218,9 @@ class Drawn:
 
     def uniform(self, *range_: float) -> float | np.ndarray:
         return self.values.pop(0)
+
+    def normal(self, mean: float, deviation: float, shape: tuple[int, ...]) -> np.ndarray:
+        return mean + deviation * self.values.pop(0)
 
 
 @pytest.mark.parametrize("angle", [-29.5, -7.0, 13.0, 30.0])
@@ -261,6 +264,48 @@ def test_changed_intensities_stay_images(channels, height, width, seed):
     assert (ours == again).all() and (image == kept).all()
 
 
+CHANGES = ("noise", "blur", "brightness", "contrast", "low resolution", "bias field", "gamma")
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_each_change_of_intensities_is_its_formula(name):
+    """One change at a time, with draws that are known, on two channels of different brightness."""
+    rng = np.random.default_rng(0)
+    image = (rng.random((2, 10, 12)) * [[[0.5]], [[1.2]]] - 0.05).astype(np.float32)
+    noise, x = rng.normal(size=image.shape), image.astype(float)
+    height, width = image.shape[1:]
+    match name:
+        case "noise":
+            draws, expected = (0.05, noise), x + 0.05 * noise
+        case "blur":
+            kernel = np.exp(-0.5 * (np.arange(-3, 4) / 0.8) ** 2)
+            kernel /= kernel.sum()
+            padded, draws = np.pad(x, ((0, 0), (3, 3), (3, 3)), "symmetric"), (0.8,)
+            windows = np.lib.stride_tricks.sliding_window_view(padded, (7, 7), (1, 2))
+            expected = np.einsum("chwij,i,j->chw", windows, kernel, kernel)
+        case "brightness":
+            draws, expected = (1.2,), 1.2 * x
+        case "contrast":
+            draws, expected = (1.25,), np.stack([c.mean() + 1.25 * (c - c.mean()) for c in x])
+        case "low resolution":
+            small = torch.from_numpy(x[None, :, 1::2, 1::2])  # the pixel that is nearest to the middle, to the right
+            large = nn.functional.interpolate(small, (height, width), mode="bicubic", antialias=True)
+            draws, expected = (0.5,), large[0].numpy()
+        case "bias field":
+            draws, expected = (np.array([0.1, -0.2, 0.3, -0.1, 0.2]),), x.copy()
+            for row in range(height):
+                for column in range(width):
+                    v, u = 2 * row / (height - 1) - 1, 2 * column / (width - 1) - 1
+                    field = math.exp(0.1 * v - 0.2 * u + 0.3 * v * v - 0.1 * u * u + 0.2 * v * u)
+                    expected[:, row, column] *= field
+        case "gamma":
+            draws, expected = (1.4,), x.clip(0, 1) ** 1.4
+    place = CHANGES.index(name)
+    drawn = Drawn(*[1] * place, 0, *draws, *[1] * (6 - place))
+    np.testing.assert_allclose(change_intensities(image, 0.5, drawn), expected.clip(0, 1), atol=2e-6)
+    assert not drawn.values
+
+
 def test_rotation_and_affine_are_one_transformation():
     """A rotation alone, drawn together with an affine change of nothing, is Pillow's rotation."""
     image = ndimage.gaussian_filter(np.random.default_rng(0).random((40, 48)), 2).astype(np.float32)
@@ -271,18 +316,43 @@ def test_rotation_and_affine_are_one_transformation():
     )
 
 
-def test_prediction_keeps_the_same_pieces(make_data, tmp_path):
+class Steps(nn.Module):
+    """Segments by five steps of brightness: noise falls into many pieces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sharpness = nn.Parameter(torch.tensor(10.0))
+
+    def forward(self, image: torch.Tensor) -> Output | torch.Tensor:
+        logits = -((self.sharpness * (image - torch.linspace(0, 1, 5)[:, None, None])) ** 2)
+        return only(logits) if self.training else logits
+
+
+def test_training_and_prediction_keep_the_same_pieces(make_data, tmp_path, monkeypatch):
+    """The largest of each class that the same network finds without it."""
     import predict
 
+    for module in ("main", "predict"):
+        monkeypatch.setattr(f"{module}.build_model", lambda config: Steps())
     data = make_data({"train": ["1"], "val": ["2"], "test": ["3"]}, numbers=(1, 2, 5, 7))
-    flags = ["--preset", "modern", "--data", str(data), "--epochs", "1", "--model", "unet"]
-    flags += ["--largest_component"]
-    main(parse_config([*flags, "--device", "cpu", "--lr", "0.01", "--out", str(tmp_path / "run")]))
-    predict.main(
-        predict.Options(str(tmp_path / "run" / "best.pt"), (str(data / "test"),), tmp_path / "out", device="cpu")
-    )
-    ours, theirs = (read_nifti(path / "3.nii.gz") for path in (tmp_path / "out", tmp_path / "run" / "predictions"))
-    assert len(np.unique(ours)) > 1 and (ours == theirs).all()
+    flags = ["--preset", "modern", "--data", str(data), "--epochs", "1", "--device", "cpu"]
+    main(parse_config([*flags, "--out", str(tmp_path / "run")]))
+    best = load_checkpoint(tmp_path / "run" / "best.pt")
+    best["config"]["largest_component"] = False
+    save_checkpoint(tmp_path / "all.pt", best)
+    for checkpoint in (tmp_path / "run" / "best.pt", tmp_path / "all.pt"):
+        out = tmp_path / checkpoint.stem
+        predict.main(predict.Options(str(checkpoint), (str(data / "test"),), out, device="cpu"))
+    trained, ours, whole = (
+        read_nifti(tmp_path / path / "3.nii.gz") for path in ("run/predictions", "best", "all")
+    )  # fmt: skip
+    assert (ours == trained).all() and (ours != whole).any()
+    ours, whole = (volume[[0, 1, 4, 6]] for volume in (ours, whole))  # without the slices that are missing
+    for k in np.unique(whole[whole > 0]):
+        pieces, count = ndimage.label(whole == k)
+        sizes = [(pieces == piece).sum() for piece in range(1, count + 1)]
+        kept = ours == k
+        assert (pieces[kept] == pieces[kept][0]).all() and kept.sum() == max(sizes)
 
 
 def read_nifti(path: Path) -> np.ndarray:
