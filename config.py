@@ -189,7 +189,8 @@ class Config:
     @property
     def network(self) -> str:
         """Model and backbone for people to read."""
-        return self.model if self.model in WITHOUT_BACKBONE else f"{self.model}, {self.backbone}"
+        model = self.model + " without guidance" * (self.model == "ms_dual_guided" and not self.guidance)
+        return model if self.model in WITHOUT_BACKBONE else f"{model}, {self.backbone}"
 
     def to_dict(self) -> dict[str, Any]:
         """All values as JSON can hold them."""
