@@ -129,9 +129,8 @@ class Config:
     rotation_degrees: float = 30.0
     """Rotations are uniform between minus and plus this angle, in degrees."""
     affine_probability: float = 0.0
-    """Chance of another size (by 0.8 to 1.25), aspect (each side by up to 9 %, in
-    opposite directions), shear (up to 0.1) and place (by up to a tenth of
-    the sides), drawn together."""
+    """Chance of another size (by 0.8 to 1.25), aspect (each side by up to 9 %, in opposite directions), shear (up to
+    0.1) and place (by up to a tenth of the sides), drawn together."""
     intensity_probability: float = 0.0
     """Chance of each change of the image: noise, blur, brightness, contrast, low resolution, bias field, gamma."""
 
