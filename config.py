@@ -103,13 +103,9 @@ class Config:
     """Learning rate of Adam at the start; with one_cycle the largest."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Adam's decay rates of the first and second moment."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay (AdamW). The paper has none."""
     schedule: Literal["plateau", "one_cycle"] = "plateau"
     """plateau lowers the rate when the validation stands still; one_cycle raises it from lr / 25 in the first 30 % of
     the steps and lowers it to nearly 0 until the last one, along cosines."""
-    clip_norm: float = 0.0
-    """Gradients of a larger norm are scaled down to this one; 0: never."""
     plateau_epochs: int = 50
     """Validations without a better score after which the learning rate falls."""
     plateau_factor: float = 0.5
@@ -173,7 +169,7 @@ class Config:
         for name in chances:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"--{name} {getattr(self, name)}: must lie between 0 and 1")
-        for name in ("alpha", "beta", "gamma", "dice", "weight_decay", "clip_norm"):
+        for name in ("alpha", "beta", "gamma", "dice"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"--{name} {getattr(self, name)}: must not be negative")
         if not 0 < self.lr < float("inf"):
@@ -224,7 +220,6 @@ PRESETS = {
         neutral_guide=True,
         fine_decoder=True,
         dice=1.0,
-        weight_decay=1e-2,
         schedule="one_cycle",
         flip_probability=0.0,
         rotation_degrees=15.0,

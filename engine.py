@@ -100,7 +100,7 @@ def train_one_epoch(
             finite = all(map(math.isfinite, values))
             *sums, broken, stopped = add_up([*values[:-1], not finite, bool(stop.received)])
             batch, lr = batches.batch(epoch.step), optimization.lr
-            optimization.step(norm, skip=bool(broken))
+            optimization.step(skip=bool(broken))
             epoch.step += 1
             if broken:
                 if statistics:

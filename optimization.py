@@ -1,4 +1,4 @@
-"""How gradients become weights: AdamW, the schedule of its rate, clipping."""
+"""How gradients become weights: Adam and the schedule of its rate."""
 
 from __future__ import annotations
 
@@ -12,20 +12,17 @@ from config import Config
 
 
 class Optimization:
-    """AdamW (with no weight decay it is Adam, the paper's) on the weights of `network`.
+    """Adam on the weights of `network`.
 
     Args:
         network: the network, not what distributes it over processes.
-        config: lr, betas, weight_decay, schedule, plateau_epochs, plateau_factor, epochs, clip_norm.
+        config: lr, betas, schedule, plateau_epochs, plateau_factor, epochs.
         steps: in an epoch.
     """
 
     def __init__(self, network: nn.Module, config: Config, steps: int) -> None:
-        self.clip_norm = config.clip_norm
         self.parameters = list(network.parameters())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, config.lr, config.betas, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizer = torch.optim.Adam(self.parameters, config.lr, config.betas, fused=True)
         self.each_step = config.schedule == "one_cycle"
         if self.each_step:
             self.schedule = OneCycleLR(self.optimizer, config.lr, config.epochs * steps, cycle_momentum=False)
@@ -45,11 +42,9 @@ class Optimization:
         """Norm of the gradient of all weights, a scalar."""
         return torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
-    def step(self, norm: Tensor, skip: bool) -> None:
-        """One step with the gradients that the weights have, whose norm is `norm`; `skip`: only the rate goes on."""
+    def step(self, skip: bool) -> None:
+        """One step with the gradients that the weights have; `skip`: only the rate goes on."""
         if not skip:
-            if self.clip_norm:
-                torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
             self.optimizer.step()
         if self.each_step:
             self.schedule.step()
