@@ -89,8 +89,11 @@ def main(options: Options) -> None:
     device = select_device(options.device)
     if options.batch < 1:
         raise InputError(f"--batch {options.batch}: must be at least 1")
+    if not options.inputs:
+        raise InputError("no scans to segment; name NIfTI files, DICOM folders or folders of slices")
     if options.truth and len(options.truth) != len(options.inputs):
         raise InputError(f"--truth: {len(options.truth)} for {len(options.inputs)} scans; give one for each")
+    check_out(options)
     networks = [load_network(Path(path), device) for path in options.checkpoint.split(",")]
     first = networks[0]
     for network, path in zip(networks, options.checkpoint.split(","), strict=True):
@@ -110,17 +113,26 @@ def main(options: Options) -> None:
             done.add(scan.name)
             probabilities = segment_volume(
                 [network.model for network in networks], scan.images, options.batch, device,
-                use_bfloat16("auto", device), options.tta,
+                use_bfloat16(first.config.amp, device), options.tta,
             )  # fmt: skip
             segmentation = write_results(options, scan, probabilities, first)
             volumes += measure(scan, segmentation, first)
             print(f"{scan.name}: {options.out / f'{scan.name}.nii.gz'}", flush=True)
+            write_csv(options.out / "volumes.csv", volumes)
             if options.truth:
                 scores += score(scan, segmentation, options.truth[position], first)
-    write_csv(options.out / "volumes.csv", volumes)
+                write_csv(options.out / "scores.csv", scores)
     if scores:
-        write_csv(options.out / "scores.csv", scores)
         print(format_table(summarize(scores)))
+
+
+def check_out(options: Options) -> None:
+    """Raises InputError for a folder of scans or truth: results have the scans' names and would replace them."""
+    out = options.out.resolve()
+    for path in (*(Path(file) for source in options.inputs for file in source.split(",")), *options.truth):
+        folder = path.resolve() if path.is_dir() else path.resolve().parent
+        if out in (folder, folder / "Img", folder / "GT"):
+            raise InputError(f"--out {options.out}: holds {path}, which results could replace; choose another folder")
 
 
 def load_network(path: Path, device: torch.device) -> Network:
@@ -242,6 +254,10 @@ def score(scan: Scan, segmentation: np.ndarray, truth: Path, network: Network) -
         if missing:
             raise InputError(f"{truth}: has no mask of subject {scan.name}, slice {missing[0]}")
         classes = [network.labels.to_classes(read_codes(masks[number]), masks[number]) for number in scan.numbers]
+        for number, mask in zip(scan.numbers, classes, strict=True):
+            if mask.shape != scan.images.shape[2:]:
+                height, width = scan.images.shape[2:]
+                raise InputError(f"{masks[number]}: is no mask of {width} x {height} pixels, as its slice is")
         target = sitk.GetArrayFromImage(to_scan(assemble(scan.numbers, classes), scan.geometry))
     else:
         label = read_label(truth)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from PIL import Image
 
 import predict
 import prepare
@@ -108,6 +109,57 @@ def test_flips_are_refused_where_training_had_none(trained, tmp_path):
     with pytest.raises(InputError, match=r"best\.pt was trained without flips"):
         run(tmp_path / "best.pt", trained[0] / "image_s3.nii.gz", out=tmp_path / "out", tta=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_results_never_replace_scans_or_truth(trained, tmp_path):
+    """Results have the scans' names, so they go into none of the folders that were given."""
+    scans, data, folder = trained
+    for name in ("image_s3.nii.gz", "label_s3.nii.gz"):
+        (tmp_path / name).write_bytes((scans / name).read_bytes())
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    link = tmp_path.parent / f"{tmp_path.name}-link"
+    link.symlink_to(tmp_path)
+    for out in (tmp_path, link):
+        with pytest.raises(InputError, match=r"holds .*image_s3\.nii\.gz.*choose another folder"):
+            run(folder / "best.pt", tmp_path / "image_s3.nii.gz", out=out)
+    with pytest.raises(InputError, match=r"holds .*label_s3\.nii\.gz"):
+        run(folder / "best.pt", scans / "image_s3.nii.gz", out=tmp_path, truth=(tmp_path / "label_s3.nii.gz",))
+    with pytest.raises(InputError, match=r"holds .*test"):
+        run(folder / "best.pt", data / "test", out=data / "test" / "GT")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_is_done_is_kept_when_a_later_scan_is_bad(trained, tmp_path):
+    scans, _, folder = trained
+    with pytest.raises(InputError, match="missing"):
+        run(folder / "best.pt", scans / "image_s3.nii.gz", tmp_path / "missing.nii.gz", out=tmp_path / "out")
+    with (tmp_path / "out" / "volumes.csv").open(newline="") as file:
+        assert {row["scan"] for row in csv.DictReader(file)} == {"image_s3"}
+
+
+def test_masks_of_another_size_are_refused(trained, tmp_path):
+    _, data, folder = trained
+    for path in sorted((data / "test" / "GT").iterdir()):
+        with Image.open(path) as mask:
+            mask.crop((0, 0, 35, 36)).save(tmp_path / path.name)
+    with pytest.raises(InputError, match=r"slice_1\.png: is no mask of 36 x 36 pixels"):
+        run(folder / "best.pt", data / "test", out=tmp_path / "out", truth=(tmp_path,))
+
+
+@pytest.mark.parametrize("amp", ["on", "off"])
+def test_the_precision_is_that_of_the_training(trained, tmp_path, monkeypatch, amp):
+    checkpoint = load_checkpoint(trained[2] / "best.pt")
+    checkpoint["config"]["amp"] = amp
+    save_checkpoint(tmp_path / "best.pt", checkpoint)
+    used = []
+    monkeypatch.setattr(predict, "segment_volume", lambda *a, **k: used.append(a[4]) or segment_volume(*a, **k))
+    run(tmp_path / "best.pt", trained[0] / "image_s3.nii.gz", out=tmp_path / "out")
+    assert used == [amp == "on"]
+
+
+def test_no_scans(trained, tmp_path):
+    with pytest.raises(InputError, match="no scans"):
+        run(trained[2] / "best.pt", out=tmp_path / "out")
 
 
 def test_dicom_folder_and_probabilities(trained, tmp_path):
