@@ -38,7 +38,7 @@ from tables import (
     plain,
     read_result,
 )
-from utils import InputError, user_errors, write_csv, write_json, write_text
+from utils import InputError, read_json, user_errors, write_csv, write_json, write_text
 
 # Flags of main.py that make each row of the paper's tables. "MS-Dual" and "MS-Dual-Guided" have two steps.
 ROWS = {
@@ -52,13 +52,16 @@ ROWS = {
     "CAM": ["--model", "daf_cam"],
     "DANet-step": ["--model", "daf_dual"],
 }
+# What a row is, whatever the preset: flags that no call may give to all rows.
+IDENTITY = ("guidance", "deep_supervision", "encoder_decoder", "position_attention", "channel_attention")
 STEPS = {"1 step": 1, "2 steps": 2, "3 steps": 3, "5 steps": 5}
 for title, steps in STEPS.items():
+    whole = ["--model", "ms_dual_guided", "--steps", str(steps), *(f"--{name}" for name in IDENTITY)]
     ending = "" if steps == 2 else f" ({title})"
-    ROWS[f"MS-Dual{ending}"] = ["--steps", str(steps), "--no-guidance"]
-    ROWS[f"MS-Dual-Guided{ending}"] = ["--steps", str(steps)]
-    ROWS[f"w/o deep supervision ({title})"] = ["--steps", str(steps), "--no-deep-supervision"]
-    ROWS[f"w/o encoder-decoder ({title})"] = ["--steps", str(steps), "--no-encoder-decoder"]
+    ROWS[f"MS-Dual{ending}"] = [*whole, "--no-guidance"]
+    ROWS[f"MS-Dual-Guided{ending}"] = whole
+    ROWS[f"w/o deep supervision ({title})"] = [*whole, "--no-deep_supervision"]
+    ROWS[f"w/o encoder-decoder ({title})"] = [*whole, "--no-encoder_decoder"]
 
 
 @dataclass(frozen=True)
@@ -110,10 +113,11 @@ def reproduce(options: Options, flags: list[str]) -> None:
     folder = options.out / f"table-{options.table}"
     folder.mkdir(parents=True, exist_ok=True)
     lock_folder(options.out)
+    rows, each = chosen_rows(options), folds(options)
     runs = [
         Run(row, fold.name, options.out / "runs" / slug(row) / fold.name, _flags(row, fold, flags))
-        for row in chosen_rows(options)
-        for fold in folds(options)
+        for row in rows
+        for fold in each
     ]
     for run in runs:
         check(run)
@@ -145,6 +149,8 @@ def folds(options: Options) -> list[Fold]:
     """What each row is trained on. Writes the split files that it needs."""
     if options.folds and options.split:
         raise InputError("--folds and --split: choose one of the two")
+    if options.folds < 0 or options.repeats < 1:
+        raise InputError(f"--folds {options.folds}, --repeats {options.repeats}: must be at least 0 and 1")
     several = len(options.data) > 1
     found = []
     for number, data in enumerate(options.data, 1):
@@ -163,6 +169,8 @@ def folds(options: Options) -> list[Fold]:
         for k, split in enumerate(splits, 1):
             name = f"{prefix}-{kind}-{k}-of-{count}-seed-{options.split_seed}"
             path = options.out / "splits" / f"{name}.json"
+            if path.exists() and read_json(path) != split:
+                raise InputError(f"{path}: {data} has other subjects now than it was split for; choose another --out")
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, split)
             found.append(Fold(name, data, path))
@@ -245,6 +253,8 @@ class Compare:
 
 def compare(options: Compare) -> None:
     """Write the table of the runs of one's own."""
+    if not options.runs:
+        raise InputError("no runs to compare; name their folders, the reference last")
     groups = [[Path(name) for name in group.split(",")] for group in options.runs]
     results = [read_result(str(group[0]), group) for group in groups]
     options.out.mkdir(parents=True, exist_ok=True)
@@ -256,7 +266,8 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["compare"]:
         return compare(tyro.cli(Compare, args=arguments[1:], prog="reproduce.py compare"))
     options, rest = tyro.cli(Options, args=arguments, return_unknown_args=True)
-    own = {field.name for field in dataclasses.fields(Config)} - {"data", "out", "resume", "split_file"}
+    of_each = {"data", "out", "resume", "split_file", "model", "steps", *IDENTITY}
+    own = {field.name for field in dataclasses.fields(Config)} - of_each
     unknown = [flag for flag in rest if flag.startswith("--") and _plain(flag) not in own]
     if unknown:
         raise InputError(f"{unknown[0]}: no flag of reproduce.py, and none of main.py that may be given to all rows")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -393,4 +394,4 @@ def _line(cells: Sequence[str]) -> str:
 def _escape(text: str) -> str:
     for character in "&%#_$":
         text = text.replace(character, f"\\{character}")
-    return text.replace("±", r"$\pm$").replace("n/a", "--")
+    return re.sub(r"\bn/a\b", "--", text.replace("±", r"$\pm$"))

@@ -17,16 +17,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 import launch
 import reproduce
-from config import parse_config
+from config import PRESETS, parse_config
 from data.folder import list_images
 from launch import Run, submit_all
 from main import main
+from models import MSDualGuided, build_model
+from models.attention import SemanticModule
 from tables import (
     PAPER,
     Table,
@@ -188,6 +191,11 @@ def test_latex_is_a_rectangle_and_compiles(finished, tmp_path, name):
     subprocess.run(["pdflatex", "-interaction=batchmode", "-halt-on-error", "t.tex"], cwd=tmp_path, check=True)
 
 
+def test_names_of_runs_stay_whole_in_latex(finished):
+    first = results(finished)[0]._replace(name="reproduction/alpha_1")
+    assert r"reproduction/alpha\_1 & ours" in latex(Table("Comparison", [first]))
+
+
 def test_paper_tables_are_whole():
     """Means over classes in the paper's own tables, within what printing two decimals can hide; its slips excepted."""
     slips = {(note["row"], note["class"], note["metric"]) for note in PAPER["footnotes"] if note.get("class")}
@@ -246,12 +254,50 @@ def test_folds_test_each_subject_once(tmp_path, flags, tested):
     assert found == reproduce.folds(options)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_preset_changes_what_a_row_is(preset):
+    """Parts of the networks, by their modules, for the rows of Tables I and II."""
+    for row, flags in reproduce.ROWS.items():
+        config = parse_config(["--preset", preset, "--backbone", "resnet18", *flags])
+        with torch.device("meta"):
+            model = build_model(config)
+        assert isinstance(model, MSDualGuided) == ("MS-Dual" in row or row.startswith("w/o")), row
+        if isinstance(model, MSDualGuided):
+            guided = "Guided" in row or row.startswith("w/o")
+            assert all((step.semantic is not None) == guided for step in model.steps), row
+            assert (model.raw_heads is None) == ("deep supervision" in row), row
+            encoders = any(isinstance(part, SemanticModule) for part in model.modules())
+            assert encoders == (guided and "encoder-decoder" not in row), row
+            assert len(model.steps) == next((n for text, n in reproduce.STEPS.items() if text in row), 2), row
+
+
+def test_a_split_of_other_subjects_is_not_mixed_in(make_data, tmp_path):
+    """--folds again after a subject was added: the runs of the old folds must not join those of the new ones."""
+    data = make_data({"train": ["1", "2"], "val": ["3"], "test": ["4"]})
+    options = reproduce.Options("I", (data,), tmp_path / "out", folds=3)
+    before = reproduce.folds(options)
+    assert reproduce.folds(options) == before
+    texts = [fold.split_file.read_text() for fold in before]
+    for path in sorted(data.glob("test/*/*.png")):
+        shutil.copy(path, path.with_name(path.name.replace("Subj_4", "Subj_5")))
+    with pytest.raises(InputError, match="has other subjects now than it was split for"):
+        reproduce.folds(options)
+    assert [fold.split_file.read_text() for fold in before] == texts
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["I"], "--data: name a prepared data set"),
         (["I", "--data", "dataset", "--only", "DAF,Best"], "--only Best: no row of Table I; it has DAF, PAM"),
         (["I", "--data", "dataset", "--epoch", "3"], "--epoch: no flag of reproduce.py"),
+        (["I", "--data", "dataset", "--no-deep-supervision"], "--no-deep-supervision: no flag of reproduce.py"),
+        (["I", "--data", "dataset", "--guidance"], "--guidance: no flag of reproduce.py"),
+        (["I", "--data", "dataset", "--model=unet"], "--model=unet: no flag of reproduce.py"),
+        (["I", "--data", "dataset", "--steps", "1"], "--steps: no flag of reproduce.py"),
+        (["I", "--data", "dataset", "--folds", "-2"], "--folds -2, --repeats 1: must be"),
+        (["I", "--data", "dataset", "--split", "10,2,2", "--repeats", "0"], "--repeats 0: must be"),
+        (["compare"], "no runs to compare"),
         (["I", "--data", "dataset", "--folds", "40"], "needs 3 to 14 folds"),
         (["I", "--data", "dataset", "--split", "1,2"], "--split 1,2: must be three numbers"),
         (["I", "--data", "dataset", "--jobs", "0"], "--jobs 0: must be at least 1"),
