@@ -89,14 +89,19 @@ def load_newest(folder: Path, device: torch.device | str = "cpu") -> dict[str, A
 
 
 def claim_folder(folder: Path | None, preset: str) -> Path:
-    """Make the folder of a run, by default the next free runs/NNN-PRESET, lock it, and mark the run as unfinished."""
+    """Make the folder of a run, by default the next free runs/NNN-PRESET, and lock it.
+
+    Raises InputError where it is no folder, or another process is at work in it.
+    """
     if folder is None:
         last = run_folders()[-1:]
         number = int(last[0].name.split("-")[0]) + 1 if last else 1
         folder = Path("runs") / f"{number:03d}-{preset}"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"--out {folder}: is a file, or would lie in one; choose another folder") from None
     lock_folder(folder)
-    (folder / "test.json").unlink(missing_ok=True)
     return folder
 
 

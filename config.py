@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 import tyro
 
-from utils import InputError, run_folders
+from utils import InputError, read_json, run_folders
 
 Backbone = Literal[
     "resnet18",
@@ -30,6 +29,16 @@ Backbone = Literal[
 
 PATHS = ("data", "out", "split_file")
 WITHOUT_BACKBONE = ("unet", "attention_unet")
+OF_MS_DUAL_GUIDED = (
+    "steps",
+    "position_attention",
+    "channel_attention",
+    "guidance",
+    "encoder_decoder",
+    "neutral_guide",
+    "deep_supervision",
+    "fine_decoder",
+)
 MODELS = ("ms_dual_guided", "unet", "attention_unet", "danet", "pan", "daf", "daf_pam", "daf_cam", "daf_dual")
 
 
@@ -158,8 +167,11 @@ class Config:
             raise InputError(f"--pretrained: {self.model} has no backbone with ImageNet weights")
         if self.recompute and self.model in WITHOUT_BACKBONE:
             raise InputError(f"--recompute: {self.model} has no blocks that it knows; lower --batch_size instead")
-        at_least_zero = ("seed", "rotation_degrees", "max_skipped")
-        minima = dict.fromkeys(at_least_one, 1) | dict.fromkeys(at_least_zero, 0) | {"classes": 2}
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"--seed {self.seed}: must lie between 0 and {2**32 - 1}")
+        if not 0 <= self.rotation_degrees <= 180:
+            raise InputError(f"--rotation_degrees {self.rotation_degrees}: must lie between 0 and 180")
+        minima = dict.fromkeys(at_least_one, 1) | {"max_skipped": 0, "classes": 2}
         for name, minimum in minima.items():
             if getattr(self, name) < minimum:
                 raise InputError(f"--{name} {getattr(self, name)}: must be at least {minimum}")
@@ -187,6 +199,14 @@ class Config:
         model = self.model + " without guidance" * (self.model == "ms_dual_guided" and not self.guidance)
         return model if self.model in WITHOUT_BACKBONE else f"{model}, {self.backbone}"
 
+    def notes(self) -> list[str]:
+        """A line where flags that were given do nothing."""
+        preset = PRESETS[self.preset]
+        given = [name for name in OF_MS_DUAL_GUIDED if getattr(self, name) != getattr(preset, name)]
+        if self.model == "ms_dual_guided" or not given:
+            return []
+        return [f"{', '.join(f'--{name}' for name in given)} without effect: only of --model ms_dual_guided"]
+
     def to_dict(self) -> dict[str, Any]:
         """All values as JSON can hold them."""
         values = dataclasses.asdict(self)
@@ -199,6 +219,8 @@ class Config:
 
         The default of what an earlier version had not is what that version did.
         """
+        if not isinstance(values, dict):
+            raise InputError("no configuration")
         unknown = values.keys() - {field.name for field in dataclasses.fields(cls)}
         if unknown or "model" not in values:
             wrong = f"unknown fields {sorted(unknown)}" if unknown else "no field model"
@@ -280,7 +302,8 @@ def read_run(path: Path) -> Config | None:
     """The configuration in a run's config.json, None where there is none. Raises InputError for an unreadable one."""
     if not path.exists():
         return None
+    values = read_json(path)
     try:
-        return Config.from_dict(json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError, InputError) as error:
+        return Config.from_dict(values)
+    except (TypeError, InputError) as error:
         raise InputError(f"{path}: not a configuration of this version ({error}); choose another --out") from None

@@ -8,6 +8,7 @@ python main.py --help                      every hyperparameter (config.py)
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from checkpoint import StopSignal, claim_folder, load_checkpoint, load_newest, save_checkpoint, unlock_folder
-from config import Config, parse_config
+from config import Config, changeable, parse_config
 from data.augment import Augmentation
 from data.folder import open_data
 from data.slices import ShuffledBatches, SliceDataset, collate
@@ -103,31 +104,31 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
 
     # ---------------------------------------------------------------- run folder
     out = from_first(lambda: claim_folder(config.out, config.preset))
-    slices, epoch, best, log = train_set.fingerprint(), Epoch(0), -1.0, []
+    labels = dict(zip(*data.labels, strict=True))
+    of_data = {"labels": labels, "values": list(data.values), "preparation": data.preparation}
+    of_data["slices"] = train_set.fingerprint()
+    epoch, best, log = Epoch(0), -1.0, []
     last = load_newest(out, device)
     if last:
-        if "optimization" not in last:
-            raise InputError(f"{out}: was trained by an earlier version, which can end it; choose another --out")
-        if last["slices"] != slices:
-            raise InputError(
-                f"{config.data}: holds other training slices than {out} was trained on; choose another --out"
-            )
+        check_same_run(last, config, of_data)
         network.load_state_dict(last["model"])
         optimization.load_state_dict(last["optimization"])
         epoch, best, log = Epoch(**last["epoch"]), last["best"], last["log"]
-    resumed = f" (resumed after epoch {len(log)}" + f", step {epoch.step}" * (epoch.step > 0) + ")"
+    resumed = f" (resumed after epoch {len(log)}" + f", step {epoch.step}" * (epoch.step > 0) + ")" if last else ""
+    last = None  # frees its copy of the weights
     facts = {
         "network": f"{config.network}, {parameters:,} parameters",
         "device": device_name(device, bfloat16, world()),
         "memory": f"a training step takes about {needed / 2**30:.1f} GiB; {free / 2**30:.1f} GiB are free",
-        "results": f"{out}{resumed * (last is not None)}",
+        "results": f"{out}{resumed}",
     }
     print(start_up(config, data, facts))
-    for note in data.notes:
+    for note in (*data.notes, *config.notes()):
         print(f"note: {note}")
     if needed > free:
         print(f"warning: the memory may not suffice; {advice(config, data.size, bfloat16, free, world())}")
     if rank() == 0:
+        (out / "test.json").unlink(missing_ok=True)  # marks a finished run
         write_json(out / "config.json", config.to_dict())
         write_json(out / "environment.json", environment(device))
         write_csv(out / "log.csv", log)
@@ -135,7 +136,7 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
 
     def save(weights: dict[str, Any]) -> None:
         """Write everything that goes on from here to last.pt."""
-        states = {"optimization": optimization.state_dict(), "slices": slices}
+        states = {"optimization": optimization.state_dict()}
         position = {"epoch": epoch.to_dict(), "best": best, "log": log}
         save_checkpoint(out / "last.pt", weights | states | position, previous=out / "previous.pt")
 
@@ -145,8 +146,6 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
         return gather(list(segment_subjects(model, dataset, size, workers, device, bfloat16, title, clean)))
 
     # ---------------------------------------------------------------- training
-    labels = dict(zip(*data.labels, strict=True))
-    of_data = {"labels": labels, "values": list(data.values), "preparation": data.preparation}
     stop.defer = True
     while epoch.number < config.epochs:
         began = time.monotonic() - epoch.seconds
@@ -222,6 +221,22 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
     print(f"\nTest, best checkpoint (epoch {chosen['epoch']}), {len(volumes)} subjects in 3D, mean ± std\n")
     print(format_table(summary))
     print(f"\nEverything is in {out}:\nreport.html, test.csv, test.json, predictions, log.csv, best.pt")
+
+
+def check_same_run(last: dict[str, Any], config: Config, of_data: dict[str, Any]) -> None:
+    """Raises InputError where the checkpoint `last` of a run in config.out is none of this configuration and data."""
+    if "optimization" not in last:
+        raise InputError(f"{config.out}: was trained by an earlier version, which can end it; choose another --out")
+    before, now = last["config"], config.to_dict()
+    kept = now.keys() - changeable(config)
+    changed = [f"{name} {before.get(name)} -> {now[name]}" for name in sorted(kept) if before.get(name) != now[name]]
+    if changed:
+        raise InputError(f"{config.out}: was trained with other settings ({', '.join(changed)}); choose another --out")
+    parts = {"slices": "training slices", "labels": "classes", "values": "label values", "preparation": "preparation"}
+    for key, what in parts.items():
+        # Of labels, the order counts: it numbers the classes.
+        if json.dumps(last[key]) != json.dumps(of_data[key]):
+            raise InputError(f"{config.data}: has other {what} than {config.out} was trained on; choose another --out")
 
 
 def command() -> None:

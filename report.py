@@ -85,6 +85,8 @@ class Options:
 
 
 def main(options: Options) -> None:
+    if not options.runs:
+        raise InputError("no runs; name run folders of main.py")
     if options.figure:
         written = write_figures(options.runs, options.figure, select_device(options.device))
     elif len(options.runs) > 1:

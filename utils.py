@@ -152,7 +152,8 @@ def select_device(name: str) -> torch.device:
         return torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).is_meta:
+            raise RuntimeError("it computes nothing")
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {name}: cannot be used ({reason}); choose auto, cpu or cuda:N") from None
@@ -198,4 +199,5 @@ def duration(seconds: float) -> str:
 
 def run_folders(root: Path = Path("runs")) -> list[Path]:
     """The numbered run folders in `root`, oldest first."""
-    return sorted(path for path in root.glob("[0-9]*-*") if path.is_dir())
+    numbered = [path for path in root.glob("[0-9]*-*") if path.is_dir() and path.name.partition("-")[0].isdigit()]
+    return sorted(numbered, key=lambda path: (int(path.name.partition("-")[0]), path.name))

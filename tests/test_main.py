@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import pickle
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from PIL import Image
 from checkpoint import load_checkpoint, save_checkpoint
 from config import Config, parse_config
 from main import main
-from utils import InputError
+from utils import InputError, run_folders
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--backbone", "resnet18", "--steps", "1", "--workers", "0", "--device", "cpu", "--amp", "off"]
@@ -155,9 +156,40 @@ def test_a_run_is_not_overwritten_or_turned_into_another(make_data, tmp_path):
         run(tmp_path, out)
     with pytest.raises(InputError, match=r"another configuration \(lr 0.001 -> 0.5\)"):
         parse_config(["--out", str(out), "--resume", "--lr", "0.5"])
-    (out / "config.json").write_text("{}")
-    with pytest.raises(InputError, match=r"config\.json"):
-        parse_config(["--out", str(out), "--resume"])
+    for content in (b"{}", b"[]", b"\xff", b"{"):
+        (out / "config.json").write_bytes(content)
+        with pytest.raises(InputError, match=r"config\.json"):
+            parse_config(["--out", str(out), "--resume"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("seed", 2**32), ("seed", -1), ("rotation_degrees", math.nan), ("rotation_degrees", math.inf)]
+)
+def test_values_that_cannot_work_are_refused(name, value):
+    with pytest.raises(InputError, match=f"--{name} {value}: must lie between"):
+        Config(**{name: value})
+
+
+def test_a_device_that_computes_nothing_is_refused(make_data, tmp_path):
+    with pytest.raises(InputError, match="--device meta: cannot be used"):
+        run(make_data(), tmp_path / "run", "--device", "meta")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_is_no_run_folder(make_data, tmp_path):
+    data = make_data()
+    (tmp_path / "file").write_text("kept")
+    for out in ("file", "file/below"):
+        with pytest.raises(InputError, match=f"--out .*{out}: is a file"):
+            run(data, tmp_path / out, "--epochs", "1")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_flags_without_effect_are_named():
+    flags = ["--preset", "modern", "--model", "unet", "--guidance", "--steps", "3"]
+    assert parse_config(flags).notes() == ["--steps, --guidance without effect: only of --model ms_dual_guided"]
+    assert parse_config(["--preset", "modern", "--model", "smp.Unet"]).notes() == []
+    assert parse_config(["--steps", "3", "--no-guidance"]).notes() == []
 
 
 def test_numbered_run_folders_and_resume_of_the_newest(make_data, tmp_path, monkeypatch):
@@ -168,6 +200,12 @@ def test_numbered_run_folders_and_resume_of_the_newest(make_data, tmp_path, monk
     assert sorted(path.name for path in Path("runs").iterdir()) == ["001-quick", "002-quick"]
     main(parse_config(["--resume", "--epochs", "2"]))
     assert [len(read_csv(Path("runs") / name / "log.csv")) for name in ("001-quick", "002-quick")] == [1, 2]
+
+
+def test_the_newest_run_has_the_largest_number(tmp_path):
+    for name in ("999-paper", "1000-quick", "002-paper", "2nd-try", "notes"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in run_folders(tmp_path)] == ["002-paper", "999-paper", "1000-quick"]
 
 
 class Malicious:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -201,6 +202,33 @@ def test_a_run_goes_on_with_the_same_slices_only(data, tmp_path):
         (data / "train" / kind / "Subj_1slice_3.png").unlink()
     with pytest.raises(InputError, match="other training slices"):
         main(parse_config(arguments(data, tmp_path / "run", "--epochs", "2")))
+    assert (tmp_path / "run" / "test.json").exists()
+
+
+def test_a_run_goes_on_with_the_same_classes_only(data, tmp_path):
+    """Names in another order number the classes anew; the refusal leaves the finished run as it is."""
+    labels = {"background": 0, "liver": 63, "right": 126, "left": 189, "spleen": 252}
+    (data / "dataset.json").write_text(json.dumps({"labels": labels}))
+    main(parse_config(arguments(data, tmp_path / "run", "--epochs", "1")))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    turned = {"background": 0, "liver": 63, "left": 189, "right": 126, "spleen": 252}
+    wrong = {
+        "other classes": {"labels": turned},
+        "other preparation": {"labels": labels, "preparation": {"bits": 16}},
+        "classes 5 -> 6": {"labels": labels | {"heart": 31}},
+    }
+    for message, content in wrong.items():
+        (data / "dataset.json").write_text(json.dumps(content))
+        with pytest.raises(InputError, match=message):
+            main(parse_config(arguments(data, tmp_path / "run", "--epochs", "2")))
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_checkpoint_without_its_configuration_is_not_taken_for_another_run(data, tmp_path):
+    main(parse_config(arguments(data, tmp_path / "run", "--epochs", "1")))
+    (tmp_path / "run" / "config.json").unlink()
+    with pytest.raises(InputError, match=r"other settings \(lr 0\.001 -> 0\.01\)"):
+        main(parse_config(arguments(data, tmp_path / "run", "--epochs", "2", "--lr", "0.01")))
 
 
 # ---------------------------------------------------------------- numbers

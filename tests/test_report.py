@@ -723,14 +723,16 @@ def test_figures_for_a_paper(run, tmp_path):
         assert b"/Type3" not in pdf
 
 
-@pytest.mark.parametrize("command", ["page", "figure", "several"])
+@pytest.mark.parametrize("command", ["page", "figure", "several", "none"])
 def test_mistakes_of_the_user(run, tmp_path, command):
     runs, options = {
         "page": ((tmp_path,), {}),
         "figure": ((tmp_path,), {"figure": tmp_path / "figures"}),
         "several": ((run[1], run[1]), {}),
+        "none": ((), {}),
     }[command]
-    with pytest.raises(InputError, match="twice" if command == "several" else re.escape(str(tmp_path))):
+    expected = {"several": "twice", "none": "no runs"}.get(command, re.escape(str(tmp_path)))
+    with pytest.raises(InputError, match=expected):
         report.main(report.Options(runs, out=tmp_path / "out", device="cpu", **options))
     assert not any(tmp_path.iterdir())
 
