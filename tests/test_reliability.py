@@ -340,6 +340,19 @@ def test_estimate_takes_as_long_for_large_slices_as_for_small_ones(monkeypatch):
         assert estimate.per_slice == pytest.approx(live.bytes, rel=1e-3)
 
 
+def test_estimate_waits_for_no_other_process(monkeypatch):
+    """The Dice loss adds up over the processes, but not where there is nothing to add."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the estimate spoke to other processes")
+
+    config = Config(backbone="resnet18", steps=1, guidance=False, dice=1.0)
+    alone = step_memory(config, (48, 48), False)
+    monkeypatch.setattr("distributed.world", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", refuse)
+    assert step_memory(config, (48, 48), False) == alone
+
+
 def test_what_fits():
     memory = StepMemory(fixed=1000, per_slice=100)
     for available in (0, 999, 1099, 1100, 1999, 2000):
