@@ -138,7 +138,8 @@ def distribute(model: nn.Module, device: torch.device) -> nn.Module:
     """The model to train: its gradients are averaged over the processes, and it begins with the first one's weights."""
     if world() == 1:
         return model
-    return nn.parallel.DistributedDataParallel(model, [device] if device.type == "cuda" else None)
+    # Every step uses the same weights (static_graph); those that none uses, such as PSPNet's, are not waited for then.
+    return nn.parallel.DistributedDataParallel(model, [device] if device.type == "cuda" else None, static_graph=True)
 
 
 def share_statistics(model: nn.Module) -> None:
