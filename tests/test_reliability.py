@@ -353,6 +353,17 @@ def test_estimate_waits_for_no_other_process(monkeypatch):
     assert step_memory(config, (48, 48), False) == alone
 
 
+def test_estimate_of_a_transformer():
+    """It is built from tensors with content, whose numbers it wants to know; counted on a real step."""
+    pytest.importorskip("segmentation_models_pytorch")
+    config, target = Config(model="smp.Segformer", backbone="mit_b0"), torch.zeros(1, 64, 64, dtype=torch.long)
+    model = build_model(config)
+    with LiveBytes() as live:
+        kept = GuidedLoss()(model(torch.rand(1, 1, 64, 64)), target)
+        assert kept.total.requires_grad
+        assert step_memory(config, (64, 64), False).per_slice == pytest.approx(live.bytes, rel=1e-2)
+
+
 def test_what_fits():
     memory = StepMemory(fixed=1000, per_slice=100)
     for available in (0, 999, 1099, 1100, 1999, 2000):
