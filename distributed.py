@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch._subclasses.fake_tensor import FakeTensor
 
 from utils import InputError
 
@@ -124,7 +125,7 @@ class Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:
         total = own.clone()
-        if world() > 1:
+        if world() > 1 and not isinstance(own, FakeTensor):  # `memory.step_memory` has no content to add up
             dist.all_reduce(total)
         return total
 
@@ -137,7 +138,8 @@ def distribute(model: nn.Module, device: torch.device) -> nn.Module:
     """The model to train: its gradients are averaged over the processes, and it begins with the first one's weights."""
     if world() == 1:
         return model
-    return nn.parallel.DistributedDataParallel(model, [device] if device.type == "cuda" else None)
+    # Every step uses the same weights (static_graph); those that none uses, such as PSPNet's, are not waited for then.
+    return nn.parallel.DistributedDataParallel(model, [device] if device.type == "cuda" else None, static_graph=True)
 
 
 def share_statistics(model: nn.Module) -> None:

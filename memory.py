@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -42,8 +42,13 @@ def step_memory(config: Config, size: tuple[int, int], bfloat16: bool) -> StepMe
 
     What the device's libraries take for themselves is not in it.
     """
-    with FakeTensorMode():
-        model = build_model(replace(config, pretrained=False))
+    fake, config = FakeTensorMode(allow_non_fake_inputs=True), replace(config, pretrained=False)
+    try:
+        with fake:
+            model = build_model(config)
+    except DataDependentOutputException:  # transformers read the rates of their dropout from a tensor
+        model = build_model(config)
+    with fake:
         if config.recompute:
             recompute_activations(model)
         image = torch.zeros(1, config.channels, *size)

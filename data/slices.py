@@ -117,7 +117,7 @@ class ShuffledBatches:
     """Batch sampler for training: every slice once in an epoch, in an order that follows from seed and epoch alone.
 
     Of several processes, each takes every `world`-th slice of a batch. In a last batch that has fewer slices than there
-    are processes, some take a slice that another one has, with weight 0.
+    are processes, some take a slice that another one has, with weight 0; `SyncBatchNorm` counts it nevertheless.
     """
 
     def __init__(self, dataset: SliceDataset, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:

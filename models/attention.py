@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -100,7 +101,9 @@ class BlockedAttention(torch.autograd.Function):
 def _buffers(key: Tensor) -> tuple[Tensor, Tensor]:
     """Two blocks of the N x N map, to be filled again and again: fresh memory costs more than the arithmetic."""
     count = key.shape[1]
-    energy = key.new_empty(min(count, max(1, BlockedAttention.BLOCK // count)), count)
+    # Tensors without content take no memory, and `memory.step_memory` would only wait for the many blocks.
+    rows = count if isinstance(key, FakeTensor) else min(count, max(1, BlockedAttention.BLOCK // count))
+    energy = key.new_empty(rows, count)
     return energy, torch.empty_like(energy)
 
 

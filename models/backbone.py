@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
@@ -20,7 +22,7 @@ class Backbone(nn.Module):
         output_stride: 32; with 16 or 8 the last stage or two keep the size and dilate their convolutions instead.
 
     Raises:
-        InputError: `pretrained` with a network for which torchvision has no weights.
+        InputError: `pretrained` with a network for which torchvision has no weights, or whose cannot be downloaded.
     """
 
     def __init__(self, name: str, channels: int = 1, pretrained: bool = False, output_stride: int = 32) -> None:
@@ -48,7 +50,17 @@ class Backbone(nn.Module):
 
 def _resnet(name: str, pretrained: bool) -> ResNet:
     if name != "resnext101_32x4d":
-        return get_model(name, weights=get_model_weights(name).DEFAULT if pretrained else None)
+        weights = get_model_weights(name).DEFAULT if pretrained else None
+        try:
+            return get_model(name, weights=weights)
+        except (OSError, RuntimeError) as error:  # no connection; a file that is cut or damaged
+            if weights is None:
+                raise
+            reason, folder = str(error).partition(". ")[0], Path(torch.hub.get_dir(), "checkpoints")
+            raise InputError(
+                f"--pretrained: {weights.url} could not be downloaded or read ({reason}); place the file in {folder} "
+                "by hand, or leave out --pretrained"
+            ) from None
     if pretrained:
         raise InputError(
             "torchvision has no ImageNet weights for resnext101_32x4d; "

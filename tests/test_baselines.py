@@ -113,6 +113,31 @@ def test_smp_is_the_library_s_network():
         torch.testing.assert_close(network(image), theirs(image))
 
 
+@pytest.mark.parametrize("side", [32, 96])
+def test_smp_pan_takes_small_images(side):
+    pytest.importorskip("segmentation_models_pytorch")
+    network = build_model(Config(model="smp.PAN", backbone="resnet18"))
+    assert network(torch.rand(1, 1, side, side)).refined[0].shape == (1, 5, side, side)
+
+
+def test_smp_transformers_take_one_size():
+    pytest.importorskip("segmentation_models_pytorch")
+    network = build_model(Config(model="smp.DPT", backbone="tu-vit_tiny_patch16_224")).eval()
+    with pytest.raises(InputError, match=r"--backbone takes slices of one size only \(.*224\); choose another one"):
+        network(torch.rand(1, 1, 64, 64))
+
+
+def test_smp_pretrained_without_a_connection(monkeypatch):
+    smp = pytest.importorskip("segmentation_models_pytorch")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise FileNotFoundError("An error happened") from OSError("Connection refused")
+
+    monkeypatch.setattr(smp.encoders, "hf_hub_download", refuse)
+    with pytest.raises(InputError, match=r"weights of resnet18 .*huggingface\.co \(Connection refused\); copy /"):
+        build_model(Config(model="smp.Unet", backbone="resnet18", pretrained=True))
+
+
 def test_smp_mistakes(monkeypatch):
     config = Config(model="smp.Unet", backbone="resnet18")
     with pytest.raises(InputError, match=r"smp.Best: no such architecture; there are .*UnetPlusPlus"):

@@ -163,6 +163,38 @@ def test_two_processes_equal_one_on_the_same_global_batch(make_data, tmp_path, b
                 torch.testing.assert_close(other["model"][key], value, rtol=1e-9, atol=1e-9)
 
 
+class HalfUsed(nn.Module):
+    """As PSPNet of segmentation_models.pytorch, it has weights that its forward pass leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.idle = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.used(x)
+
+
+def gradients_of_steps(folder: Path) -> None:
+    with process_group():
+        network = HalfUsed()
+        model, gradients = distribute(network, torch.device("cpu")), []
+        for step in range(3):
+            network.zero_grad()
+            model(torch.full((1, 2), float(step + rank()))).sum().backward()
+            gradients.append((network.used.weight.grad, network.idle.weight.grad))
+        torch.save(gradients, folder / f"{rank()}.pt")
+
+
+def test_weights_that_no_step_uses_are_not_waited_for(tmp_path):
+    """The gradient of the others is the mean over both processes, in every step; theirs stays None."""
+    processes = start_all(gradients_of_steps, tmp_path, output=tmp_path / "out")
+    assert [ended(process) for process in processes] == [0, 0], (tmp_path / "out.0").read_text()
+    for k in (0, 1):
+        for step, (used, idle) in enumerate(torch.load(tmp_path / f"{k}.pt")):
+            assert torch.equal(used, torch.full((2, 2), step + 0.5))
+            assert idle is None
+
+
 def gather_shares(count: int, out: Path) -> None:
     with process_group():
         out.with_suffix(f".{rank()}").write_text(repr(gather([item * 10 for item in share(range(count))])))

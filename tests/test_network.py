@@ -19,6 +19,7 @@ from models import MSDualGuided, build_model, recompute_activations
 from models import backbone as backbone_module
 from models.attention import BlockedAttention, ChannelAttention, PositionAttention, fused_attention, position_attention
 from models.backbone import Backbone as Network
+from utils import InputError
 
 SMALL = Config(backbone="resnet18")
 
@@ -198,6 +199,19 @@ def test_pretrained_weights_reach_the_stem_and_survive(monkeypatch, channels):
 def test_pretrained_without_weights_is_refused():
     with pytest.raises(ValueError, match="no ImageNet weights for resnext101_32x4d"):
         build_model(Config(pretrained=True))
+
+
+def test_pretrained_without_a_connection_says_where_the_file_belongs(monkeypatch, tmp_path):
+    """A real refusal: of a proxy at a port where nothing listens. Then a file that was placed there, but damaged."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    place = rf"resnet18-\w+\.pth could not be .*\); place the file in {tmp_path}/hub/checkpoints by hand"
+    with pytest.raises(InputError, match=place):
+        build_model(replace(SMALL, pretrained=True))
+    name = torchvision.models.ResNet18_Weights.DEFAULT.url.rpartition("/")[2]
+    (tmp_path / "hub" / "checkpoints" / name).write_bytes(b"PK\3\4" + bytes(100))
+    with pytest.raises(InputError, match=place):
+        build_model(replace(SMALL, pretrained=True))
 
 
 def plain_position_attention(query, key, value):

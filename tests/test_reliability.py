@@ -24,8 +24,9 @@ from data.slices import ShuffledBatches
 from engine import Epoch, train_one_epoch
 from losses import GuidedLoss
 from main import main
-from memory import StepMemory, available_bytes, explain_out_of_memory, step_memory
+from memory import LiveBytes, StepMemory, available_bytes, explain_out_of_memory, step_memory
 from models import build_model
+from models.attention import BlockedAttention
 from optimization import Optimization
 from tests.processes import command, ended, start
 from tests.test_main import read_csv
@@ -338,6 +339,57 @@ def test_estimate_against_what_autograd_keeps(options, bfloat16):
         assert estimate.of(3) < 0.95 * counted
     else:
         assert estimate.of(3) == pytest.approx(counted, rel=0.05)
+
+
+class Operations(LiveBytes):
+    """Counts them, too."""
+
+    count = 0
+
+    def __torch_dispatch__(self, *call: Any) -> Any:
+        Operations.count += 1
+        return super().__torch_dispatch__(*call)
+
+
+def test_estimate_takes_as_long_for_large_slices_as_for_small_ones(monkeypatch):
+    """As many operations, where real attention goes through 3 and 41 blocks; and the bytes of a real step."""
+    monkeypatch.setattr("memory.LiveBytes", Operations)
+    monkeypatch.setattr(BlockedAttention, "BLOCK", 100 * 256)
+    config, counts = Config(backbone="resnet18", steps=1), []
+    for side in (64, 128):
+        Operations.count = 0
+        estimate = step_memory(config, (side, side), False)
+        counts.append(Operations.count)
+    assert counts[0] == counts[1]
+    model, target = build_model(config), torch.zeros(1, side, side, dtype=torch.long)
+    with LiveBytes() as live:
+        kept = GuidedLoss()(model(torch.rand(1, 1, side, side)), target)
+        assert kept.total.requires_grad
+        assert estimate.per_slice == pytest.approx(live.bytes, rel=1e-3)
+
+
+def test_estimate_waits_for_no_other_process(monkeypatch):
+    """The Dice loss adds up over the processes, but not where there is nothing to add."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the estimate spoke to other processes")
+
+    config = Config(backbone="resnet18", steps=1, guidance=False, dice=1.0)
+    alone = step_memory(config, (48, 48), False)
+    monkeypatch.setattr("distributed.world", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", refuse)
+    assert step_memory(config, (48, 48), False) == alone
+
+
+def test_estimate_of_a_transformer():
+    """It is built from tensors with content, whose numbers it wants to know; counted on a real step."""
+    pytest.importorskip("segmentation_models_pytorch")
+    config, target = Config(model="smp.Segformer", backbone="mit_b0"), torch.zeros(1, 64, 64, dtype=torch.long)
+    model = build_model(config)
+    with LiveBytes() as live:
+        kept = GuidedLoss()(model(torch.rand(1, 1, 64, 64)), target)
+        assert kept.total.requires_grad
+        assert step_memory(config, (64, 64), False).per_slice == pytest.approx(live.bytes, rel=1e-2)
 
 
 def test_what_fits():

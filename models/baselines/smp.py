@@ -11,13 +11,16 @@ from utils import InputError
 class SegmentationModel(Network):
     """The architecture `name` (such as "UnetPlusPlus") of the library, with its own decoder and initialization.
 
-    Raises InputError where the library is missing, or knows no such architecture or encoder.
+    Raises InputError where the library is missing, knows no such architecture or encoder, or cannot download weights;
+    also (forward) for images of another size than an encoder takes that takes one only.
     """
 
     multiple, smallest = 32, 64
 
     def __init__(self, name: str, channels: int, classes: int, backbone: str, pretrained: bool) -> None:
         super().__init__()
+        if name.lower() == "pan":
+            self.smallest = 128  # its pyramid halves the H/16 maps three times
         try:
             import segmentation_models_pytorch as smp
         except ImportError:
@@ -31,6 +34,14 @@ class SegmentationModel(Network):
         weights = "imagenet" if pretrained else None
         try:
             self.network = smp.create_model(name, backbone, weights, channels, classes)
+        except OSError as error:
+            from huggingface_hub.constants import HF_HUB_CACHE
+
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise InputError(
+                f"--pretrained: the weights of {backbone} could not be downloaded from huggingface.co ({reason}); copy "
+                f"{HF_HUB_CACHE} from a machine that has them, or leave out --pretrained"
+            ) from None
         except (KeyError, ValueError) as error:
             reason = str(error).strip("\"'").splitlines()[0]
             raise InputError(f"--model smp.{name} --backbone {backbone}: {reason}") from None
@@ -40,4 +51,8 @@ class SegmentationModel(Network):
 
     def maps(self, image: Tensor) -> Output:
         """Padded image (B, C, H, W) -> Output with one map of logits at full size."""
-        return only(self.network(image))
+        try:
+            return only(self.network(image))
+        except AssertionError as error:  # timm's of transformers: Input height (64) doesn't match model (224).
+            reason = str(error).rstrip(".")
+            raise InputError(f"--backbone takes slices of one size only ({reason}); choose another one") from None
