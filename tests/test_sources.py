@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 import prepare
 from data.folder import open_data
 from data.sources.chaos import ChaosCT, ChaosMR
-from data.sources.dicom import read_series
+from data.sources.dicom import read_series, write_series
 from data.splits import PAPER_SEED, PROTOCOLS, fold_split, random_splits
 from data.volumes import assemble, to_scan
 from utils import InputError
@@ -115,6 +115,24 @@ def test_dicom_geometry_is_that_of_the_positions(tmp_path):
         np.testing.assert_allclose(
             series.image.TransformIndexToPhysicalPoint((0, 0, k)), slice_position(k, direction), atol=1e-3
         )
+
+
+@pytest.mark.parametrize(
+    "names", [["1.2.840.113619.2.4", "1.2.840.113619.2.5", "1.2.840.113619.2.6"], ["a", "a.dcm", "b.DCM"]]
+)
+def test_a_written_series_has_a_file_for_each_slice_whatever_their_names(tmp_path, names):
+    for k, name in enumerate(names):
+        write_dicom(tmp_path / "scan" / name, np.full((6, 7), k), slice_position(k))
+    series = read_series(tmp_path / "scan")
+    label = sitk.GetImageFromArray(np.arange(3 * 6 * 7, dtype=np.uint8).reshape(3, 6, 7))
+    label.CopyInformation(series.image)
+    write_series(tmp_path / "segmentation", label, series)
+    assert sorted(path.name for path in (tmp_path / "segmentation").iterdir()) == sorted(names)
+    for k, name in enumerate(names):
+        written = sitk.ReadImage(tmp_path / "segmentation" / name)
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(written)[0], sitk.GetArrayFromImage(label)[k])
+        position = [float(number) for number in written.GetMetaData("0020|0032").split("\\")]
+        np.testing.assert_allclose(position, slice_position(k), atol=1e-3)
 
 
 def add_slice(folder: Path, **options) -> None:

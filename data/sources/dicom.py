@@ -64,7 +64,7 @@ def read_series(folder: Path) -> Series:
 def write_series(folder: Path, label: sitk.Image, series: Series) -> None:
     """Write a label volume on the grid of `series` as a DICOM series of the same patient and study.
 
-    One file for each slice, named as the slice's and replaced if it is there; positions, orientation and frame of
+    One file for each slice, called just as the slice's and replaced if it is there; positions, orientation and frame of
     reference are the slice's own, so that viewers show both together.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def write_series(folder: Path, label: sitk.Image, series: Series) -> None:
         new = {"0008|0060": "OT", "0008|103e": "Segmentation", SERIES: series_uid, "0008|0018": _new_uid()}
         for tag, value in new.items():
             image.SetMetaData(tag, value)
-        with atomic_path(folder / f"{source.stem}.dcm") as temporary:
+        with atomic_path(folder / source.name) as temporary:
             writer = sitk.ImageFileWriter()
             writer.KeepOriginalImageUIDOn()
             writer.SetImageIO("GDCMImageIO")
