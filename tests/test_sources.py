@@ -135,6 +135,23 @@ def test_a_written_series_has_a_file_for_each_slice_whatever_their_names(tmp_pat
         np.testing.assert_allclose(position, slice_position(k), atol=1e-3)
 
 
+@pytest.mark.parametrize("angles", [(0, 0, 0), (12, -20, 8)])
+@pytest.mark.parametrize(("tilt", "axis", "refused"), [(0.1, "x", False), (1.0, "y", True), (-17.5, "x", True)])
+def test_series_of_a_tilted_gantry_are_refused(tmp_path, angles, tilt, axis, refused):
+    """The scanner turns each slice about its rows or columns, while the table moves on along the same line."""
+    table = Rotation.from_euler("xyz", angles, degrees=True)
+    direction = (table * Rotation.from_euler(axis, tilt, degrees=True)).as_matrix()
+    for k in range(40):
+        write_dicom(tmp_path / f"{k}.dcm", np.zeros((6, 7)), slice_position(k, table.as_matrix()), direction)
+    if not refused:
+        assert len(read_series(tmp_path).files) == 40
+        return
+    with pytest.raises(InputError) as caught:
+        read_series(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}: ")
+    assert f"tilted by {abs(tilt)} degrees" in str(caught.value)
+
+
 def add_slice(folder: Path, **options) -> None:
     settings = {"pixels": np.zeros((40, 40)), "position": slice_position(4)} | options
     write_dicom(folder / "extra.dcm", **settings)
@@ -151,6 +168,7 @@ BAD_CHAOS = {
     "another orientation": (
         lambda r: add_slice(r / IN_PHASE, direction=Rotation.from_euler("x", 0.2).as_matrix()), ["another orientation"],
     ),
+    "slice aside": (lambda r: add_slice(r / IN_PHASE, position=np.add(slice_position(4), (3, 0, 0))), ["sideways"]),
     "broken file": (lambda r: (r / IN_PHASE / "extra.dcm").write_bytes(b"DICM"), ["extra.dcm", "not a readable DICOM"]),
     "empty series": (lambda r: [p.unlink() for p in (r / IN_PHASE).glob("*.dcm")], ["holds no DICOM"]),
     "mask missing": (lambda r: (r / GROUND / "IMG-0004-00004.png").unlink(), ["has no IMG-0004-00004.png"]),
