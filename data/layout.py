@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from checkpoint import lock_folder, unlock_folder
 from data.folder import SUBJECT, DataFolder
 from data.png import read_codes
 from data.preparation import Preparation
@@ -34,29 +35,17 @@ def write_data(
 
     In the masks, the classes (label value -> name, background first) are grey values spread over 0 to 252, so that they
     can be seen; those of four organs are CHAOS's. The folder appears under its name when it is complete. With
-    `skip_bad`, subjects that cannot be read are left out. Raises InputError where `out` is taken, a subject is bad, or
-    a split has no subject left.
+    `skip_bad`, subjects that cannot be read are left out. Raises InputError where `out` is taken or being made by
+    another process, a subject is bad, or a split has no subject left.
     """
-    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise InputError(f"{out}: exists already; choose another --out or remove it")
-    if not 2 <= len(classes) <= 253:
-        raise InputError(f"{len(classes)} classes: a mask has grey values for 2 to 253, the background among them")
-    names = list(classes.values())
-    for value, name in classes.items():
-        if names.count(name) > 1 or not name.strip() or not name.isprintable() or not 0 <= value < 2**16:
-            raise InputError(
-                f"label value {value} is called {name!r}; choose values from 0 to 65535, and names of text that differ"
-            )
-    for subject in chain.from_iterable(split.values()):
-        if not SUBJECT.fullmatch(subject):
-            raise InputError(
-                f"subject {subject!r} must be of letters, digits, underscores and dashes; rename its files"
-            )
+    _check_free(out)
+    _check_names(split, classes)
     step = 252 // (len(classes) - 1)
     codes = {value: k * step for k, value in enumerate(classes)}
     home = {subject: name for name, subjects in split.items() for subject in subjects}
     partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    lock_folder(partial)
     geometry: dict[str, Any] = {}
     problems = []
 
@@ -67,7 +56,8 @@ def write_data(
             return {"problem": f"subject {subject}: {error}"}
 
     try:
-        partial.mkdir(parents=True)
+        for leftover in partial.glob("[!.]*"):  # of a preparation that was killed; the lock stays
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         with ThreadPoolExecutor(4) as pool:
             bar = tqdm(pool.map(write, home), "prepare", len(home), unit="subject", disable=None)
             for subject, entry in zip(home, bar, strict=True):
@@ -90,10 +80,35 @@ def write_data(
             "subjects": geometry,
         }
         write_json(partial / "dataset.json", {**description, **content})
+        _check_free(out)
         partial.replace(out)
+        (out / ".lock").unlink()
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        unlock_folder(partial)
     return problems
+
+
+def _check_free(out: Path) -> None:
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise InputError(f"{out}: exists already; choose another --out or remove it")
+
+
+def _check_names(split: Split, classes: Mapping[int, str]) -> None:
+    """What classes and subjects are called, and how many classes there are, must fit into the layout."""
+    if not 2 <= len(classes) <= 253:
+        raise InputError(f"{len(classes)} classes: a mask has grey values for 2 to 253, the background among them")
+    names = list(classes.values())
+    for value, name in classes.items():
+        if names.count(name) > 1 or not name.strip() or not name.isprintable() or not 0 <= value < 2**16:
+            raise InputError(
+                f"label value {value} is called {name!r}; choose values from 0 to 65535, and names of text that differ"
+            )
+    for subject in chain.from_iterable(split.values()):
+        if not SUBJECT.fullmatch(subject):
+            raise InputError(
+                f"subject {subject!r} must be of letters, digits, underscores and dashes; rename its files"
+            )
 
 
 def _write_subject(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +22,9 @@ from data.folder import open_data
 from data.preparation import Preparation, stretch
 from data.sources.nifti import find_pairs
 from data.volumes import assemble, to_scan, write_nifti
-from utils import InputError
+from utils import InputError, write_json
 
+ROOT = Path(__file__).parents[1]
 REAL = Path(__file__).parents[2] / "shared" / "data"
 needs_real_data = pytest.mark.skipif(not REAL.exists(), reason="the real scans are not beside the repository")
 ORIENTATIONS = [
@@ -249,10 +253,76 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(scans, tmp_path, case):
 def test_nothing_is_overwritten_and_leftovers_do_no_harm(scans, tmp_path):
     _, arguments = scans
     (tmp_path / ".out.partial" / "train").mkdir(parents=True)  # as a killed preparation leaves it
+    (tmp_path / ".out.partial" / "splits.json").touch()
     prepare.main(arguments)
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert made == {"train", "val", "test", "dataset.json", "contact_sheet.png"}
     with pytest.raises(InputError, match="exists already"):
         prepare.main(arguments)
     assert not (tmp_path / ".out.partial").exists()
+
+
+# Prepares sys.argv[1], but waits for a line before it reads the last subject.
+WAITS = """
+import sys
+from pathlib import Path
+import numpy as np
+import SimpleITK as sitk
+from data.layout import write_data
+from data.preparation import Preparation
+from data.sources import Case
+
+class Source:
+    def read(self, subject):
+        if subject == "c":
+            print("waits", flush=True)
+            sys.stdin.readline()
+        volume = sitk.GetImageFromArray(np.arange(2 * 32 * 32, dtype=np.uint8).reshape(2, 32, 32) % 2)
+        return Case([volume], volume, ["scan"])
+
+split = {"train": ["a"], "val": ["b"], "test": ["c"]}
+write_data(Path(sys.argv[1]), Source(), split, Preparation(), {0: "background", 1: "x"}, {})
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_two_preparations_of_one_folder_do_not_mix(scans, tmp_path, killed):
+    _, arguments = scans
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", WAITS, str(out)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "waits\n"
+        with pytest.raises(InputError, match="another process is at work in it") as caught:
+            prepare.main(arguments)
+        assert str(out.parent) in str(caught.value)
+        assert "choose another --out" in str(caught.value)
+        if killed:
+            first.kill()
+        else:
+            first.communicate("go on\n")
+    subjects = {"s0", "s1", "s2", "s3"} if killed else {"a", "b", "c"}
+    if killed:
+        prepare.main(arguments)
+    assert first.returncode == (-signal.SIGKILL if killed else 0)
+    data = open_data(out)
+    assert {item.subject for items in data.splits.values() for item in items} == subjects == set(data.geometry)
+    assert not list(tmp_path.glob(".*")) + list(out.glob(".*"))
+
+
+def test_a_folder_that_appears_meanwhile_is_left_alone(scans, tmp_path, monkeypatch):
+    _, arguments = scans
+    out = tmp_path / "out"
+
+    def write_and_take(path: Path, value: object) -> None:
+        write_json(path, value)
+        out.mkdir()
+        (out / "mine").touch()
+
+    monkeypatch.setattr("data.layout.write_json", write_and_take)
+    with pytest.raises(InputError, match="exists already"):
+        prepare.main(arguments)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "scans", "split.json"]
+    assert [path.name for path in out.iterdir()] == ["mine"]
 
 
 @pytest.mark.parametrize(
