@@ -95,10 +95,14 @@ class Options(ABC):
             "licence": self.licence_text,
             "command": shlex.join(["prepare.py", *sys.argv[1:]]),
         }
-        problems = write_data(self.out, source, split, preparation, classes, description, self.skip_bad)
-        if all_splits:
-            write_json(self.out / "splits.json", all_splits)
-        show(self.out)
+
+        def complete(folder: Path) -> None:
+            if all_splits:
+                write_json(folder / "splits.json", all_splits)
+            show(folder)
+
+        problems = write_data(self.out, source, split, preparation, classes, description, self.skip_bad, complete)
+        say_ready(self.out)
         for problem in problems:
             print(f"left out: {problem}")
 
@@ -220,6 +224,7 @@ class Check:
 
     def run(self) -> None:
         show(self.data)
+        say_ready(self.data)
 
 
 def show(root: Path) -> None:
@@ -229,6 +234,10 @@ def show(root: Path) -> None:
         print(f"note: {note}")
     print(describe(data))
     save_contact_sheet(root / "contact_sheet.png", data)
+
+
+def say_ready(root: Path) -> None:
+    """Print what comes next."""
     print(f"{root} is ready; {root / 'contact_sheet.png'} shows slices of it. Train with: python main.py --data {root}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from checkpoint import lock_folder, unlock_folder
-from data.folder import SUBJECT, DataFolder
+from data.folder import SUBJECT, DataFolder, check_geometry, open_data
 from data.png import read_codes
 from data.preparation import Preparation
 from data.sources import Source
@@ -30,44 +30,27 @@ def write_data(
     classes: Mapping[int, str],
     description: Mapping[str, Any],
     skip_bad: bool = False,
+    check: Callable[[Path], Any] = open_data,
 ) -> list[str]:
     """Write every subject of `split` into the new folder `out`, in parallel; return what was wrong with those left out.
 
     In the masks, the classes (label value -> name, background first) are grey values spread over 0 to 252, so that they
-    can be seen; those of four organs are CHAOS's. The folder appears under its name when it is complete. With
-    `skip_bad`, subjects that cannot be read are left out. Raises InputError where `out` is taken or being made by
-    another process, a subject is bad, or a split has no subject left.
+    can be seen; those of four organs are CHAOS's. The folder appears under its name when it is complete and `check`,
+    which may add to it, has raised nothing. With `skip_bad`, subjects that cannot be read are left out. Raises
+    InputError where `out` is taken or being made by another process, a subject is bad, subjects differ in their number
+    of channels, or a split has no subject left.
     """
     _check_free(out)
     _check_names(split, classes)
     step = 252 // (len(classes) - 1)
     codes = {value: k * step for k, value in enumerate(classes)}
-    home = {subject: name for name, subjects in split.items() for subject in subjects}
     partial = out.with_name(f".{out.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     lock_folder(partial)
-    geometry: dict[str, Any] = {}
-    problems = []
-
-    def write(subject: str) -> dict[str, Any]:
-        try:
-            return _write_subject(partial / home[subject], subject, source, preparation, codes)
-        except InputError as error:
-            return {"problem": f"subject {subject}: {error}"}
-
     try:
         for leftover in partial.glob("[!.]*"):  # of a preparation that was killed; the lock stays
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        with ThreadPoolExecutor(4) as pool:
-            bar = tqdm(pool.map(write, home), "prepare", len(home), unit="subject", disable=None)
-            for subject, entry in zip(home, bar, strict=True):
-                if "problem" not in entry:
-                    geometry[subject] = entry
-                    continue
-                if not skip_bad:
-                    pool.shutdown(cancel_futures=True)
-                    raise InputError(entry["problem"])
-                problems.append(entry["problem"])
+        geometry, problems = _write_subjects(partial, source, split, preparation, codes, skip_bad)
         kept = {name: [subject for subject in subjects if subject in geometry] for name, subjects in split.items()}
         for name, subjects in kept.items():
             if not subjects:
@@ -80,6 +63,7 @@ def write_data(
             "subjects": geometry,
         }
         write_json(partial / "dataset.json", {**description, **content})
+        check(partial)
         _check_free(out)
         partial.replace(out)
         (out / ".lock").unlink()
@@ -111,6 +95,43 @@ def _check_names(split: Split, classes: Mapping[int, str]) -> None:
             )
 
 
+def _write_subjects(
+    root: Path,
+    source: Source,
+    split: Split,
+    preparation: Preparation,
+    codes: Mapping[int, int],
+    skip_bad: bool,
+) -> tuple[dict[str, Any], list[str]]:
+    """What dataset.json says of each subject that was written, and what was wrong with the others."""
+    home = {subject: name for name, subjects in split.items() for subject in subjects}
+    written: dict[str, Any] = {}
+    channels: dict[int, str] = {}
+    problems = []
+
+    def write(subject: str) -> dict[str, Any]:
+        try:
+            return _write_subject(root / home[subject], subject, source, preparation, codes)
+        except InputError as error:
+            return {"problem": f"subject {subject}: {error}"}
+
+    with ThreadPoolExecutor(4) as pool:
+        bar = tqdm(pool.map(write, home), "prepare", len(home), unit="subject", disable=None)
+        for subject, entry in zip(home, bar, strict=True):
+            if "problem" not in entry:
+                channels.setdefault(entry.pop("channels"), subject)
+                written[subject] = entry
+                continue
+            if not skip_bad:
+                pool.shutdown(cancel_futures=True)
+                raise InputError(entry["problem"])
+            problems.append(entry["problem"])
+    if len(channels) > 1:
+        has = " and ".join(f"subject {name} has {count}" for count, name in channels.items())
+        raise InputError(f"{has} channels; name only subjects with the same ones in --split-file")
+    return written, problems
+
+
 def _write_subject(
     folder: Path, subject: str, source: Source, preparation: Preparation, codes: Mapping[int, int]
 ) -> dict[str, Any]:
@@ -120,6 +141,13 @@ def _write_subject(
     unknown = sorted(set(np.unique(label).tolist()) - codes.keys())
     if unknown:
         raise InputError(f"{case.files[-1]}: holds the label values {unknown}; known are {list(codes)}")
+    check_geometry({subject: geometry}, Path(case.files[0]))
+    rows, columns = label.shape[1:]
+    if min(rows, columns) < 32:
+        raise InputError(
+            f"{case.files[0]}: has slices of {columns} x {rows} pixels; pad them to at least 32 x 32 with --size, or "
+            "choose a smaller --spacing"
+        )
     table = np.zeros(max(codes) + 1, np.uint8)
     table[list(codes)] = list(codes.values())
     folders = [folder / ("Img" if k == 1 else f"Img_{k}") for k in range(1, len(images) + 1)]
@@ -130,7 +158,7 @@ def _write_subject(
         Image.fromarray(table[mask]).save(folder / "GT" / name)
         for path, pixels in zip(folders, slices, strict=True):
             Image.fromarray(pixels).save(path / name)
-    return {**geometry, "files": case.files}
+    return {**geometry, "files": case.files, "channels": len(images)}
 
 
 def describe(data: DataFolder) -> str:

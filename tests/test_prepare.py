@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 import prepare
-from data.folder import open_data
+from data.folder import DataFolder, open_data
 from data.preparation import Preparation, stretch
 from data.sources.nifti import find_pairs
 from data.volumes import assemble, to_scan, write_nifti
@@ -200,6 +200,11 @@ def write_mha_with_nan(source: Path) -> None:
         sitk.WriteImage(scan, path.with_name(path.name.replace("nii.gz", "mha")))
 
 
+def far_away(scan: sitk.Image) -> sitk.Image:
+    scan.SetOrigin((2e6, 0, 0))  # mm
+    return scan
+
+
 BAD = {
     "missing scan": (lambda s: (s / "image_s2.nii.gz").unlink(), [], ["subject s2", "image_s2.nii.gz", "no such file"]),
     "missing label": (lambda s: (s / "label_s2.nii.gz").unlink(), [], ["no label of subject s2", "only of s0, s1, s3"]),
@@ -214,6 +219,19 @@ BAD = {
     "4-D label": (
         lambda s: spoil(s / "label_s0.nii.gz", lambda x: sitk.JoinSeries([x, x])), [],
         ["label_s0.nii.gz", "is it the label"],
+    ),
+    "small slices": (
+        lambda s: [spoil(s / f"{kind}_s0.nii.gz", lambda x: x[10:, :, :]) for kind in ("image", "label")], [],
+        ["subject s0", "image_s0.nii.gz", "30 x 36 pixels", "32 x 32 with --size", "--spacing"],
+    ),
+    "coarse spacing": (lambda s: None, ["--spacing", "3,3"], ["image_s0.nii.gz", "17 x 10 pixels", "--spacing"]),
+    "channels": (
+        lambda s: spoil(s / "image_s1.nii.gz", lambda x: sitk.JoinSeries([x, x])), [],
+        ["s0 has 1", "s1 has 2 channels", "--split-file"],
+    ),
+    "far away": (
+        lambda s: [spoil(s / f"{kind}_s2.nii.gz", far_away) for kind in ("image", "label")], [],
+        ["subject s2", "image_s2.nii.gz", "origin", "mm"],
     ),
     "names": (lambda s: None, ["--names", "a,b"], ["2 names", "[1, 2, 3]"]),
     "size flag": (lambda s: None, ["--size", "16"], ["--size 16"]),
@@ -323,6 +341,22 @@ def test_a_folder_that_appears_meanwhile_is_left_alone(scans, tmp_path, monkeypa
         prepare.main(arguments)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "scans", "split.json"]
     assert [path.name for path in out.iterdir()] == ["mine"]
+
+
+def test_the_check_sees_the_whole_folder_before_it_appears(scans, tmp_path, monkeypatch):
+    _, arguments = scans
+    seen = []
+
+    def refuse(data: DataFolder) -> str:
+        seen.extend(item.mask.exists() for items in data.splits.values() for item in items)
+        seen.append((tmp_path / "out").exists())
+        raise InputError("refused")
+
+    monkeypatch.setattr("prepare.describe", refuse)
+    with pytest.raises(InputError, match="refused"):
+        prepare.main(arguments)
+    assert seen == [True] * 12 + [False]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scans", "split.json"]
 
 
 @pytest.mark.parametrize(
