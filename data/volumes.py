@@ -62,8 +62,11 @@ def place(image: sitk.Image, grid: Grid, smooth: bool) -> sitk.Image:
     if Grid.of(image) == grid:
         return image
     method = sitk.sitkLinear if smooth else sitk.sitkNearestNeighbor
+    kind = image.GetPixelID()
+    if smooth and kind not in (sitk.sitkFloat32, sitk.sitkFloat64):
+        kind = sitk.sitkFloat32  # for integers, ITK cuts off the fraction of what it interpolates
     size, spacing, origin, direction = grid
-    return sitk.Resample(image, size, sitk.Transform(), method, origin, spacing, direction, 0.0, image.GetPixelID())
+    return sitk.Resample(image, size, sitk.Transform(), method, origin, spacing, direction, 0.0, kind)
 
 
 def itk_path(path: Path) -> str:

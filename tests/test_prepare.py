@@ -106,12 +106,14 @@ def test_cropped_and_padded_labels_return_where_they_were(tmp_path_factory, code
     np.testing.assert_array_equal(returned, np.where(kept, whole, 0))
 
 
-def test_resampling_averages_images_and_keeps_labels_whole(tmp_path):
+@pytest.mark.parametrize("kind", [sitk.sitkFloat32, sitk.sitkInt16, sitk.sitkUInt8])
+def test_resampling_averages_images_and_keeps_labels_whole(tmp_path, kind):
     image, label = make_scan(0, "LAS", size=(8, 12, 5))
+    image = sitk.Cast(image - 100 * (kind == sitk.sitkInt16), kind)
     write_scan(tmp_path, "1", image, label)
     half = prepared(tmp_path, spacing=(2.5, 1.6))
     full = sitk.GetArrayFromImage(sitk.DICOMOrient(image, "LPS"))
-    means = full.reshape(5, 6, 2, 4, 2).mean((2, 4))
+    means = full.reshape(5, 6, 2, 4, 2).mean((2, 4), dtype=float)
     expected = (means - means.min()) / (means.max() - means.min()) * 65535
     np.testing.assert_allclose(half.images[0], expected, atol=1)
     assert set(np.unique(half.label)) <= {0, 1, 2, 3}
