@@ -106,6 +106,22 @@ def test_cropped_and_padded_labels_return_where_they_were(tmp_path_factory, code
     np.testing.assert_array_equal(returned, np.where(kept, whole, 0))
 
 
+@pytest.mark.parametrize("options", [{}, {"window": (40.0, 400.0)}, {"window": (40.0, 400.0), "spacing": (2.5, 1.6)}])
+def test_padding_is_as_dark_as_the_darkest_of_the_scan(tmp_path, options):
+    """CT: air is -1000, so that 0 would be a mid-grey frame."""
+    image, label = make_scan(0, "LPS", size=(40, 24, 3))
+    write_scan(tmp_path, "1", sitk.Cast(image * 10 - 1000, sitk.sitkInt16), label + 1)
+    padded = prepared(tmp_path, size=44, **options)
+    whole = prepared(tmp_path, **options)
+    rows, columns = ((44 - n) // 2 + (44 - n) % 2 for n in whole.label.shape[1:])
+    inside = np.s_[:, rows : rows + whole.label.shape[1], columns : columns + whole.label.shape[2]]
+    frame = np.ones(padded.label.shape, bool)
+    frame[inside] = False
+    assert (padded.label[frame] == 0).all() and (padded.label[~frame] > 0).all()
+    assert (padded.images[0][frame] == 0).all()
+    np.testing.assert_allclose(padded.images[0][inside], whole.images[0], atol=1)
+
+
 @pytest.mark.parametrize("kind", [sitk.sitkFloat32, sitk.sitkInt16, sitk.sitkUInt8])
 def test_resampling_averages_images_and_keeps_labels_whole(tmp_path, kind):
     image, label = make_scan(0, "LAS", size=(8, 12, 5))
