@@ -113,8 +113,10 @@ class Options(ABC):
         if self.folds is not None:
             splits = [fold_split(subjects, k, self.folds, self.seed) for k in range(1, self.folds + 1)]
         elif self.split:
-            counts = tuple(map(int, _numbers("--split", self.split, 3)))
-            splits = random_splits(subjects, counts, 1, self.seed)
+            counts = _numbers("--split", self.split, 3)
+            if not all(count.is_integer() and count >= 1 for count in counts):
+                raise InputError(f"--split {self.split}: must be whole numbers of subjects from 1, such as 13,2,5")
+            splits = random_splits(subjects, tuple(map(int, counts)), 1, self.seed)
         elif self.key in PROTOCOLS:
             counts, repeats = PROTOCOLS[self.key]
             splits = random_splits(subjects, counts, repeats, PAPER_SEED)

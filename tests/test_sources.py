@@ -349,6 +349,17 @@ def test_wrong_commands(tmp_path, monkeypatch, command, expected):
     assert expected in str(caught.value)
 
 
+@pytest.mark.parametrize("counts", ["4,0,1", "0,3,1", "1,1,3.9", "1,nan,1", "1,1,inf", "-1,4,1", "1,1,1e400"])
+def test_counts_of_a_split_are_whole_numbers_from_1(tmp_path, counts):
+    for subject in "1234":
+        write_volume(tmp_path / "in" / f"image_{subject}.nii.gz", np.zeros((2, 33, 33), np.uint8))
+        write_volume(tmp_path / "in" / f"label_{subject}.nii.gz", np.ones((2, 33, 33), np.uint8))
+    with pytest.raises(InputError, match="must be whole numbers of subjects from 1") as caught:
+        prepare.main(["nifti", str(tmp_path / "in"), "--out", str(tmp_path / "out"), f"--split={counts}"])
+    assert f"--split {counts}: " in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 def test_splits_are_disjoint_and_repeatable():
     subjects = [str(k) for k in range(1, 21)]
     splits = random_splits(subjects, (13, 2, 5), 3, seed=2020)
