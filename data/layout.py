@@ -74,6 +74,8 @@ def write_data(
 
 
 def _check_free(out: Path) -> None:
+    if out.name in ("", ".."):
+        raise InputError(f"--out {out}: is no name of a new folder; choose one, such as DIR")
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise InputError(f"{out}: exists already; choose another --out or remove it")
 

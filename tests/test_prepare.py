@@ -298,6 +298,16 @@ def test_nothing_is_overwritten_and_leftovers_do_no_harm(scans, tmp_path):
     assert not (tmp_path / ".out.partial").exists()
 
 
+@pytest.mark.parametrize("out", [".", "..", "", "new/..", "/"])
+def test_out_is_the_name_of_a_new_folder(scans, tmp_path, monkeypatch, out):
+    _, arguments = scans
+    (tmp_path / "empty" / "er").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "empty" / "er")
+    with pytest.raises(InputError, match="is no name of a new folder; choose one"):
+        prepare.main([*arguments, "--out", out])
+    assert sorted(path.name for path in tmp_path.rglob("e*")) == ["empty", "er"]
+
+
 # Prepares sys.argv[1], but waits for a line before it reads the last subject.
 WAITS = """
 import sys
