@@ -89,7 +89,7 @@ class Options(ABC):
         )
         source = self.find()
         split, all_splits = self._choose_split(source.subjects())
-        classes = source.classes([subject for subjects in split.values() for subject in subjects])
+        classes = source.classes([subject for subjects in split.values() for subject in subjects], self.skip_bad)
         description = {
             "name": self.title,
             "licence": self.licence_text,

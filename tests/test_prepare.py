@@ -286,6 +286,18 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(scans, tmp_path, case):
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "split.json") == ["scans"]
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"noise"), lambda path: path.unlink()])
+@pytest.mark.parametrize("kind", ["image", "label"])
+def test_subjects_with_a_damaged_file_can_be_left_out(scans, tmp_path, kind, damage, capsys):
+    source, arguments = scans
+    damage(source / f"{kind}_s1.nii.gz")
+    prepare.main([*arguments, "--names", "a,b,c", "--skip-bad"])
+    assert "left out: subject s1: " in capsys.readouterr().out
+    data = open_data(tmp_path / "out")
+    assert data.labels.names == ("background", "a", "b", "c")
+    assert set(data.geometry) == {"s0", "s2", "s3"}
+
+
 def test_nothing_is_overwritten_and_leftovers_do_no_harm(scans, tmp_path):
     _, arguments = scans
     (tmp_path / ".out.partial" / "train").mkdir(parents=True)  # as a killed preparation leaves it
