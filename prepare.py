@@ -89,16 +89,20 @@ class Options(ABC):
         )
         source = self.find()
         split, all_splits = self._choose_split(source.subjects())
-        classes = source.classes([subject for subjects in split.values() for subject in subjects])
+        classes = source.classes([subject for subjects in split.values() for subject in subjects], self.skip_bad)
         description = {
             "name": self.title,
             "licence": self.licence_text,
             "command": shlex.join(["prepare.py", *sys.argv[1:]]),
         }
-        problems = write_data(self.out, source, split, preparation, classes, description, self.skip_bad)
-        if all_splits:
-            write_json(self.out / "splits.json", all_splits)
-        show(self.out)
+
+        def complete(folder: Path) -> None:
+            if all_splits:
+                write_json(folder / "splits.json", all_splits)
+            show(folder)
+
+        problems = write_data(self.out, source, split, preparation, classes, description, self.skip_bad, complete)
+        say_ready(self.out)
         for problem in problems:
             print(f"left out: {problem}")
 
@@ -109,8 +113,10 @@ class Options(ABC):
         if self.folds is not None:
             splits = [fold_split(subjects, k, self.folds, self.seed) for k in range(1, self.folds + 1)]
         elif self.split:
-            counts = tuple(map(int, _numbers("--split", self.split, 3)))
-            splits = random_splits(subjects, counts, 1, self.seed)
+            counts = _numbers("--split", self.split, 3)
+            if not all(count.is_integer() and count >= 1 for count in counts):
+                raise InputError(f"--split {self.split}: must be whole numbers of subjects from 1, such as 13,2,5")
+            splits = random_splits(subjects, tuple(map(int, counts)), 1, self.seed)
         elif self.key in PROTOCOLS:
             counts, repeats = PROTOCOLS[self.key]
             splits = random_splits(subjects, counts, repeats, PAPER_SEED)
@@ -220,6 +226,7 @@ class Check:
 
     def run(self) -> None:
         show(self.data)
+        say_ready(self.data)
 
 
 def show(root: Path) -> None:
@@ -229,6 +236,10 @@ def show(root: Path) -> None:
         print(f"note: {note}")
     print(describe(data))
     save_contact_sheet(root / "contact_sheet.png", data)
+
+
+def say_ready(root: Path) -> None:
+    """Print what comes next."""
     print(f"{root} is ready; {root / 'contact_sheet.png'} shows slices of it. Train with: python main.py --data {root}")
 
 

@@ -286,7 +286,7 @@ def read_description(path: Path) -> dict[str, Any]:
     described: dict[str, Any] = {}
     if "labels" in content:
         described["labels"] = _check_labels(content["labels"], path)
-    described["subjects"] = _check_geometry(content.get("subjects", {}), path)
+    described["subjects"] = check_geometry(content.get("subjects", {}), path)
     described["preparation"] = content.get("preparation")
     if described["preparation"] is not None:
         try:
@@ -318,7 +318,8 @@ def _check_labels(labels: Any, path: Path, key: str = "labels", where: str = "ma
     return Labels(names, codes)
 
 
-def _check_geometry(subjects: Any, path: Path) -> dict[str, dict[str, Any]]:
+def check_geometry(subjects: Any, path: Path) -> dict[str, dict[str, Any]]:
+    """`subjects` if each entry is what `data.volumes.to_scan` can use. Raises InputError for anything else."""
     if not isinstance(subjects, dict) or not all(isinstance(entry, dict) for entry in subjects.values()):
         raise InputError(f'{path}: subjects must be an object such as {{"1": {{"spacing": [1.5, 1.5, 8.0]}}}}')
     for subject, entry in subjects.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.folder import SUBJECT, DataFolder
+from checkpoint import lock_folder, unlock_folder
+from data.folder import SUBJECT, DataFolder, check_geometry, open_data
 from data.png import read_codes
 from data.preparation import Preparation
 from data.sources import Source
@@ -29,16 +30,58 @@ def write_data(
     classes: Mapping[int, str],
     description: Mapping[str, Any],
     skip_bad: bool = False,
+    check: Callable[[Path], Any] = open_data,
 ) -> list[str]:
     """Write every subject of `split` into the new folder `out`, in parallel; return what was wrong with those left out.
 
     In the masks, the classes (label value -> name, background first) are grey values spread over 0 to 252, so that they
-    can be seen; those of four organs are CHAOS's. The folder appears under its name when it is complete. With
-    `skip_bad`, subjects that cannot be read are left out. Raises InputError where `out` is taken, a subject is bad, or
-    a split has no subject left.
+    can be seen; those of four organs are CHAOS's. The folder appears under its name when it is complete and `check`,
+    which may add to it, has raised nothing. With `skip_bad`, subjects that cannot be read are left out. Raises
+    InputError where `out` is taken or being made by another process, a subject is bad, subjects differ in their number
+    of channels, or a split has no subject left.
     """
+    _check_free(out)
+    _check_names(split, classes)
+    step = 252 // (len(classes) - 1)
+    codes = {value: k * step for k, value in enumerate(classes)}
+    partial = out.with_name(f".{out.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    lock_folder(partial)
+    try:
+        for leftover in partial.glob("[!.]*"):  # of a preparation that was killed; the lock stays
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        geometry, problems = _write_subjects(partial, source, split, preparation, codes, skip_bad)
+        kept = {name: [subject for subject in subjects if subject in geometry] for name, subjects in split.items()}
+        for name, subjects in kept.items():
+            if not subjects:
+                raise InputError(f"no subject of {name} can be read; the last problem: {problems[-1]}")
+        content = {
+            "labels": {name: codes[value] for value, name in classes.items()},
+            "values": {name: value for value, name in classes.items()},
+            "preparation": preparation.to_dict(),
+            "split": kept,
+            "subjects": geometry,
+        }
+        write_json(partial / "dataset.json", {**description, **content})
+        check(partial)
+        _check_free(out)
+        partial.replace(out)
+        (out / ".lock").unlink()
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        unlock_folder(partial)
+    return problems
+
+
+def _check_free(out: Path) -> None:
+    if out.name in ("", ".."):
+        raise InputError(f"--out {out}: is no name of a new folder; choose one, such as DIR")
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise InputError(f"{out}: exists already; choose another --out or remove it")
+
+
+def _check_names(split: Split, classes: Mapping[int, str]) -> None:
+    """What classes and subjects are called, and how many classes there are, must fit into the layout."""
     if not 2 <= len(classes) <= 253:
         raise InputError(f"{len(classes)} classes: a mask has grey values for 2 to 253, the background among them")
     names = list(classes.values())
@@ -52,48 +95,43 @@ def write_data(
             raise InputError(
                 f"subject {subject!r} must be of letters, digits, underscores and dashes; rename its files"
             )
-    step = 252 // (len(classes) - 1)
-    codes = {value: k * step for k, value in enumerate(classes)}
+
+
+def _write_subjects(
+    root: Path,
+    source: Source,
+    split: Split,
+    preparation: Preparation,
+    codes: Mapping[int, int],
+    skip_bad: bool,
+) -> tuple[dict[str, Any], list[str]]:
+    """What dataset.json says of each subject that was written, and what was wrong with the others."""
     home = {subject: name for name, subjects in split.items() for subject in subjects}
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    geometry: dict[str, Any] = {}
+    written: dict[str, Any] = {}
+    channels: dict[int, str] = {}
     problems = []
 
     def write(subject: str) -> dict[str, Any]:
         try:
-            return _write_subject(partial / home[subject], subject, source, preparation, codes)
+            return _write_subject(root / home[subject], subject, source, preparation, codes)
         except InputError as error:
             return {"problem": f"subject {subject}: {error}"}
 
-    try:
-        partial.mkdir(parents=True)
-        with ThreadPoolExecutor(4) as pool:
-            bar = tqdm(pool.map(write, home), "prepare", len(home), unit="subject", disable=None)
-            for subject, entry in zip(home, bar, strict=True):
-                if "problem" not in entry:
-                    geometry[subject] = entry
-                    continue
-                if not skip_bad:
-                    pool.shutdown(cancel_futures=True)
-                    raise InputError(entry["problem"])
-                problems.append(entry["problem"])
-        kept = {name: [subject for subject in subjects if subject in geometry] for name, subjects in split.items()}
-        for name, subjects in kept.items():
-            if not subjects:
-                raise InputError(f"no subject of {name} can be read; the last problem: {problems[-1]}")
-        content = {
-            "labels": {name: codes[value] for value, name in classes.items()},
-            "values": {name: value for value, name in classes.items()},
-            "preparation": preparation.to_dict(),
-            "split": kept,
-            "subjects": geometry,
-        }
-        write_json(partial / "dataset.json", {**description, **content})
-        partial.replace(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return problems
+    with ThreadPoolExecutor(4) as pool:
+        bar = tqdm(pool.map(write, home), "prepare", len(home), unit="subject", disable=None)
+        for subject, entry in zip(home, bar, strict=True):
+            if "problem" not in entry:
+                channels.setdefault(entry.pop("channels"), subject)
+                written[subject] = entry
+                continue
+            if not skip_bad:
+                pool.shutdown(cancel_futures=True)
+                raise InputError(entry["problem"])
+            problems.append(entry["problem"])
+    if len(channels) > 1:
+        has = " and ".join(f"subject {name} has {count}" for count, name in channels.items())
+        raise InputError(f"{has} channels; name only subjects with the same ones in --split-file")
+    return written, problems
 
 
 def _write_subject(
@@ -105,6 +143,13 @@ def _write_subject(
     unknown = sorted(set(np.unique(label).tolist()) - codes.keys())
     if unknown:
         raise InputError(f"{case.files[-1]}: holds the label values {unknown}; known are {list(codes)}")
+    check_geometry({subject: geometry}, Path(case.files[0]))
+    rows, columns = label.shape[1:]
+    if min(rows, columns) < 32:
+        raise InputError(
+            f"{case.files[0]}: has slices of {columns} x {rows} pixels; pad them to at least 32 x 32 with --size, or "
+            "choose a smaller --spacing"
+        )
     table = np.zeros(max(codes) + 1, np.uint8)
     table[list(codes)] = list(codes.values())
     folders = [folder / ("Img" if k == 1 else f"Img_{k}") for k in range(1, len(images) + 1)]
@@ -115,7 +160,7 @@ def _write_subject(
         Image.fromarray(table[mask]).save(folder / "GT" / name)
         for path, pixels in zip(folders, slices, strict=True):
             Image.fromarray(pixels).save(path / name)
-    return {**geometry, "files": case.files}
+    return {**geometry, "files": case.files, "channels": len(images)}
 
 
 def describe(data: DataFolder) -> str:

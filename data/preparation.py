@@ -73,7 +73,11 @@ class Preparation:
         geometry = grid.to_dict() | {"orientation": orientation, "direction": list(grid.direction)}
         if grid != original:
             geometry["original"] = original.to_dict()
-        channels = [sitk.GetArrayFromImage(place(image, grid, smooth=self.spacing is not None)) for image in upright]
+        channels = []
+        for image in upright:
+            darkest = float(sitk.GetArrayViewFromImage(image).min())  # around a scan is air, in CT far from 0
+            placed = place(image, grid, smooth=self.spacing is not None, outside=darkest)
+            channels.append(sitk.GetArrayFromImage(placed))
         mask = None
         if label is not None:
             mask = sitk.GetArrayFromImage(place(sitk.DICOMOrient(label, AXES[self.axis]), grid, smooth=False))

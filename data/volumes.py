@@ -57,13 +57,16 @@ def fit_grid(grid: Grid, size: int | None, spacing: tuple[float, float] | None) 
     return grid
 
 
-def place(image: sitk.Image, grid: Grid, smooth: bool) -> sitk.Image:
-    """The image on another grid: linear where `smooth`, else nearest, which is exact for a crop; outside it is 0."""
+def place(image: sitk.Image, grid: Grid, smooth: bool, outside: float = 0.0) -> sitk.Image:
+    """The image on another grid: linear where `smooth`, else nearest, exact for a crop; around it is `outside`."""
     if Grid.of(image) == grid:
         return image
     method = sitk.sitkLinear if smooth else sitk.sitkNearestNeighbor
+    kind = image.GetPixelID()
+    if smooth and kind not in (sitk.sitkFloat32, sitk.sitkFloat64):
+        kind = sitk.sitkFloat32  # for integers, ITK cuts off the fraction of what it interpolates
     size, spacing, origin, direction = grid
-    return sitk.Resample(image, size, sitk.Transform(), method, origin, spacing, direction, 0.0, image.GetPixelID())
+    return sitk.Resample(image, size, sitk.Transform(), method, origin, spacing, direction, outside, kind)
 
 
 def itk_path(path: Path) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +18,13 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 import prepare
-from data.folder import open_data
+from data.folder import DataFolder, open_data
 from data.preparation import Preparation, stretch
 from data.sources.nifti import find_pairs
 from data.volumes import assemble, to_scan, write_nifti
-from utils import InputError
+from utils import InputError, write_json
 
+ROOT = Path(__file__).parents[1]
 REAL = Path(__file__).parents[2] / "shared" / "data"
 needs_real_data = pytest.mark.skipif(not REAL.exists(), reason="the real scans are not beside the repository")
 ORIENTATIONS = [
@@ -102,12 +106,30 @@ def test_cropped_and_padded_labels_return_where_they_were(tmp_path_factory, code
     np.testing.assert_array_equal(returned, np.where(kept, whole, 0))
 
 
-def test_resampling_averages_images_and_keeps_labels_whole(tmp_path):
+@pytest.mark.parametrize("options", [{}, {"window": (40.0, 400.0)}, {"window": (40.0, 400.0), "spacing": (2.5, 1.6)}])
+def test_padding_is_as_dark_as_the_darkest_of_the_scan(tmp_path, options):
+    """CT: air is -1000, so that 0 would be a mid-grey frame."""
+    image, label = make_scan(0, "LPS", size=(40, 24, 3))
+    write_scan(tmp_path, "1", sitk.Cast(image * 10 - 1000, sitk.sitkInt16), label + 1)
+    padded = prepared(tmp_path, size=44, **options)
+    whole = prepared(tmp_path, **options)
+    rows, columns = ((44 - n) // 2 + (44 - n) % 2 for n in whole.label.shape[1:])
+    inside = np.s_[:, rows : rows + whole.label.shape[1], columns : columns + whole.label.shape[2]]
+    frame = np.ones(padded.label.shape, bool)
+    frame[inside] = False
+    assert (padded.label[frame] == 0).all() and (padded.label[~frame] > 0).all()
+    assert (padded.images[0][frame] == 0).all()
+    np.testing.assert_allclose(padded.images[0][inside], whole.images[0], atol=1)
+
+
+@pytest.mark.parametrize("kind", [sitk.sitkFloat32, sitk.sitkInt16, sitk.sitkUInt8])
+def test_resampling_averages_images_and_keeps_labels_whole(tmp_path, kind):
     image, label = make_scan(0, "LAS", size=(8, 12, 5))
+    image = sitk.Cast(image - 100 * (kind == sitk.sitkInt16), kind)
     write_scan(tmp_path, "1", image, label)
     half = prepared(tmp_path, spacing=(2.5, 1.6))
     full = sitk.GetArrayFromImage(sitk.DICOMOrient(image, "LPS"))
-    means = full.reshape(5, 6, 2, 4, 2).mean((2, 4))
+    means = full.reshape(5, 6, 2, 4, 2).mean((2, 4), dtype=float)
     expected = (means - means.min()) / (means.max() - means.min()) * 65535
     np.testing.assert_allclose(half.images[0], expected, atol=1)
     assert set(np.unique(half.label)) <= {0, 1, 2, 3}
@@ -196,6 +218,11 @@ def write_mha_with_nan(source: Path) -> None:
         sitk.WriteImage(scan, path.with_name(path.name.replace("nii.gz", "mha")))
 
 
+def far_away(scan: sitk.Image) -> sitk.Image:
+    scan.SetOrigin((2e6, 0, 0))  # mm
+    return scan
+
+
 BAD = {
     "missing scan": (lambda s: (s / "image_s2.nii.gz").unlink(), [], ["subject s2", "image_s2.nii.gz", "no such file"]),
     "missing label": (lambda s: (s / "label_s2.nii.gz").unlink(), [], ["no label of subject s2", "only of s0, s1, s3"]),
@@ -210,6 +237,19 @@ BAD = {
     "4-D label": (
         lambda s: spoil(s / "label_s0.nii.gz", lambda x: sitk.JoinSeries([x, x])), [],
         ["label_s0.nii.gz", "is it the label"],
+    ),
+    "small slices": (
+        lambda s: [spoil(s / f"{kind}_s0.nii.gz", lambda x: x[10:, :, :]) for kind in ("image", "label")], [],
+        ["subject s0", "image_s0.nii.gz", "30 x 36 pixels", "32 x 32 with --size", "--spacing"],
+    ),
+    "coarse spacing": (lambda s: None, ["--spacing", "3,3"], ["image_s0.nii.gz", "17 x 10 pixels", "--spacing"]),
+    "channels": (
+        lambda s: spoil(s / "image_s1.nii.gz", lambda x: sitk.JoinSeries([x, x])), [],
+        ["s0 has 1", "s1 has 2 channels", "--split-file"],
+    ),
+    "far away": (
+        lambda s: [spoil(s / f"{kind}_s2.nii.gz", far_away) for kind in ("image", "label")], [],
+        ["subject s2", "image_s2.nii.gz", "origin", "mm"],
     ),
     "names": (lambda s: None, ["--names", "a,b"], ["2 names", "[1, 2, 3]"]),
     "size flag": (lambda s: None, ["--size", "16"], ["--size 16"]),
@@ -246,13 +286,117 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(scans, tmp_path, case):
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "split.json") == ["scans"]
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"noise"), lambda path: path.unlink()])
+@pytest.mark.parametrize("kind", ["image", "label"])
+def test_subjects_with_a_damaged_file_can_be_left_out(scans, tmp_path, kind, damage, capsys):
+    source, arguments = scans
+    damage(source / f"{kind}_s1.nii.gz")
+    prepare.main([*arguments, "--names", "a,b,c", "--skip-bad"])
+    assert "left out: subject s1: " in capsys.readouterr().out
+    data = open_data(tmp_path / "out")
+    assert data.labels.names == ("background", "a", "b", "c")
+    assert set(data.geometry) == {"s0", "s2", "s3"}
+
+
 def test_nothing_is_overwritten_and_leftovers_do_no_harm(scans, tmp_path):
     _, arguments = scans
     (tmp_path / ".out.partial" / "train").mkdir(parents=True)  # as a killed preparation leaves it
+    (tmp_path / ".out.partial" / "splits.json").touch()
     prepare.main(arguments)
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert made == {"train", "val", "test", "dataset.json", "contact_sheet.png"}
     with pytest.raises(InputError, match="exists already"):
         prepare.main(arguments)
     assert not (tmp_path / ".out.partial").exists()
+
+
+@pytest.mark.parametrize("out", [".", "..", "", "new/..", "/"])
+def test_out_is_the_name_of_a_new_folder(scans, tmp_path, monkeypatch, out):
+    _, arguments = scans
+    (tmp_path / "empty" / "er").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "empty" / "er")
+    with pytest.raises(InputError, match="is no name of a new folder; choose one"):
+        prepare.main([*arguments, "--out", out])
+    assert sorted(path.name for path in tmp_path.rglob("e*")) == ["empty", "er"]
+
+
+# Prepares sys.argv[1], but waits for a line before it reads the last subject.
+WAITS = """
+import sys
+from pathlib import Path
+import numpy as np
+import SimpleITK as sitk
+from data.layout import write_data
+from data.preparation import Preparation
+from data.sources import Case
+
+class Source:
+    def read(self, subject):
+        if subject == "c":
+            print("waits", flush=True)
+            sys.stdin.readline()
+        volume = sitk.GetImageFromArray(np.arange(2 * 32 * 32, dtype=np.uint8).reshape(2, 32, 32) % 2)
+        return Case([volume], volume, ["scan"])
+
+split = {"train": ["a"], "val": ["b"], "test": ["c"]}
+write_data(Path(sys.argv[1]), Source(), split, Preparation(), {0: "background", 1: "x"}, {})
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_two_preparations_of_one_folder_do_not_mix(scans, tmp_path, killed):
+    _, arguments = scans
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", WAITS, str(out)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "waits\n"
+        with pytest.raises(InputError, match="another process is at work in it") as caught:
+            prepare.main(arguments)
+        assert str(out.parent) in str(caught.value)
+        assert "choose another --out" in str(caught.value)
+        if killed:
+            first.kill()
+        else:
+            first.communicate("go on\n")
+    subjects = {"s0", "s1", "s2", "s3"} if killed else {"a", "b", "c"}
+    if killed:
+        prepare.main(arguments)
+    assert first.returncode == (-signal.SIGKILL if killed else 0)
+    data = open_data(out)
+    assert {item.subject for items in data.splits.values() for item in items} == subjects == set(data.geometry)
+    assert not list(tmp_path.glob(".*")) + list(out.glob(".*"))
+
+
+def test_a_folder_that_appears_meanwhile_is_left_alone(scans, tmp_path, monkeypatch):
+    _, arguments = scans
+    out = tmp_path / "out"
+
+    def write_and_take(path: Path, value: object) -> None:
+        write_json(path, value)
+        out.mkdir()
+        (out / "mine").touch()
+
+    monkeypatch.setattr("data.layout.write_json", write_and_take)
+    with pytest.raises(InputError, match="exists already"):
+        prepare.main(arguments)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "scans", "split.json"]
+    assert [path.name for path in out.iterdir()] == ["mine"]
+
+
+def test_the_check_sees_the_whole_folder_before_it_appears(scans, tmp_path, monkeypatch):
+    _, arguments = scans
+    seen = []
+
+    def refuse(data: DataFolder) -> str:
+        seen.extend(item.mask.exists() for items in data.splits.values() for item in items)
+        seen.append((tmp_path / "out").exists())
+        raise InputError("refused")
+
+    monkeypatch.setattr("prepare.describe", refuse)
+    with pytest.raises(InputError, match="refused"):
+        prepare.main(arguments)
+    assert seen == [True] * 12 + [False]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scans", "split.json"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 import prepare
 from data.folder import open_data
 from data.sources.chaos import ChaosCT, ChaosMR
-from data.sources.dicom import read_series
+from data.sources.dicom import read_series, write_series
 from data.splits import PAPER_SEED, PROTOCOLS, fold_split, random_splits
 from data.volumes import assemble, to_scan
 from utils import InputError
@@ -117,6 +117,41 @@ def test_dicom_geometry_is_that_of_the_positions(tmp_path):
         )
 
 
+@pytest.mark.parametrize(
+    "names", [["1.2.840.113619.2.4", "1.2.840.113619.2.5", "1.2.840.113619.2.6"], ["a", "a.dcm", "b.DCM"]]
+)
+def test_a_written_series_has_a_file_for_each_slice_whatever_their_names(tmp_path, names):
+    for k, name in enumerate(names):
+        write_dicom(tmp_path / "scan" / name, np.full((6, 7), k), slice_position(k))
+    series = read_series(tmp_path / "scan")
+    label = sitk.GetImageFromArray(np.arange(3 * 6 * 7, dtype=np.uint8).reshape(3, 6, 7))
+    label.CopyInformation(series.image)
+    write_series(tmp_path / "segmentation", label, series)
+    assert sorted(path.name for path in (tmp_path / "segmentation").iterdir()) == sorted(names)
+    for k, name in enumerate(names):
+        written = sitk.ReadImage(tmp_path / "segmentation" / name)
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(written)[0], sitk.GetArrayFromImage(label)[k])
+        position = [float(number) for number in written.GetMetaData("0020|0032").split("\\")]
+        np.testing.assert_allclose(position, slice_position(k), atol=1e-3)
+
+
+@pytest.mark.parametrize("angles", [(0, 0, 0), (12, -20, 8)])
+@pytest.mark.parametrize(("tilt", "axis", "refused"), [(0.1, "x", False), (1.0, "y", True), (-17.5, "x", True)])
+def test_series_of_a_tilted_gantry_are_refused(tmp_path, angles, tilt, axis, refused):
+    """The scanner turns each slice about its rows or columns, while the table moves on along the same line."""
+    table = Rotation.from_euler("xyz", angles, degrees=True)
+    direction = (table * Rotation.from_euler(axis, tilt, degrees=True)).as_matrix()
+    for k in range(40):
+        write_dicom(tmp_path / f"{k}.dcm", np.zeros((6, 7)), slice_position(k, table.as_matrix()), direction)
+    if not refused:
+        assert len(read_series(tmp_path).files) == 40
+        return
+    with pytest.raises(InputError) as caught:
+        read_series(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}: ")
+    assert f"tilted by {abs(tilt)} degrees" in str(caught.value)
+
+
 def add_slice(folder: Path, **options) -> None:
     settings = {"pixels": np.zeros((40, 40)), "position": slice_position(4)} | options
     write_dicom(folder / "extra.dcm", **settings)
@@ -133,6 +168,7 @@ BAD_CHAOS = {
     "another orientation": (
         lambda r: add_slice(r / IN_PHASE, direction=Rotation.from_euler("x", 0.2).as_matrix()), ["another orientation"],
     ),
+    "slice aside": (lambda r: add_slice(r / IN_PHASE, position=np.add(slice_position(4), (3, 0, 0))), ["sideways"]),
     "broken file": (lambda r: (r / IN_PHASE / "extra.dcm").write_bytes(b"DICM"), ["extra.dcm", "not a readable DICOM"]),
     "empty series": (lambda r: [p.unlink() for p in (r / IN_PHASE).glob("*.dcm")], ["holds no DICOM"]),
     "mask missing": (lambda r: (r / GROUND / "IMG-0004-00004.png").unlink(), ["has no IMG-0004-00004.png"]),
@@ -311,6 +347,17 @@ def test_wrong_commands(tmp_path, monkeypatch, command, expected):
     with pytest.raises(InputError) as caught:
         prepare.main([*command, "--out", "out"])
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("counts", ["4,0,1", "0,3,1", "1,1,3.9", "1,nan,1", "1,1,inf", "-1,4,1", "1,1,1e400"])
+def test_counts_of_a_split_are_whole_numbers_from_1(tmp_path, counts):
+    for subject in "1234":
+        write_volume(tmp_path / "in" / f"image_{subject}.nii.gz", np.zeros((2, 33, 33), np.uint8))
+        write_volume(tmp_path / "in" / f"label_{subject}.nii.gz", np.ones((2, 33, 33), np.uint8))
+    with pytest.raises(InputError, match="must be whole numbers of subjects from 1") as caught:
+        prepare.main(["nifti", str(tmp_path / "in"), "--out", str(tmp_path / "out"), f"--split={counts}"])
+    assert f"--split {counts}: " in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_splits_are_disjoint_and_repeatable():

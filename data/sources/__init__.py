@@ -25,8 +25,8 @@ class Source(Protocol):
     def subjects(self) -> list[str]:
         """All subjects that the source has."""
 
-    def classes(self, subjects: Sequence[str]) -> dict[int, str]:
-        """Label value -> class name, the background first."""
+    def classes(self, subjects: Sequence[str], skip_bad: bool = False) -> dict[int, str]:
+        """Label value -> class name, the background first; with `skip_bad`, by those subjects that can be read."""
 
     def read(self, subject: str) -> Case:
         """One subject. Raises InputError, naming the file, for whatever is wrong with it."""

@@ -36,7 +36,7 @@ class ChaosMR:
         """The numbered folders that have the sequence."""
         return _subjects(self.folder, "/".join(SEQUENCES[self.sequence]))
 
-    def classes(self, subjects: Sequence[str]) -> dict[int, str]:
+    def classes(self, subjects: Sequence[str], skip_bad: bool = False) -> dict[int, str]:
         """The four organs."""
         return MR_CLASSES
 
@@ -70,7 +70,7 @@ class ChaosCT:
         """The numbered folders with a DICOM_anon."""
         return _subjects(self.folder, "DICOM_anon")
 
-    def classes(self, subjects: Sequence[str]) -> dict[int, str]:
+    def classes(self, subjects: Sequence[str], skip_bad: bool = False) -> dict[int, str]:
         """The liver."""
         return {0: "background", 1: "liver"}
 

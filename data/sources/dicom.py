@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import SimpleITK as sitk
 from data.volumes import itk_path, itk_reason
 from utils import InputError, atomic_path
 
+MAX_TILT = 0.5  # degrees; it shifts slices by a pixel (0.9 mm) in 100 mm, while rounded positions stay below 0.1
 POSITION, ORIENTATION, SPACING, SERIES = "0020|0032", "0020|0037", "0028|0030", "0020|000e"
 # Patient, study, frame of reference and place of a slice: what its segmentation shares with it.
 COPIED = (
@@ -40,8 +42,8 @@ def read_series(folder: Path) -> Series:
     """All DICOM files of a folder as one volume, sorted along the slices' normal; other files are left out.
 
     The spacing between slices is the distance of their positions, never SliceThickness. Raises InputError for a folder
-    without DICOM files, a file that cannot be read, slices of several series, sizes, spacings or orientations, and
-    positions that are missing or there twice.
+    without DICOM files, a file that cannot be read, slices of several series, sizes, spacings or orientations,
+    positions that are missing or there twice, and slices that are shifted sideways, as with a tilted gantry.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
@@ -54,6 +56,7 @@ def read_series(folder: Path) -> Series:
     normal = np.cross(columns, rows)
     slices.sort(key=lambda item: float(item.position @ normal))
     gap = _slice_gap(slices, normal)
+    _check_straight(slices, normal, folder)
     image = sitk.GetImageFromArray(np.stack([item.pixels for item in slices]))
     image.SetSpacing((*slices[0].spacing, gap))
     image.SetOrigin(slices[0].position)
@@ -64,7 +67,7 @@ def read_series(folder: Path) -> Series:
 def write_series(folder: Path, label: sitk.Image, series: Series) -> None:
     """Write a label volume on the grid of `series` as a DICOM series of the same patient and study.
 
-    One file for each slice, named as the slice's and replaced if it is there; positions, orientation and frame of
+    One file for each slice, called just as the slice's and replaced if it is there; positions, orientation and frame of
     reference are the slice's own, so that viewers show both together.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +83,7 @@ def write_series(folder: Path, label: sitk.Image, series: Series) -> None:
         new = {"0008|0060": "OT", "0008|103e": "Segmentation", SERIES: series_uid, "0008|0018": _new_uid()}
         for tag, value in new.items():
             image.SetMetaData(tag, value)
-        with atomic_path(folder / f"{source.stem}.dcm") as temporary:
+        with atomic_path(folder / source.name) as temporary:
             writer = sitk.ImageFileWriter()
             writer.KeepOriginalImageUIDOn()
             writer.SetImageIO("GDCMImageIO")
@@ -154,3 +157,16 @@ def _slice_gap(slices: list[_Slice], normal: np.ndarray) -> float:
         if abs(distance - gap) > 0.1 * gap:
             raise InputError(f"{pair}: are {distance:.2f} mm apart, the others {gap:.2f} mm; slices are missing")
     return float((places[-1] - places[0]) / (len(slices) - 1))
+
+
+def _check_straight(slices: list[_Slice], normal: np.ndarray, folder: Path) -> None:
+    """A volume's slices lie straight above each other; to take tilted ones for such would shear the anatomy."""
+    shifts = np.array([item.position for item in slices]) - slices[0].position
+    heights = shifts @ normal
+    sideways = np.linalg.norm(shifts - np.outer(heights, normal), axis=1).max()
+    tilt = math.degrees(math.atan2(sideways, heights[-1])) if len(slices) > 1 else 0.0
+    if tilt > MAX_TILT:
+        raise InputError(
+            f"{folder}: its slices shift sideways along the stack, as with a gantry tilted by {tilt:.1f} degrees; "
+            "correct that first, such as with dcm2niix, and take the NIfTI file"
+        )

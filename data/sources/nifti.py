@@ -39,13 +39,21 @@ class VolumeFiles:
         """All subjects, in natural order."""
         return sorted(self.files, key=natural)
 
-    def classes(self, subjects: Sequence[str]) -> dict[int, str]:
+    def classes(self, subjects: Sequence[str], skip_bad: bool = False) -> dict[int, str]:
         """Label value -> class name. Raises InputError where names and values in the labels differ in number."""
         if self.known is not None:
             return self.known
+
+        def values_of(subject: str) -> list[int]:
+            try:
+                return np.unique(sitk.GetArrayFromImage(read_label(self._paths(subject)[1]))).tolist()
+            except InputError:
+                if not skip_bad:
+                    raise
+                return []  # the subject is left out when it is read
+
         with ThreadPoolExecutor(4) as pool:
-            labels = pool.map(lambda subject: read_label(self._paths(subject)[1]), subjects)
-            values = sorted({0}.union(*(np.unique(sitk.GetArrayViewFromImage(label)).tolist() for label in labels)))[1:]
+            values = sorted({0}.union(*pool.map(values_of, subjects)))[1:]
         if self.names and len(self.names) != len(values):
             raise InputError(f"--names: {len(self.names)} names for the label values {values}; give one for each")
         names = self.names or [f"class {value}" for value in values]
