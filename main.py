@@ -91,7 +91,9 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
 
     # ---------------------------------------------------------------- model
     free = available_bytes(device) // (world() if device.type == "cpu" else 1)
-    network = build_model(config).to(device, memory_format=torch.channels_last)
+    going_on = config.out is not None and (config.out / "last.pt").exists()  # its weights need no others to start from
+    network = build_model(replace(config, pretrained=config.pretrained and not going_on))
+    network.to(device, memory_format=torch.channels_last)
     if config.recompute:
         recompute_activations(network)
     if config.sync_batch_norm and world() > 1:

@@ -25,7 +25,7 @@ from data.preparation import Preparation
 from data.slices import Labels
 from data.sources.dicom import Series, read_series, write_series
 from data.sources.nifti import check_same_grid, read_channels, read_label
-from data.volumes import Grid, assemble, itk_path, largest_components, to_scan
+from data.volumes import Grid, assemble, geometry_of_slices, itk_path, largest_components, to_scan
 from engine import segment_volume
 from figures import save_montage
 from metrics import format_table, score_subject, summarize
@@ -204,13 +204,9 @@ def _read_slices(folder: Path) -> Iterator[Scan]:
                         f"{path}: is {channel.shape[1]} x {channel.shape[2]} pixels in {len(channel)} channels; export "
                         f"all slices of subject {subject} alike, and of at least 32 x 32"
                     )
-        geometry = described.get("subjects", {}).get(subject, {})
-        yield Scan(
-            subject,
-            np.stack([np.concatenate(channels) for channels in arrays], 1),
-            [number for number, _ in slices],
-            geometry,
-        )
+        numbers = [number for number, _ in slices]
+        geometry = geometry_of_slices(described.get("subjects", {}).get(subject, {}), min(numbers), max(numbers))
+        yield Scan(subject, np.stack([np.concatenate(channels) for channels in arrays], 1), numbers, geometry)
 
 
 def write_results(options: Options, scan: Scan, probabilities: np.ndarray, network: Network) -> np.ndarray:

@@ -22,7 +22,7 @@ from data.augment import Augmentation
 from data.png import read_codes, read_pair
 from data.preparation import Preparation
 from data.slices import MAX_CLASSES, Labels, Slice, SliceDataset, natural
-from data.volumes import GEOMETRY, MAX_SPAN
+from data.volumes import GEOMETRY, MAX_SPAN, geometry_of_slices
 from utils import InputError, printable, read_json
 
 SPLITS = ("train", "val", "test")
@@ -92,9 +92,13 @@ def open_data(root: Path, splits: Sequence[str] = SPLITS, subjects: dict[str, li
     for item, scan in zip(slices, scans, strict=True):
         if not scan.codes <= set(labels.codes):
             labels.to_classes(read_codes(item.mask), item.mask)
-    geometry = described.get("subjects", {})
-    for subject, numbers in _missing_numbers(slices).items():
-        notes.append(f"subject {subject}: {numbers} slice numbers are missing; they count as background in 3D")
+    geometry = dict(described.get("subjects", {}))
+    for subject, numbers in _numbers(slices).items():
+        first, last = min(numbers), max(numbers)
+        geometry[subject] = geometry_of_slices(geometry.get(subject, {}), first, last)
+        missing = last - first + 1 - len(numbers)
+        if missing:
+            notes.append(f"subject {subject}: {missing} slice numbers are missing; they count as background in 3D")
     values = described.get("values", tuple(range(len(labels.names))))
     checked = iter(scans)
     found = {split: [item._replace(shape=next(checked).shape) for item in items] for split, items in found.items()}
@@ -247,13 +251,12 @@ def _check_numbers(slices: list[Slice]) -> None:
             )
 
 
-def _missing_numbers(slices: list[Slice]) -> dict[str, int]:
-    """Subject -> how many numbers between its first and its last slice have no file."""
+def _numbers(slices: list[Slice]) -> dict[str, list[int]]:
+    """Subject -> the numbers of its slices."""
     numbers: dict[str, list[int]] = {}
     for item in slices:
         numbers.setdefault(item.subject, []).append(item.number)
-    gaps = {subject: max(n) - min(n) + 1 - len(n) for subject, n in numbers.items()}
-    return {subject: gap for subject, gap in gaps.items() if gap}
+    return numbers
 
 
 def _infer_labels(codes: set[int], root: Path) -> Labels:

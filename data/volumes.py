@@ -138,6 +138,7 @@ def _is_code(value: Any) -> bool:
 
 # What `to_scan` takes from a subject's entry in dataset.json: a test of each value, and what it must be in words.
 GEOMETRY = {
+    "size": (lambda values: _are_numbers(values, 3, 1, (int,)), "three whole numbers (columns, rows, slices)"),
     "spacing": (_are_lengths, "three lengths in mm (x, y, z)"),
     "origin": (lambda values: _are_numbers(values, 3), "a position in mm (x, y, z)"),
     "direction": (_are_axes, "nine numbers, three axes at right angles, row by row"),
@@ -173,6 +174,21 @@ def to_scan(volume: np.ndarray, geometry: dict[str, Any]) -> sitk.Image:
     if "original" in geometry:
         image = place(image, Grid(**geometry["original"], direction=image.GetDirection()), smooth=False)
     return sitk.DICOMOrient(image, geometry["orientation"]) if "orientation" in geometry else image
+
+
+def geometry_of_slices(geometry: dict[str, Any], first: int, last: int) -> dict[str, Any]:
+    """The geometry of a prepared scan, of which only the slices `first` to `last` are there (numbered from 1).
+
+    They keep their place, and segmentations still come out on the grid of the whole scan.
+    """
+    if not geometry.keys() >= {"size", "spacing", "origin", "direction"}:
+        return geometry
+    count = geometry["size"][2]
+    if not 1 <= first <= last <= count or last - first + 1 == count:
+        return geometry
+    whole = Grid(*(geometry[key] for key in ("size", "spacing", "origin", "direction")))
+    origin = whole.position((0, 0, first - 1)).tolist()
+    return {"original": whole.to_dict()} | geometry | {"origin": origin}
 
 
 def write_nifti(path: Path, volume: np.ndarray, geometry: dict[str, Any]) -> None:

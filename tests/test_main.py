@@ -8,6 +8,7 @@ import math
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from PIL import Image
 from checkpoint import load_checkpoint, save_checkpoint
 from config import Config, parse_config
 from main import main
+from models import build_model
 from utils import InputError, run_folders
 
 ROOT = Path(__file__).parents[1]
@@ -118,6 +120,22 @@ def test_resumed_equals_uninterrupted(blobs, tmp_path):
     ]
     assert timeless[0] == timeless[1]
     assert (straight / "test.csv").read_text() == (resumed / "test.csv").read_text()
+
+
+def test_a_run_from_pretrained_weights_resumes_without_them(make_data, tmp_path, monkeypatch):
+    """Where the cluster's nodes have no connection, or the cache is gone."""
+    built = []
+
+    def build(config):
+        built.append(config.pretrained)
+        return build_model(replace(config, pretrained=False))
+
+    monkeypatch.setattr("main.build_model", build)
+    flags = ("--no-guidance", "--pretrained")
+    out = run(make_data(), tmp_path / "run", "--epochs", "1", *flags)
+    run(make_data(), out, "--epochs", "2", *flags, "--resume")
+    assert built == [True, False]
+    assert json.loads((out / "config.json").read_text())["pretrained"]
 
 
 def test_plateau_lowers_the_rate_after_so_many_epochs_without_improvement(make_data, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,11 @@ import predict
 import prepare
 from checkpoint import load_checkpoint, save_checkpoint
 from config import Config
+from data.folder import open_data
 from data.png import read_image
 from data.preparation import Preparation
 from data.sources.dicom import read_series
+from data.volumes import to_scan
 from engine import segment_volume
 from main import main as train
 from tests.test_prepare import ORIENTATIONS, make_scan, write_scan
@@ -155,6 +158,26 @@ def test_the_precision_is_that_of_the_training(trained, tmp_path, monkeypatch, a
     monkeypatch.setattr(predict, "segment_volume", lambda *a, **k: used.append(a[4]) or segment_volume(*a, **k))
     run(tmp_path / "best.pt", trained[0] / "image_s3.nii.gz", out=tmp_path / "out")
     assert used == [amp == "on"]
+
+
+def test_slices_without_the_first_ones_stay_in_place(trained, tmp_path, monkeypatch):
+    """On the whole scan's grid, from its slices and in training; a slice that was removed is background."""
+    _, data, folder = trained
+    by_value = lambda models, images, *_: np.stack([images[0] < 0.5, images[0] >= 0.5]).astype(np.float32)  # noqa: E731
+    monkeypatch.setattr(predict, "segment_volume", by_value)
+    shutil.copytree(data, tmp_path / "data")
+    for split in ("train", "val", "test"):
+        for path in (tmp_path / "data" / split).glob("*/*slice_1.png"):
+            path.unlink()
+    run(folder / "best.pt", data / "test", out=tmp_path / "whole")
+    run(folder / "best.pt", tmp_path / "data" / "test", out=tmp_path / "cut")
+    whole, cut = (sitk.ReadImage(tmp_path / name / "s3.nii.gz") for name in ("whole", "cut"))
+    assert cut.GetSize() == whole.GetSize() and cut.GetOrigin() == pytest.approx(whole.GetOrigin())
+    whole, cut = (sitk.GetArrayFromImage(sitk.DICOMOrient(image, "LPS")) for image in (whole, cut))
+    np.testing.assert_array_equal(cut[1:], whole[1:])
+    assert not cut[0].any() and whole[1:].any()
+    geometry = open_data(tmp_path / "data").geometry["s3"]
+    assert to_scan(np.zeros((2, 36, 36), np.uint8), geometry).GetSize() == (3, 40, 34)
 
 
 def test_no_scans(trained, tmp_path):

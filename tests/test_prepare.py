@@ -21,7 +21,7 @@ import prepare
 from data.folder import DataFolder, open_data
 from data.preparation import Preparation, stretch
 from data.sources.nifti import find_pairs
-from data.volumes import assemble, to_scan, write_nifti
+from data.volumes import assemble, geometry_of_slices, to_scan, write_nifti
 from utils import InputError, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -104,6 +104,22 @@ def test_cropped_and_padded_labels_return_where_they_were(tmp_path_factory, code
     assert_same_grid(back, sitk.ReadImage(folder / "label_1.nii.gz"))
     returned = sitk.GetArrayFromImage(sitk.DICOMOrient(back, "LPS"))
     np.testing.assert_array_equal(returned, np.where(kept, whole, 0))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(ORIENTATIONS), st.integers(1, 6), st.integers(1, 6), st.sampled_from([None, 40]))
+def test_slices_keep_their_place_where_the_first_and_last_were_removed(tmp_path_factory, code, a, b, size):
+    first, last = sorted((a, b))
+    folder = tmp_path_factory.mktemp("scan")
+    write_scan(folder, "1", *make_scan(0, code, (5, -20, 8), size=(40, 34, 6)))
+    case = prepared(folder, size=size)
+    geometry = geometry_of_slices(json.loads(json.dumps(case.geometry)), first, last)
+    back = to_scan(case.label[first - 1 : last].astype(np.uint8), geometry)
+    whole = to_scan(case.label.astype(np.uint8), case.geometry)
+    assert_same_grid(back, sitk.ReadImage(folder / "label_1.nii.gz"))
+    upright, expected = (sitk.GetArrayFromImage(sitk.DICOMOrient(image, "LPS")) for image in (back, whole))
+    expected[: first - 1], expected[last:] = 0, 0
+    np.testing.assert_array_equal(upright, expected)
 
 
 @pytest.mark.parametrize("options", [{}, {"window": (40.0, 400.0)}, {"window": (40.0, 400.0), "spacing": (2.5, 1.6)}])
