@@ -229,9 +229,9 @@ def check_same_run(last: dict[str, Any], config: Config, of_data: dict[str, Any]
     """Raises InputError where the checkpoint `last` of a run in config.out is none of this configuration and data."""
     if "optimization" not in last:
         raise InputError(f"{config.out}: was trained by an earlier version, which can end it; choose another --out")
-    before, now = last["config"], config.to_dict()
-    kept = now.keys() - changeable(config)
-    changed = [f"{name} {before.get(name)} -> {now[name]}" for name in sorted(kept) if before.get(name) != now[name]]
+    before, now = Config.from_dict(last["config"]).to_dict(), config.to_dict()
+    kept = sorted(now.keys() - changeable(config))
+    changed = [f"{name} {before[name]} -> {now[name]}" for name in kept if before[name] != now[name]]
     if changed:
         raise InputError(f"{config.out}: was trained with other settings ({', '.join(changed)}); choose another --out")
     parts = {"slices": "training slices", "labels": "classes", "values": "label values", "preparation": "preparation"}
