@@ -116,8 +116,8 @@ class SliceDataset(Dataset):
 class ShuffledBatches:
     """Batch sampler for training: every slice once in an epoch, in an order that follows from seed and epoch alone.
 
-    Of several processes, each takes every `world`-th slice of a batch. In a last batch that has fewer slices than there
-    are processes, some take a slice that another one has, with weight 0; `SyncBatchNorm` counts it nevertheless.
+    Of several processes, each takes every `world`-th slice of a batch. A last batch with fewer slices than there are
+    processes goes to all of them as a whole, so that `SyncBatchNorm` has its statistics, and counts in the first alone.
     """
 
     def __init__(self, dataset: SliceDataset, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
@@ -138,6 +138,8 @@ class ShuffledBatches:
     def weight(self, step: int) -> float:
         """What the loss of this process counts in the mean over the processes, so that each slice counts the same."""
         batch = self.batch(step)
+        if len(batch) < self.world:
+            return self.world if self.rank == 0 else 0
         return len(batch[self.rank :: self.world]) * self.world / len(batch)
 
     def __len__(self) -> int:
@@ -146,7 +148,7 @@ class ShuffledBatches:
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.step, len(self)):
             batch = self.batch(step)
-            yield batch[self.rank :: self.world] or [batch[self.rank % len(batch)]]
+            yield batch if len(batch) < self.world else batch[self.rank :: self.world]
 
 
 class SubjectBatches:

@@ -139,9 +139,10 @@ def steps_in_float64(data: Path, out: Path, batch_size: int, recompute: bool, di
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "recompute", "dice", "lr"), [(4, False, 0.0, 1e-3), (5, True, 0.0, 1e-3), (5, True, 1.0, 1e-4)]
+    ("processes", "batch_size", "recompute", "dice", "lr"),
+    [(2, 4, False, 0.0, 1e-3), (2, 5, True, 0.0, 1e-3), (3, 4, False, 1.0, 1e-4)],
 )
-def test_two_processes_equal_one_on_the_same_global_batch(make_data, tmp_path, batch_size, recompute, dice, lr):
+def test_processes_equal_one_on_the_same_global_batch(make_data, tmp_path, processes, batch_size, recompute, dice, lr):
     """In float64 with synchronized batch normalization: losses, weights and statistics to 1e-9 of their size.
 
     With Dice at a smaller rate: its gradients near zero are rounded more coarsely, and Adam makes whole steps of them.
@@ -150,16 +151,18 @@ def test_two_processes_equal_one_on_the_same_global_batch(make_data, tmp_path, b
     alone = start(steps_in_float64, data, tmp_path / "one", batch_size, False, dice, lr, output=tmp_path / "out")
     assert ended(alone) == 0, (tmp_path / "out").read_text()
     settings = batch_size, recompute, dice, lr
-    both = start_all(steps_in_float64, data, tmp_path / "two", *settings, output=tmp_path / "two")
-    assert [ended(process) for process in both] == [0, 0], (tmp_path / "two.0").read_text()
-    one, *two = (torch.load(tmp_path / name) for name in ("one.0.pt", "two.0.pt", "two.1.pt"))
-    assert two[0]["losses"] == two[1]["losses"]
-    for ours, theirs in zip(two[0]["losses"], one["losses"], strict=True):
+    parts = start_all(steps_in_float64, data, tmp_path / "all", *settings, output=tmp_path / "all", world=processes)
+    assert [ended(process) for process in parts] == [0] * processes, (tmp_path / "all.0").read_text()
+    one, *several = (torch.load(tmp_path / name) for name in ("one.0.pt", *(f"all.{k}.pt" for k in range(processes))))
+    for other in several:
+        assert other["losses"] == several[0]["losses"]
+    for ours, theirs in zip(several[0]["losses"], one["losses"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-9)
-    for other in two:
+    copied = 0 < 6 % batch_size < processes
+    for other in several:
         for key, value in one["model"].items():
-            # In a last batch of one slice, both processes have it: its unbiased variance is then another one.
-            if batch_size == 4 or not key.endswith("running_var"):
+            # A last batch that every process has: its unbiased variance is then another one.
+            if not (copied and key.endswith("running_var")):
                 torch.testing.assert_close(other["model"][key], value, rtol=1e-9, atol=1e-9)
 
 
