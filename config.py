@@ -13,7 +13,7 @@ import tyro
 
 from utils import InputError, read_json, run_folders
 
-Backbone = Literal[
+BACKBONES = (
     "resnet18",
     "resnet34",
     "resnet50",
@@ -25,17 +25,18 @@ Backbone = Literal[
     "resnext101_32x4d",
     "resnext101_32x8d",
     "resnext101_64x4d",
-]
+)
 
 PATHS = ("data", "out", "split_file")
+OF_THE_DATA = ("channels", "classes")  # main.py sets them, whatever is given
 WITHOUT_BACKBONE = ("unet", "attention_unet")
+OF_GUIDANCE = ("encoder_decoder", "neutral_guide", "beta", "gamma")
 OF_MS_DUAL_GUIDED = (
     "steps",
     "position_attention",
     "channel_attention",
     "guidance",
-    "encoder_decoder",
-    "neutral_guide",
+    *OF_GUIDANCE,
     "deep_supervision",
     "fine_decoder",
 )
@@ -68,8 +69,9 @@ class Config:
     """Image channels. main.py sets it to what the data set has."""
     classes: int = 5
     """Classes with the background; CHAOS has five. main.py sets it to what the data set has."""
-    backbone: Backbone = "resnext101_32x4d"
-    """The paper's text says ResNet-101; its parameter counts are those of ResNeXt-101 32x4d."""
+    backbone: str = "resnext101_32x4d"
+    """resnet18, 34, 50, 101 or 152, wide_resnet50_2 or 101_2, resnext50_32x4d, resnext101_32x4d, 32x8d or 64x4d; with
+    smp.NAME an encoder of that library. The paper says ResNet-101; its parameter counts are ResNeXt-101 32x4d's."""
     pretrained: bool = False
     """Start the backbone from ImageNet weights. The paper trains from scratch."""
     variant: Literal["paper", "released"] = "paper"
@@ -88,10 +90,10 @@ class Config:
     """Start the guiding convolution as a factor of one everywhere, so that the network begins as MS-Dual. The released
     code starts it with random weights, as all others."""
     deep_supervision: bool = True
-    """Supervise the raw maps and every step; without it only the maps of the last step."""
+    """Supervise the raw maps and those of all steps but, of several, the first; without it the last step's alone."""
     fine_decoder: bool = False
     """Predict by a decoder from the refined maps and Res-1 to the image's own size, supervised beside the other maps.
-    The paper predicts by the mean of the last step's maps, at a quarter of it. Of ms_dual_guided."""
+    The released code predicts by the mean of the last step's maps, at a quarter of it. Of ms_dual_guided."""
 
     # ---- loss: L = alpha * segmentation + beta * guided + gamma * reconstruction (Eq. 10, 7, 6)
     alpha: float = 1.0
@@ -163,6 +165,8 @@ class Config:
         at_least_one = ("channels", "steps", "epochs", "batch_size", "eval_batch_size", "plateau_epochs")
         if self.model not in MODELS and not self.model.startswith("smp."):
             raise InputError(f"--model {self.model}: must be {', '.join(MODELS)}, or smp.NAME")
+        if self.backbone not in BACKBONES and not self.model.startswith("smp."):
+            raise InputError(f"--backbone {self.backbone}: must be {', '.join(BACKBONES)}")
         if self.pretrained and self.model in WITHOUT_BACKBONE:
             raise InputError(f"--pretrained: {self.model} has no backbone with ImageNet weights")
         if self.recompute and self.model in WITHOUT_BACKBONE:
@@ -200,12 +204,21 @@ class Config:
         return model if self.model in WITHOUT_BACKBONE else f"{model}, {self.backbone}"
 
     def notes(self) -> list[str]:
-        """A line where flags that were given do nothing."""
-        preset = PRESETS[self.preset]
-        given = [name for name in OF_MS_DUAL_GUIDED if getattr(self, name) != getattr(preset, name)]
-        if self.model == "ms_dual_guided" or not given:
-            return []
-        return [f"{', '.join(f'--{name}' for name in given)} without effect: only of --model ms_dual_guided"]
+        """Lines where flags that were given do nothing."""
+        preset, idle = PRESETS[self.preset], []
+        if self.model != "ms_dual_guided":
+            idle.append((OF_MS_DUAL_GUIDED, "only of --model ms_dual_guided"))
+        elif not self.guidance:
+            idle.append((OF_GUIDANCE, "only with --guidance"))
+        if self.model in WITHOUT_BACKBONE:
+            idle.append((("backbone",), f"--model {self.model} has none"))
+        if self.schedule == "one_cycle":
+            idle.append((("plateau_epochs", "plateau_factor"), "only with --schedule plateau"))
+        given = [
+            ([f"--{name}" for name in names if getattr(self, name) != getattr(preset, name)], why)
+            for names, why in idle
+        ]
+        return [f"{', '.join(flags)} without effect: {why}" for flags, why in given if flags]
 
     def to_dict(self) -> dict[str, Any]:
         """All values as JSON can hold them."""
@@ -291,7 +304,8 @@ def parse_config(arguments: list[str] | None = None) -> Config:
         return tyro.cli(Config, default=PRESETS.get(given.preset, PRESETS["paper"]), args=arguments)
     config = tyro.cli(Config, default=dataclasses.replace(earlier, out=given.out), args=arguments)
     before, now = earlier.to_dict(), config.to_dict()
-    changed = [name for name in before if name not in changeable(earlier) and before[name] != now[name]]
+    free = changeable(earlier).union(OF_THE_DATA)
+    changed = [name for name in before if name not in free and before[name] != now[name]]
     if changed:
         difference = ", ".join(f"{name} {before[name]} -> {now[name]}" for name in changed)
         raise InputError(f"{given.out}: is a run of another configuration ({difference}); choose another --out")

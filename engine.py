@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from checkpoint import StopSignal
 from data.slices import ShuffledBatches, SliceDataset, SubjectBatches, read_batches
-from data.volumes import assemble, largest_components
+from data.volumes import Volume, assemble, largest_components
 from distributed import add_up, rank, share
 from losses import GuidedLoss, LossTerms
 from optimization import Optimization
@@ -134,14 +134,6 @@ def progress(loader: DataLoader, title: str, unit: str, done: int = 0) -> tqdm:
     """A bar over the batches, `done` of which are done already; none where the output is no terminal."""
     hidden = None if rank() == 0 else True
     return tqdm(read_batches(loader), title, len(loader), leave=False, unit=unit, initial=done, disable=hidden)
-
-
-class Volume(NamedTuple):
-    """A subject's segmentation and truth: class indices, uint8 (slices, H, W)."""
-
-    subject: str
-    prediction: np.ndarray
-    target: np.ndarray
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 
 from data.folder import DataFolder
 from data.slices import SliceDataset
-from engine import Volume
+from data.volumes import Volume
 from utils import atomic_path
 
 # Okabe and Ito's colors, told apart by color-blind eyes; after eight classes they begin again.
@@ -33,12 +33,12 @@ def save_overview(path: Path, volumes: list[Volume], dataset: SliceDataset, most
     )
     for row, volume in zip(axes, volumes, strict=True):
         indices = dataset.subjects()[volume.subject]
-        numbers = [dataset.slices[index].number for index in indices]
-        k = fullest([volume.target[number - numbers[0]] for number in numbers])
-        place = numbers[k] - numbers[0]
+        places = dataset.places(indices)
+        k = fullest(volume.target[places])
+        place, number = places[k], dataset.slices[indices[k]].number
         for axis, overlay in zip(row, (None, volume.target[place], volume.prediction[place]), strict=True):
             _draw(axis, dataset[indices[k]][0].numpy(), overlay, len(dataset.labels.names))
-        row[0].set_ylabel(f"subject {volume.subject}, slice {numbers[k]}", fontsize=8)
+        row[0].set_ylabel(f"subject {volume.subject}, slice {number}", fontsize=8)
     for axis, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
         axis.set_title(title, fontsize=9)
     _save(figure, path, dataset.labels.names)
@@ -173,7 +173,7 @@ def overlays(volumes: Sequence[Volume], dataset: SliceDataset, most: int = 3) ->
     """Of the first `most` subjects: name, and their fullest slice as uint8 (H, 2 W, 3), truth beside prediction."""
     for volume in volumes[:most]:
         indices = dataset.subjects()[volume.subject]
-        places = [dataset.slices[index].number - dataset.slices[indices[0]].number for index in indices]
+        places = dataset.places(indices)
         k = fullest(volume.target[places])
         image = dataset[indices[k]][0][0].numpy()
         yield volume.subject, np.hstack([overlay(image, v[places[k]]) for v in (volume.target, volume.prediction)])

@@ -17,13 +17,12 @@ from typing import Any
 
 import torch
 
-from config import Config, changeable, parse_config, read_run
+from config import OF_THE_DATA, Config, changeable, parse_config, read_run
 from utils import InputError, write_json
 
 ROOT = Path(__file__).resolve().parent
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1
-OF_THE_DATA = {"channels", "classes"}  # main.py sets them
 
 
 @dataclass
@@ -55,13 +54,16 @@ class Run:
         return (self.folder / "test.json").exists()
 
 
-def check(run: Run) -> None:
-    """Raises InputError where the folder of `run` holds a run of other settings; SystemExit(2) for a wrong flag."""
+def check(run: Run) -> bool:
+    """Whether the folder of `run` holds it with fewer epochs, from which it goes on.
+
+    Raises InputError where it holds a run of other settings, and SystemExit(2) for a wrong flag.
+    """
     wanted = parse_config(run.flags)
     before = read_run(run.folder / "config.json")
     if before is None:
-        return
-    names = {field.name for field in fields(Config)} - (changeable(before) - {"data"}) - OF_THE_DATA
+        return False
+    names = {field.name for field in fields(Config)} - (changeable(before) - {"data"}) - {*OF_THE_DATA}
     changed = [name for name in sorted(names) if getattr(before, name) != getattr(wanted, name)]
     if before.data.resolve() == wanted.data.resolve():
         changed = [name for name in changed if name != "data"]
@@ -70,8 +72,7 @@ def check(run: Run) -> None:
         difference = f"{difference}, " * bool(difference) + f"epochs {before.epochs} -> {wanted.epochs}"
     if difference:
         raise InputError(f"{run.folder}: was trained with other settings ({difference}); choose another --out")
-    if before.epochs < wanted.epochs:
-        (run.folder / "test.json").unlink(missing_ok=True)  # it goes on from where it was
+    return before.epochs < wanted.epochs
 
 
 def run_all(runs: list[Run], manifest: Path, jobs: int) -> None:

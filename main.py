@@ -25,7 +25,7 @@ from data.augment import Augmentation
 from data.folder import open_data
 from data.slices import ShuffledBatches, SliceDataset, collate
 from data.splits import read_split
-from data.volumes import array_spacing, write_nifti
+from data.volumes import Volume, array_spacing, write_nifti
 from distributed import (
     add_up,
     distribute,
@@ -37,7 +37,7 @@ from distributed import (
     wait_for_all,
     world,
 )
-from engine import Epoch, Volume, segment_subjects, train_one_epoch
+from engine import Epoch, segment_subjects, train_one_epoch
 from figures import overlays, save_overview
 from losses import GuidedLoss
 from memory import advice, available_bytes, explain_out_of_memory, step_memory
@@ -91,7 +91,8 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
 
     # ---------------------------------------------------------------- model
     free = available_bytes(device) // (world() if device.type == "cpu" else 1)
-    going_on = config.out is not None and (config.out / "last.pt").exists()  # its weights need no others to start from
+    # The weights of a run that goes on need no others to start from.
+    going_on = config.out is not None and any((config.out / name).exists() for name in ("last.pt", "previous.pt"))
     network = build_model(replace(config, pretrained=config.pretrained and not going_on))
     network.to(device, memory_format=torch.channels_last)
     if config.recompute:
@@ -209,7 +210,7 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
         geometry = data.geometry.get(volume.subject, {})
         table = score_subject(volume.prediction, volume.target, classes, array_spacing(geometry))
         rows += [{"subject": volume.subject} | row for row in table]
-        segmentation = np.array(data.values, np.uint16 if max(data.values) > 255 else np.uint8)[volume.prediction]
+        segmentation = np.array(data.values, np.min_scalar_type(max(data.values)))[volume.prediction]
         write_nifti(out / "predictions" / f"{volume.subject}.nii.gz", segmentation, geometry)
     summary = summarize(rows)
     write_csv(out / "test.csv", rows)

@@ -65,7 +65,8 @@ class Network(NamedTuple):
     labels: Labels
     values: np.ndarray
     """Label value of each class in segmentations."""
-    preparation: Preparation
+    preparation: Preparation | None
+    """How its scans became slices; None where its data set did not say."""
 
     def data(self) -> tuple[Any, ...]:
         """What networks must share to be averaged."""
@@ -144,10 +145,11 @@ def load_network(path: Path, device: torch.device) -> Network:
         model.load_state_dict(checkpoint["model"])
         labels = Labels(tuple(checkpoint["labels"]), tuple(checkpoint["labels"].values()))
         values = np.array(checkpoint["values"])
-        preparation = Preparation.from_dict(checkpoint["preparation"] or {})
+        stated = checkpoint["preparation"]
+        preparation = None if stated is None else Preparation.from_dict(stated)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(f"{path}: no checkpoint of main.py ({str(error).splitlines()[0]})") from None
-    if checkpoint["preparation"] is None:
+    if preparation is None:
         print(f"{path}: its data set did not say how scans became slices; taking whole axial slices, each stretched")
     model = model.to(device, memory_format=torch.channels_last).eval()
     return Network(model, config, labels, values, preparation)
@@ -158,17 +160,19 @@ def read_scans(source: str, network: Network) -> Iterator[Scan]:
     path = Path(source)
     if path.is_dir() and not ((path / "Img").is_dir() or any(path.glob("Subj_*.png"))):
         series = read_series(path)
-        scan = _prepare(path.resolve().name, [series.image], network.preparation, path)
+        scan = _prepare(path.resolve().name, [series.image], network, path)
         scans = iter([scan._replace(series=series)])
     elif path.is_dir():
-        scans = _read_slices(path)
+        scans = _read_slices(path, network)
     else:
         files = [Path(file) for file in source.split(",")]
-        volumes = [volume for file in files for volume in read_channels(file)]
-        for volume in volumes[1:]:
-            check_same_grid(volume, files[-1], volumes[0], files[0])
+        volumes = []
+        for file in files:
+            channels = read_channels(file)
+            volumes += channels
+            check_same_grid(channels[0], file, volumes[0], files[0])
         name = files[0].name.removesuffix(".gz").rsplit(".", 1)[0]
-        scans = iter([_prepare(name, volumes, network.preparation, files[0])])
+        scans = iter([_prepare(name, volumes, network, files[0])])
     for scan in scans:
         if len(scan.images) != network.config.channels:
             raise InputError(
@@ -178,7 +182,8 @@ def read_scans(source: str, network: Network) -> Iterator[Scan]:
         yield scan
 
 
-def _prepare(name: str, volumes: Sequence[sitk.Image], preparation: Preparation, path: Path) -> Scan:
+def _prepare(name: str, volumes: Sequence[sitk.Image], network: Network, path: Path) -> Scan:
+    preparation = network.preparation or Preparation()
     try:
         images, _, geometry = preparation.apply(volumes)
     except InputError as error:
@@ -191,9 +196,20 @@ def _prepare(name: str, volumes: Sequence[sitk.Image], preparation: Preparation,
     return Scan(name, scaled, list(range(1, images.shape[1] + 1)), geometry)
 
 
-def _read_slices(folder: Path) -> Iterator[Scan]:
-    """The subjects of a folder of slices, or of a split; the geometry is that of the data set's dataset.json."""
-    described = read_description(folder.parent / "dataset.json")
+def _read_slices(folder: Path, network: Network) -> Iterator[Scan]:
+    """The subjects of a folder of slices, or of a split; the geometry is that of the data set's dataset.json.
+
+    Raises InputError where that says that scans became slices in another way than those of the network.
+    """
+    described = describe(folder)
+    if network.preparation and described.get("preparation"):
+        ours, theirs = network.preparation.to_dict(), Preparation.from_dict(described["preparation"]).to_dict()
+        changed = ", ".join(f"{name} {ours[name]} -> {theirs[name]}" for name in ours if ours[name] != theirs[name])
+        if changed:
+            raise InputError(
+                f"{folder}: its slices were prepared in another way than those the network was trained on ({changed}); "
+                "prepare them alike, or name the scans themselves"
+            )
     for subject, slices in list_images(folder).items():
         arrays = [[read_image(path) for path in paths] for _, paths in slices]
         size = arrays[0][0].shape[1:]
@@ -209,6 +225,12 @@ def _read_slices(folder: Path) -> Iterator[Scan]:
         yield Scan(subject, np.stack([np.concatenate(channels) for channels in arrays], 1), numbers, geometry)
 
 
+def describe(folder: Path) -> dict[str, Any]:
+    """What the dataset.json says that a folder of slices belongs to: a split, or Img or GT in one."""
+    split = folder.resolve()
+    return read_description((split.parent if split.name in ("Img", "GT") else split).parent / "dataset.json")
+
+
 def write_results(options: Options, scan: Scan, probabilities: np.ndarray, network: Network) -> np.ndarray:
     """Write segmentation, montage and probabilities; return the class indices (D, H, W)."""
     segmentation = probabilities.argmax(0).astype(np.uint8)
@@ -216,7 +238,7 @@ def write_results(options: Options, scan: Scan, probabilities: np.ndarray, netwo
         segmentation = largest_components(segmentation)
     save_montage(options.out / f"{scan.name}.png", scan.images, segmentation, network.labels.names)
     volume = assemble(scan.numbers, list(segmentation))
-    values = network.values.astype(np.uint8 if network.values.max() < 256 else np.uint16)
+    values = network.values.astype(np.min_scalar_type(network.values.max()))
     image = to_scan(values[volume], scan.geometry)
     with atomic_path(options.out / f"{scan.name}.nii.gz") as temporary:
         sitk.WriteImage(image, itk_path(temporary), useCompression=True)
@@ -245,6 +267,8 @@ def score(scan: Scan, segmentation: np.ndarray, truth: Path, network: Network) -
     """Rows of scores against a label volume on the scan's grid, or masks in a GT folder."""
     image = to_scan(segmentation, scan.geometry)
     if truth.is_dir():
+        if describe(truth).get("labels", network.labels) != network.labels:
+            raise InputError(f"{truth}: its dataset.json gives other labels than the network was trained on")
         masks = {number: paths[0] for number, paths in list_images(truth).get(scan.name, [])}
         missing = [number for number in scan.numbers if number not in masks]
         if missing:

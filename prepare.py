@@ -55,11 +55,13 @@ class Options(ABC):
     """Crop or pad slices about their center to this many rows and columns; by default they keep their size."""
     spacing: str = ""
     """Resample slices to this spacing x,y in mm; by default they keep theirs."""
-    normalize: Annotated[Literal["slice", "volume", "percentiles"], tyro.conf.arg(aliases=["--normalise"])] = "slice"
-    """Stretch each slice (the paper's way) or each volume from its smallest to its largest value, or, percentiles, each
-    volume from its 0.5th to its 99.5th."""
+    normalize: Annotated[Literal["slice", "volume", "percentiles"] | None, tyro.conf.arg(aliases=["--normalise"])] = (
+        None
+    )
+    """Stretch each slice (the paper's way, the default) or each volume from its smallest to its largest value, or,
+    percentiles, each volume from its 0.5th to its 99.5th."""
     window: str = ""
-    """CENTER,WIDTH in the scan's units: stretch from this window instead. Default for chaos-ct: 40,400."""
+    """Or: stretch from CENTER,WIDTH in the scan's units. Default for chaos-ct: 40,400."""
     bits: Literal[8, 16] = 8
     """Depth of the images."""
     skip_bad: bool = False
@@ -79,12 +81,14 @@ class Options(ABC):
         ways = [self.split_file is not None, bool(self.split), self.folds is not None, self.protocol is not None]
         if sum(ways) != 1:
             raise InputError("give one of --split-file FILE, --split TRAIN,VAL,TEST, --folds N or --protocol paper")
+        if self.normalize and self.window:
+            raise InputError("--normalize and --window: choose one of the two")
         preparation = Preparation(
             axis=self.axis,
             size=self.size,
             spacing=_numbers("--spacing", self.spacing, 2),
-            normalize=self.normalize,
-            window=_numbers("--window", self.window or self.default_window, 2),
+            normalize=self.normalize or "slice",
+            window=None if self.normalize else _numbers("--window", self.window or self.default_window, 2),
             bits=self.bits,
         )
         source = self.find()

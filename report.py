@@ -8,7 +8,6 @@ python report.py RUN [RUN...] --figure DIR             qualitative grid and box 
 from __future__ import annotations
 
 import base64
-import csv
 import functools
 import io
 import json
@@ -37,7 +36,8 @@ from data.folder import open_data
 from data.png import read_image
 from data.slices import SliceDataset
 from data.splits import read_split
-from engine import Volume, segment_subjects
+from data.volumes import Volume
+from engine import segment_subjects
 from figures import COLORS, Row, fullest, save_boxes, save_grid
 from metrics import shown_metrics
 from models import build_model
@@ -46,6 +46,8 @@ from tables import LOWER_IS_BETTER, MEAN, METRICS, Table, read_result
 from utils import (
     InputError,
     loader_workers,
+    read_csv,
+    read_json,
     select_device,
     use_bfloat16,
     user_errors,
@@ -120,8 +122,9 @@ def segment(folder: Path, device: torch.device) -> tuple[Shown, nn.Module]:
     checkpoint = load_checkpoint(folder / "best.pt", device)
     trained = replace(Config.from_dict(checkpoint["config"]), pretrained=False)
     data = open_data(config.data, subjects=config.split_file and read_split(config.split_file))
-    if checkpoint["labels"] != dict(zip(*data.labels, strict=True)) or trained.channels != data.channels:
-        raise InputError(f"{config.data}: has other classes or channels than {folder} was trained on")
+    here = dict(zip(*data.labels, strict=True)), data.channels, data.preparation
+    if (checkpoint["labels"], trained.channels, checkpoint["preparation"]) != here:
+        raise InputError(f"{config.data}: has other classes, channels or preparation than {folder} was trained on")
     model = build_model(trained).to(device, memory_format=torch.channels_last)
     model.load_state_dict(checkpoint["model"])
     split = "test" if (folder / "test.json").exists() else "val"
@@ -179,15 +182,19 @@ def fill(name: str, data: dict[str, Any]) -> str:
 
 def read_tables(folder: Path) -> dict[str, Any]:
     """What the files of a run say; None or nothing for those that are not there (yet)."""
-    summary = _read_json(folder / "test.json")
-    log = _read_csv(folder / "log.csv")
-    scores = _read_csv(folder / "test.csv") if summary else []
+    summary, environment = (
+        read_json(path) if path.exists() else None for path in (folder / "test.json", folder / "environment.json")
+    )
+    log = _read_table(folder / "log.csv")
+    scores = _read_table(folder / "test.csv") if summary else []
+    config = read_run(folder / "config.json")
     names = [key.removeprefix("val_dsc ") for row in log[:1] for key in row if key.startswith("val_dsc ")]
     titles = shown_metrics(summary["overall"]) if summary else {}
     return {
         "name": folder.resolve().name,
-        "config": _read_json(folder / "config.json"),
-        "environment": _read_json(folder / "environment.json"),
+        "config": config and config.to_dict(),
+        "network": config and config.network,
+        "environment": environment,
         "log": log,
         "test": summary,
         "scores": scores,
@@ -203,22 +210,12 @@ def _metric(key: str, title: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text()) if path.exists() else None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-
-
-def _read_csv(path: Path) -> list[dict[str, Any]]:
+def _read_table(path: Path) -> list[dict[str, Any]]:
     """Rows with numbers and booleans where a cell is one; NaN and empty cells are None."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            {key: cell if key in ("subject", "class") else _value(cell) for key, cell in row.items()}
-            for row in csv.DictReader(file)
-        ]
+    return [
+        {key: cell if key in ("subject", "class") else _value(cell) for key, cell in row.items()}
+        for row in (read_csv(path) if path.exists() else [])
+    ]
 
 
 def _value(cell: str) -> Any:
@@ -289,7 +286,7 @@ def _size(subject: dict[str, Any]) -> int:
 
 def _subject(shown: Shown, volume: Volume, indices: list[int], counts: np.ndarray) -> dict[str, Any]:
     """Of the slices `indices`: images as JPEG, class indices as zlib streams of bytes (slices, H, W), all in base64."""
-    places = _places(shown.dataset, volume.subject, indices)
+    places = shown.dataset.places(indices)
     dice = mean_dice(counts[places])
     width, height = shown.geometry.get(volume.subject, {}).get("spacing", (1, 1))[:2]
     return {
@@ -303,12 +300,6 @@ def _subject(shown: Shown, volume: Volume, indices: list[int], counts: np.ndarra
         "truth": encode_mask(volume.target[places]),
         "prediction": encode_mask(volume.prediction[places]),
     }
-
-
-def _places(dataset: SliceDataset, subject: str, indices: Sequence[int]) -> list[int]:
-    """Where slices of a subject are in its volume."""
-    first = dataset.slices[dataset.subjects()[subject][0]].number
-    return [dataset.slices[index].number - first for index in indices]
 
 
 @functools.lru_cache(maxsize=4096)  # the page is written after every epoch, and images do not change
@@ -350,7 +341,7 @@ def look_inside(model: nn.Module, dataset: SliceDataset, volume: Volume, counts:
     The position attention is that of the pixel deepest inside a class of the truth (without one: of the middle).
     """
     indices = dataset.subjects()[volume.subject]
-    places = _places(dataset, volume.subject, indices)
+    places = dataset.places(indices)
     slices = {fullest(volume.target[places]): "fullest", worst_slice(counts[places]): "worst"}
     parameter, found = next(model.parameters()), []
     for k, kind in sorted(slices.items(), key=lambda item: item[1], reverse=True):
@@ -493,7 +484,7 @@ def write_figures(folders: Sequence[Path], out: Path, device: torch.device, most
         predictions = [of_run[subject].prediction for of_run in volumes]
         if any(prediction.shape != truth.shape for prediction in predictions):
             raise InputError(f"{folders[0]}: its subject {subject} has another size in another run")
-        places = _places(dataset, subject, indices)
+        places = dataset.places(indices)
         wrong = sum((prediction[places] != truth[places]).sum((1, 2)) for prediction in predictions)
         k = int(np.argmax(wrong))
         image = dataset[indices[k]][0][0].numpy()

@@ -52,11 +52,19 @@ ROWS = {
     "CAM": ["--model", "daf_cam"],
     "DANet-step": ["--model", "daf_dual"],
 }
-# What a row is, whatever the preset: flags that no call may give to all rows.
-IDENTITY = ("guidance", "deep_supervision", "encoder_decoder", "position_attention", "channel_attention")
+# What a row of the paper is, whatever the preset: flags that no call may give to all rows.
+IDENTITY = {
+    "guidance": True,
+    "deep_supervision": True,
+    "encoder_decoder": True,
+    "position_attention": True,
+    "channel_attention": True,
+    "fine_decoder": False,
+}
 STEPS = {"1 step": 1, "2 steps": 2, "3 steps": 3, "5 steps": 5}
 for title, steps in STEPS.items():
-    whole = ["--model", "ms_dual_guided", "--steps", str(steps), *(f"--{name}" for name in IDENTITY)]
+    parts = [f"--{name}" if present else f"--no-{name}" for name, present in IDENTITY.items()]
+    whole = ["--model", "ms_dual_guided", "--steps", str(steps), *parts]
     ending = "" if steps == 2 else f" ({title})"
     ROWS[f"MS-Dual{ending}"] = [*whole, "--no-guidance"]
     ROWS[f"MS-Dual-Guided{ending}"] = whole
@@ -119,8 +127,9 @@ def reproduce(options: Options, flags: list[str]) -> None:
         for row in rows
         for fold in each
     ]
-    for run in runs:
-        check(run)
+    longer = [run for run in runs if check(run)]
+    for run in longer:
+        (run.folder / "test.json").unlink(missing_ok=True)  # no longer finished
     manifest = folder / "manifest.json"
     if options.slurm is None:
         run_all(runs, manifest, options.jobs)
@@ -246,7 +255,7 @@ class Compare:
     """The table and the tests for any runs."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]
-    """Run folders; the folds of one row separated by commas. The last one is what the others are tested against."""
+    """Run folders; the folds of one row separated by commas. The first is what the others are tested against."""
     out: Path = Path("compared")
     """Folder for the table."""
 
@@ -254,11 +263,11 @@ class Compare:
 def compare(options: Compare) -> None:
     """Write the table of the runs of one's own."""
     if not options.runs:
-        raise InputError("no runs to compare; name their folders, the reference last")
+        raise InputError("no runs to compare; name their folders, the reference first")
     groups = [[Path(name) for name in group.split(",")] for group in options.runs]
     results = [read_result(str(group[0]), group) for group in groups]
     options.out.mkdir(parents=True, exist_ok=True)
-    _write("Comparison", results, options.out)
+    _write("Comparison", [*results[1:], results[0]], options.out)
 
 
 def main(arguments: list[str]) -> None:

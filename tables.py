@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -14,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from metrics import summarize
-from utils import InputError, duration
+from utils import InputError, duration, read_csv
 
 PAPER = json.loads((Path(__file__).resolve().parent / "paper_tables.json").read_text())
 PROPOSED = "MS-Dual-Guided"
@@ -22,6 +21,15 @@ MEAN = "mean"  # over the classes of a subject
 METRICS = {"DSC": ("dsc", 100), "VS": ("vs", 100), "MSD": ("msd", 1), "HD95": ("hd95", 1)}
 LOWER_IS_BETTER = ("MSD", "HD95")
 RESAMPLES = 10_000
+# Classes that BraTS and the Decathlon call otherwise. The paper's three do not overlap, so its "TC" is the rest.
+IN_THE_PAPER = {
+    "edema": "oedema",
+    "enhancing tumour": "enhancing",
+    "enhancing tumor": "enhancing",
+    "necrotic and non-enhancing": "TC",
+    "non-enhancing tumor": "TC",
+    "non-enhancing tumour": "TC",
+}
 
 Column = tuple[str, str]  # class or MEAN, metric
 
@@ -50,8 +58,8 @@ def read_result(name: str, folders: Sequence[Path]) -> Result:
     for folder in folders:
         try:
             summaries.append(json.loads((folder / "test.json").read_text()))
-            rows += _read_csv(folder / "test.csv")
-            log = _read_csv(folder / "log.csv")
+            rows += read_csv(folder / "test.csv")
+            log = read_csv(folder / "log.csv")
         except (OSError, json.JSONDecodeError) as error:
             raise InputError(f"{folder}: not a finished run of main.py ({error})") from None
         seconds, dice = ([float(epoch[key]) for epoch in log] for key in ("seconds", "val_dsc"))
@@ -75,11 +83,6 @@ def read_result(name: str, folders: Sequence[Path]) -> Result:
         len(folders),
         curves,
     )
-
-
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 # ---------------------------------------------------------------- statistics
@@ -152,8 +155,8 @@ def compare(results: Sequence[Result], reference: Result, column: Column) -> dic
 class Table:
     """Results under the columns of a table, each beside the paper's value where it has one.
 
-    `name` is a table of the paper, or any title. `columns` are those of the paper's table where the data have its
-    classes; else its metrics for the classes that there are.
+    `name` is a table of the paper, or any title. `columns` are the metrics of the paper's table, for the classes that
+    there are where it has classes. The reference of the tests is the paper's own network, under another title the last.
     """
 
     def __init__(self, name: str, results: Sequence[Result]) -> None:
@@ -163,7 +166,7 @@ class Table:
         self.paper = printed["rows"]
         self.columns = self._columns()
         names = [result.name for result in results]
-        self.reference = self.results[names.index(PROPOSED) if PROPOSED in names else -1]
+        self.reference = self.results[names.index(PROPOSED) if self.paper and PROPOSED in names else -1]
         self.comparisons = {
             column: compare(self.results, self.reference, column) for column in self.columns if column[0] == MEAN
         }
@@ -187,7 +190,8 @@ class Table:
 
     def printed(self, row: str, column: Column) -> tuple[float, float] | None:
         """The paper's mean and standard deviation."""
-        values = self.paper.get(row, {}).get(column[0], {}).get(column[1])
+        label = IN_THE_PAPER.get(column[0], column[0])
+        values = self.paper.get(row, {}).get(label, {}).get(column[1])
         return values and (values[0], values[1])
 
     def _best(self, column: Column) -> set[str]:

@@ -134,6 +134,12 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a table."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def seed_everything(seed: int, *position: int) -> None:
     """Seed Python, NumPy and torch (all devices); with a position (epoch, step, ...), by a number that mixes them."""
     if position:

@@ -2,7 +2,8 @@
 
 X is any identifier of letters, digits, underscores and dashes; Y any integer. More channels lie in Img_2, Img_3, ...
 The root may hold a dataset.json; of it the loader reads "labels", class name -> value in the masks with the
-background first, and "subjects", subject -> {"spacing": [x, y, z] in mm, ...}.
+background first, "values", class name -> value in volumes, "subjects", subject -> {"spacing": [x, y, z] in mm, ...},
+and "preparation", how scans became slices.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def open_data(root: Path, splits: Sequence[str] = SPLITS, subjects: dict[str, li
     Raises InputError, naming the file and the remedy, for: a missing folder, an empty split, an image without its mask
     or the reverse, a slice named twice (slice_1 and slice_01), a subject in two splits, a file that is no readable PNG,
     sizes that differ between image and mask or within a subject, numbers of channels that differ, mask values that are
-    unknown or cannot be told apart without dataset.json, and a dataset.json that is not as this module wants it.
+    unknown or cannot be told apart without dataset.json, validation masks that are all background, and a dataset.json
+    that is not as this module wants it.
     """
     described = read_description(root / "dataset.json")
     found, notes = {}, []
@@ -92,6 +94,12 @@ def open_data(root: Path, splits: Sequence[str] = SPLITS, subjects: dict[str, li
     for item, scan in zip(slices, scans, strict=True):
         if not scan.codes <= set(labels.codes):
             labels.to_classes(read_codes(item.mask), item.mask)
+    scan_of = dict(zip(slices, scans, strict=True))
+    if "val" in found and all(scan_of[item].codes == {labels.codes[0]} for item in found["val"]):
+        raise InputError(
+            f"{root}: all masks of the validation subjects are background, so no epoch could be told from another; "
+            "validate on a subject that has a class"
+        )
     geometry = dict(described.get("subjects", {}))
     for subject, numbers in _numbers(slices).items():
         first, last = min(numbers), max(numbers)
@@ -100,8 +108,7 @@ def open_data(root: Path, splits: Sequence[str] = SPLITS, subjects: dict[str, li
         if missing:
             notes.append(f"subject {subject}: {missing} slice numbers are missing; they count as background in 3D")
     values = described.get("values", tuple(range(len(labels.names))))
-    checked = iter(scans)
-    found = {split: [item._replace(shape=next(checked).shape) for item in items] for split, items in found.items()}
+    found = {split: [item._replace(shape=scan_of[item].shape) for item in items] for split, items in found.items()}
     channels, *size = (max(sides) for sides in zip(*(scan.shape for scan in scans), strict=True))
     preparation = described.get("preparation")
     return DataFolder(found, labels, channels, tuple(size), geometry, preparation, values, tuple(notes))
@@ -280,7 +287,7 @@ def _infer_labels(codes: set[int], root: Path) -> Labels:
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """What dataset.json says, checked: "labels" as Labels, the rest as it stands."""
+    """What dataset.json says of labels (as Labels), values (a tuple), subjects and preparation, checked."""
     if not path.exists() and not path.is_symlink():
         return {}
     content = read_json(path)

@@ -112,6 +112,11 @@ class SliceDataset(Dataset):
             indices.setdefault(item.subject, []).append(index)
         return indices
 
+    def places(self, indices: Sequence[int]) -> list[int]:
+        """Where slices of one subject are in its volume (`data.volumes.assemble`)."""
+        first = self.slices[self.subjects()[self.slices[indices[0]].subject][0]].number
+        return [self.slices[index].number - first for index in indices]
+
 
 class ShuffledBatches:
     """Batch sampler for training: every slice once in an epoch, in an order that follows from seed and epoch alone.

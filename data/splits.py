@@ -32,9 +32,11 @@ def random_splits(subjects: Sequence[str], counts: Sequence[int], repeats: int, 
     Raises InputError where there are not as many subjects.
     """
     train, val, test = counts
-    if len(subjects) != train + val + test or repeats * test > len(subjects):
-        wanted = f"a split into {train}, {val} and {test}"
+    wanted = f"a split into {train}, {val} and {test}"
+    if len(subjects) != train + val + test:
         raise InputError(f"{wanted} needs {train + val + test} subjects; the source has {len(subjects)}")
+    if repeats * test > len(subjects):
+        raise InputError(f"{wanted}: {len(subjects)} subjects allow {len(subjects) // test} repeats, not {repeats}")
     order = shuffled(subjects, seed)
     splits = []
     for repeat in range(repeats):

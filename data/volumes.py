@@ -20,6 +20,14 @@ LONGEST = 1e6  # mm, for lengths and positions; no scanner is a kilometer long
 AXES = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
+class Volume(NamedTuple):
+    """A subject's segmentation and truth: class indices, uint8 (slices, H, W)."""
+
+    subject: str
+    prediction: np.ndarray
+    target: np.ndarray
+
+
 class Grid(NamedTuple):
     """Where voxels lie: (x, y, z) size in voxels, spacing in mm, position of the first voxel, and axes row by row."""
 

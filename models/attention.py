@@ -12,6 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from models.network import double_conv
+
 
 def conv_bn_prelu(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
     """Convolution that keeps the size, batch normalization, PReLU."""
@@ -171,15 +173,15 @@ class SemanticModule(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
-            *_double_conv(channels, 2 * channels),
+            *double_conv(channels, 2 * channels),
             nn.MaxPool2d(2),
-            *_double_conv(2 * channels, 4 * channels),
+            *double_conv(2 * channels, 4 * channels),
             nn.MaxPool2d(2),
         )
         self.decoder = nn.Sequential(
-            *_double_conv(4 * channels, 2 * channels),
+            *double_conv(4 * channels, 2 * channels),
             nn.ConvTranspose2d(2 * channels, 2 * channels, 2, stride=2),
-            *_double_conv(2 * channels, channels),
+            *double_conv(2 * channels, channels),
             nn.ConvTranspose2d(channels, channels, 2, stride=2),
         )
 
@@ -202,13 +204,6 @@ class SemanticModule(nn.Module):
             else:
                 x = layer(x)
         return x
-
-
-def _double_conv(in_channels: int, out_channels: int) -> list[nn.Module]:
-    layers: list[nn.Module] = []
-    for channels in (in_channels, out_channels):
-        layers += [nn.Conv2d(channels, out_channels, 3, padding=1), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
-    return layers
 
 
 class Identity(nn.Module):

@@ -98,6 +98,11 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel: int = 3) -> list[n
     ]
 
 
+def double_conv(in_channels: int, out_channels: int) -> list[nn.Module]:
+    """`conv_bn_relu` twice."""
+    return [*conv_bn_relu(in_channels, out_channels), *conv_bn_relu(out_channels, out_channels)]
+
+
 def only(*logits: Tensor) -> Output:
     """The Output of a network whose loss is the cross-entropy of `logits` alone, the prediction first."""
     return Output([], list(logits), [], [])

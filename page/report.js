@@ -24,7 +24,7 @@ function head() {
   const seconds = finished ? test.seconds : log.reduce((sum, row) => sum + (row.seconds ?? 0), 0);
   const parts = [
     config && `data set ${config.data}`,
-    config && (config.model.endsWith("unet") ? config.model : `${config.model}, ${config.backbone}`),
+    data.network,
     finished && `${test.parameters.toLocaleString("en")} parameters`,
     best !== null && `best epoch ${best} of ${finished ? test.epochs : epochs}`,
     log.length && `trained for ${duration(seconds)}`,

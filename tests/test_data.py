@@ -201,6 +201,10 @@ BAD = {
     ),
     "masks that explain nothing": (lambda r: write_masks(r, [0, 3, 7]), ["0, 3, 7", "dataset.json"]),
     "empty masks": (lambda r: write_masks(r, [0]), ["every mask is empty"]),
+    "nothing to validate on": (
+        lambda r: [save_png(p, np.zeros((40, 48), np.uint8)) for p in r.glob("val/GT/*")],
+        ["all masks of the validation subjects are background"],
+    ),
     "json": (lambda r: describe(r, "{labels:"), ["dataset.json", "JSON"]),
     "json list": (lambda r: describe(r, []), ["dataset.json", "object"]),
     "labels list": (lambda r: describe(r, {"labels": ["background", "liver"]}), ["labels", "value in the masks"]),

@@ -174,6 +174,7 @@ def test_a_run_is_not_overwritten_or_turned_into_another(make_data, tmp_path):
         run(tmp_path, out)
     with pytest.raises(InputError, match=r"another configuration \(lr 0.001 -> 0.5\)"):
         parse_config(["--out", str(out), "--resume", "--lr", "0.5"])
+    parse_config(["--out", str(out), "--resume", "--channels", "3", "--classes", "9"])  # the data says how many
     for content in (b"{}", b"[]", b"\xff", b"{"):
         (out / "config.json").write_bytes(content)
         with pytest.raises(InputError, match=r"config\.json"):
@@ -186,6 +187,12 @@ def test_a_run_is_not_overwritten_or_turned_into_another(make_data, tmp_path):
 def test_values_that_cannot_work_are_refused(name, value):
     with pytest.raises(InputError, match=f"--{name} {value}: must lie between"):
         Config(**{name: value})
+
+
+def test_encoders_of_the_library_are_for_its_networks():
+    assert parse_config(["--model", "smp.Segformer", "--backbone", "mit_b0"]).backbone == "mit_b0"
+    with pytest.raises(InputError, match="--backbone mit_b0: must be resnet18, "):
+        Config(backbone="mit_b0")
 
 
 def test_a_device_that_computes_nothing_is_refused(make_data, tmp_path):
@@ -206,6 +213,13 @@ def test_a_file_is_no_run_folder(make_data, tmp_path):
 def test_flags_without_effect_are_named():
     flags = ["--preset", "modern", "--model", "unet", "--guidance", "--steps", "3"]
     assert parse_config(flags).notes() == ["--steps, --guidance without effect: only of --model ms_dual_guided"]
+    assert parse_config(["--preset", "modern", "--beta", "1", "--plateau_epochs", "3"]).notes() == [
+        "--beta without effect: only with --guidance",
+        "--plateau_epochs without effect: only with --schedule plateau",
+    ]
+    assert parse_config(["--model", "unet", "--backbone", "resnet18"]).notes() == [
+        "--backbone without effect: --model unet has none"
+    ]
     assert parse_config(["--preset", "modern", "--model", "smp.Unet"]).notes() == []
     assert parse_config(["--steps", "3", "--no-guidance"]).notes() == []
 

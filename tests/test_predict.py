@@ -256,6 +256,14 @@ def change(path: Path, target: Path, **entries) -> Path:
     return target
 
 
+def described(run_folder: Path, target: Path, **entries) -> Path:
+    """The test split of the run's data, whose dataset.json says something else."""
+    data = shutil.copytree(run_folder.parent / "data", target / "data")
+    content = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps(content | entries))
+    return data / "test"
+
+
 def scans(run_folder: Path, *subjects: int) -> str:
     return ",".join(str(run_folder.parent / "scans" / f"image_s{k}.nii.gz") for k in subjects)
 
@@ -276,6 +284,11 @@ BAD = {
     "empty folder": (lambda r, t: [r / "best.pt", t], ["holds no DICOM"]),
     "two channels": (lambda r, t: [r / "best.pt", scans(r, 0, 0)], ["2 channels", "takes 1"]),
     "other grid": (lambda r, t: [r / "best.pt", scans(r, 0, 1)], ["image_s1.nii.gz", "lies elsewhere"]),
+    "channel elsewhere": (lambda r, t: [r / "best.pt", scans(r, 0, 1, 0)], ["image_s1.nii.gz: lies elsewhere"]),
+    "slices prepared otherwise": (
+        lambda r, t: [r / "best.pt", described(r, t, preparation={"size": 36, "bits": 16})],
+        ["data/test: its slices were prepared in another way", "(bits 8 -> 16)"],
+    ),
     "same name": (lambda r, t: [r / "best.pt", scans(r, 0), scans(r, 0)], ["a second scan called image_s0"]),
 }  # fmt: skip
 
@@ -290,6 +303,17 @@ def test_bad_input_is_one_clear_line(trained, tmp_path, case):
     assert "\n" not in message
     for part in expected:
         assert part in message
+
+
+def test_masks_with_other_labels_are_no_truth(trained, tmp_path):
+    """The same values, but another organ's: each would be scored as the network's."""
+    labels = json.loads((trained[1] / "dataset.json").read_text())["labels"]
+    first, *others = [name for name in labels if name != "background"]
+    turned = dict(zip(labels, ("background", *others, first), strict=True))
+    renamed = {turned[name]: value for name, value in labels.items()}
+    test = described(trained[2], tmp_path, labels=renamed, values={name: k for k, name in enumerate(renamed)})
+    with pytest.raises(InputError, match=r"GT: its dataset\.json gives other labels than the network was trained on"):
+        run(trained[2] / "best.pt", test, out=tmp_path / "out", truth=(test / "GT",))
 
 
 def test_preparation_survives_json_and_refuses_another_version():

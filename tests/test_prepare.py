@@ -268,6 +268,7 @@ BAD = {
         ["subject s2", "image_s2.nii.gz", "origin", "mm"],
     ),
     "names": (lambda s: None, ["--names", "a,b"], ["2 names", "[1, 2, 3]"]),
+    "two ways": (lambda s: None, ["--window", "0,9", "--normalize", "volume"], ["--normalize and --window: choose"]),
     "size flag": (lambda s: None, ["--size", "16"], ["--size 16"]),
     "spacing flag": (lambda s: None, ["--spacing", "0,1"], ["--spacing"]),
     "split form": (lambda s: (s.parent / "split.json").write_text("[]"), [], ["split.json", '"train"']),

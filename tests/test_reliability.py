@@ -114,7 +114,7 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_from_there(data, tmp_path, n
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     assert ended(start(command, arguments(data, straight, *flags), output=tmp_path / "log")) == 0
     rng, steps = np.random.default_rng(0), []
-    for _ in range(3):
+    for _ in range(2):
         process = start(command, arguments(data, stopped, *flags), output=tmp_path / "out")
         while process.exitcode is None and not list(stopped.glob("tensorboard/*")):
             time.sleep(0.01)  # until the training begins

@@ -25,7 +25,7 @@ import figures
 import report
 from config import Config
 from data.folder import open_data
-from engine import Volume
+from data.volumes import Volume
 from main import main as train
 from metrics import dice, score_subject, summarize
 from models import build_model

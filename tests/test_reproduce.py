@@ -155,6 +155,30 @@ def test_table_by_hand(finished):
     assert "Epochs: 4; folds: 1." in text
 
 
+@pytest.mark.parametrize(
+    ("names", "printed"),
+    [
+        (("necrotic and non-enhancing", "edema", "enhancing"), ("TC", "oedema", "enhancing")),  # prepare.py brats
+        (("edema", "non-enhancing tumor", "enhancing tumour"), ("oedema", "TC", "enhancing")),  # the Decathlon
+    ],
+)
+def test_classes_of_brats_are_those_of_the_paper(finished, names, printed):
+    value = {(name, "DSC"): {"1": 50.0} for name in (*names, "mean")}
+    result = results(finished)[0]._replace(classes=list(names), values=value)
+    table = Table("VII", [result])
+    for name, theirs in zip(names, printed, strict=True):
+        wanted = PAPER["tables"]["VII"]["rows"]["MS-Dual-Guided"][theirs]["DSC"]
+        assert table.printed("MS-Dual-Guided", (name, "DSC")) == tuple(wanted)
+
+
+def test_a_folder_called_as_the_proposed_network_is_no_reference(finished, tmp_path, capsys):
+    """Of runs of one's own, the first is the reference, whatever the folders are called."""
+    folders = [str(finished[name].rename(tmp_path / name)) for name in ("DAF", "MS-Dual-Guided")]
+    reproduce.main(["compare", *folders, "--out", str(tmp_path / "out")])
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert f"Paired tests against {folders[0]}," in text
+
+
 def test_folds_join_subjects_and_average_repeated_ones(finished):
     joined = read_result("both", list(finished.values()))
     assert joined.values["liver", "DSC"] == pytest.approx({"1": 85, "2": 67.5, "3": 92.5})
@@ -266,6 +290,7 @@ def test_no_preset_changes_what_a_row_is(preset):
             guided = "Guided" in row or row.startswith("w/o")
             assert all((step.semantic is not None) == guided for step in model.steps), row
             assert (model.raw_heads is None) == ("deep supervision" in row), row
+            assert model.decoder is None, row
             encoders = any(isinstance(part, SemanticModule) for part in model.modules())
             assert encoders == (guided and "encoder-decoder" not in row), row
             assert len(model.steps) == next((n for text, n in reproduce.STEPS.items() if text in row), 2), row
@@ -293,6 +318,7 @@ def test_a_split_of_other_subjects_is_not_mixed_in(make_data, tmp_path):
         (["I", "--data", "dataset", "--epoch", "3"], "--epoch: no flag of reproduce.py"),
         (["I", "--data", "dataset", "--no-deep-supervision"], "--no-deep-supervision: no flag of reproduce.py"),
         (["I", "--data", "dataset", "--guidance"], "--guidance: no flag of reproduce.py"),
+        (["I", "--data", "dataset", "--fine_decoder"], "--fine_decoder: no flag of reproduce.py"),
         (["I", "--data", "dataset", "--model=unet"], "--model=unet: no flag of reproduce.py"),
         (["I", "--data", "dataset", "--steps", "1"], "--steps: no flag of reproduce.py"),
         (["I", "--data", "dataset", "--folds", "-2"], "--folds -2, --repeats 1: must be"),
@@ -334,7 +360,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_table(make_data, tmp_path, m
     data = make_data({"train": ["1"], "val": ["2"], "test": ["3", "4"]}, numbers=(1, 2, 3))
     subprocess.run(command(data, tmp_path / "straight"), cwd=ROOT, check=True, timeout=300)
     rng, out, seen = np.random.default_rng(0), tmp_path / "killed", {}
-    for delay in rng.uniform(4, 16, 4):
+    for delay in rng.uniform(4, 16, 3):
         process = subprocess.Popen(command(data, out), cwd=ROOT)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
@@ -354,6 +380,20 @@ def test_killed_at_any_moment_it_ends_with_the_same_table(make_data, tmp_path, m
     done = subprocess.run(command(data, out, "--lr", "0.5"), cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "trained with other settings (lr 0.001 -> 0.5)" in done.stderr
+
+
+def test_more_epochs_undo_no_run_where_another_cannot_go_on(make_data, tmp_path):
+    data, out = make_data(), tmp_path / "out"
+    folders = [out / "runs" / reproduce.slug(row) / data.name for row in ("DAF", "MS-Dual-Guided")]
+    for folder, seed, row in zip(folders, ("0", "1"), ("DAF", "MS-Dual-Guided"), strict=True):
+        folder.mkdir(parents=True)
+        config = parse_config(["--data", str(data), "--epochs", "2", "--seed", seed, *reproduce.ROWS[row]])
+        (folder / "config.json").write_text(json.dumps(config.to_dict()))
+        (folder / "test.json").write_text("{}")
+    arguments = ["III-chaos", "--data", str(data), "--out", str(out), "--only", "DAF,MS-Dual-Guided", "--epochs", "3"]
+    with pytest.raises(InputError, match=r"was trained with other settings \(seed 1 -> 0\)"):
+        reproduce.main(arguments)
+    assert all((folder / "test.json").exists() for folder in folders)
 
 
 def test_a_failure_does_not_stop_the_others(make_data, tmp_path):

@@ -219,12 +219,31 @@ def test_chaos_ct_window_and_one_bit_masks(tmp_path):
     prepare.main(["chaos-ct", str(root), "--out", str(tmp_path / "out"), "--folds", "3", "--fold", "2"])
     data = open_data(tmp_path / "out")
     assert len(json.loads((tmp_path / "out" / "splits.json").read_text())) == 3
+    assert data.preparation["window"] == [40.0, 400.0]
     for split in data.splits:
         dataset = data.dataset(split)
         (subject,) = dataset.subjects()
         np.testing.assert_array_equal(np.stack([t for _, t in dataset]), liver[int(subject)])
         expected = ((scan[int(subject)] + 160) / 400 * 255).clip(0, 255)
         assert np.abs(np.stack([image[0] for image, _ in dataset]) * 255 - expected).max() <= 0.501
+
+
+def test_a_normalization_takes_the_place_of_chaos_ct_s_window(tmp_path):
+    for subject in range(3):
+        for k in range(2):
+            image = np.full((36, 36), 1000 * subject + 10 * k)
+            image[k, subject] = -500
+            write_dicom(tmp_path / "CT" / str(subject) / "DICOM_anon" / f"i{k}.dcm", image, slice_position(k))
+            save_mask(tmp_path / "CT" / str(subject) / "Ground" / f"liver_GT_{k}.png", image < 0)
+    arguments = ["chaos-ct", str(tmp_path / "CT"), "--out", str(tmp_path / "out"), "--folds", "3"]
+    prepare.main([*arguments, "--normalize", "volume"])
+    data = open_data(tmp_path / "out")
+    assert (data.preparation["normalize"], data.preparation["window"]) == ("volume", None)
+    for split in data.splits:  # the window would make 240 HU and all above it white
+        grey = np.stack([image.numpy() for image, _ in data.dataset(split)])
+        assert (grey.max(), grey.min()) == (1, 0)
+        (subject,) = data.dataset(split).subjects()
+        assert grey[0].max() == np.float32(round(255 * (1000 * int(subject) + 500) / (1000 * int(subject) + 510))) / 255
 
 
 def test_chaos_ct_refuses_another_number_of_masks(tmp_path):
@@ -375,6 +394,8 @@ def test_splits_are_disjoint_and_repeatable():
     for bad in ((0, 5), (6, 5), (1, 2), (1, 21)):
         with pytest.raises(InputError):
             fold_split(subjects, *bad, seed=0)
+    with pytest.raises(InputError, match="15 subjects allow 3 repeats, not 4"):
+        random_splits(subjects[:15], (8, 2, 5), 4, seed=0)
     with pytest.raises(InputError, match="needs 20 subjects; the source has 19"):
         random_splits(subjects[1:], (13, 2, 5), 3, seed=0)
 

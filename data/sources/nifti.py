@@ -202,7 +202,9 @@ def read_label(path: Path) -> sitk.Image:
     label = read_volume(path)
     array = sitk.GetArrayViewFromImage(label)
     whole = np.array_equal(array, np.rint(array)) and array.min() >= 0 and array.max() < 2**16
-    if label.GetDimension() != 3 or not whole:
+    if label.GetDimension() != 3:
+        raise InputError(f"{path}: has {label.GetDimension()} dimensions, not three; is it the label?")
+    if not whole:
         raise InputError(f"{path}: holds values that are no class numbers 0, 1, 2, ...; is it the label?")
     return sitk.Cast(label, sitk.sitkUInt16)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.network import Network, Output, conv_bn_relu, only
+from models.network import Network, Output, conv_bn_relu, double_conv, only
 
 WIDTHS = (64, 128, 256, 512, 1024)
 
@@ -33,14 +33,15 @@ class AttentionUNet(Network):
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
-        self.down = nn.ModuleList(map(_double_conv, (channels, *WIDTHS), WIDTHS))
+        downs = zip((channels, *WIDTHS[:-1]), WIDTHS, strict=True)
+        self.down = nn.ModuleList(nn.Sequential(*double_conv(before, width)) for before, width in downs)
         self.pool = nn.MaxPool2d(2)
         ups = list(zip(WIDTHS[:0:-1], WIDTHS[-2::-1], strict=True))
         self.enlarge = nn.ModuleList(
             nn.Sequential(nn.Upsample(scale_factor=2), *conv_bn_relu(deep, width)) for deep, width in ups
         )
         self.gates = nn.ModuleList(AttentionGate(width) for _, width in ups)
-        self.up = nn.ModuleList(_double_conv(deep, width) for deep, width in ups)
+        self.up = nn.ModuleList(nn.Sequential(*double_conv(deep, width)) for deep, width in ups)
         self.head = nn.Conv2d(WIDTHS[0], classes, 1)
         self.initialize()
 
@@ -54,7 +55,3 @@ class AttentionUNet(Network):
             x = enlarge(x)
             x = level(torch.cat([gate(x, skips.pop()), x], 1))
         return only(self.head(x))
-
-
-def _double_conv(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(*conv_bn_relu(in_channels, out_channels), *conv_bn_relu(out_channels, out_channels))
