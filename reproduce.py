@@ -277,13 +277,13 @@ def main(arguments: list[str]) -> None:
     options, rest = tyro.cli(Options, args=arguments, return_unknown_args=True)
     of_each = {"data", "out", "resume", "split_file", "model", "steps", *IDENTITY}
     own = {field.name for field in dataclasses.fields(Config)} - of_each
-    unknown = [flag for flag in rest if flag.startswith("--") and _plain(flag) not in own]
+    unknown = [flag for flag in rest if flag.startswith("--") and _field(flag) not in own]
     if unknown:
         raise InputError(f"{unknown[0]}: no flag of reproduce.py, and none of main.py that may be given to all rows")
     reproduce(options, rest)
 
 
-def _plain(flag: str) -> str:
+def _field(flag: str) -> str:
     return flag.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
 
 

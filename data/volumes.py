@@ -17,7 +17,7 @@ from utils import InputError, atomic_path
 MAX_SPAN = 10_000  # slices; numbers further apart are dates or the like
 MAX_VOXELS = 2**31  # of a scan; 1024 x 1024 x 2048
 LONGEST = 1e6  # mm, for lengths and positions; no scanner is a kilometer long
-AXES = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
 class Volume(NamedTuple):
@@ -178,7 +178,7 @@ def to_scan(volume: np.ndarray, geometry: dict[str, Any]) -> sitk.Image:
     image = sitk.GetImageFromArray(volume)
     image.SetSpacing(geometry.get("spacing", (1.0, 1.0, 1.0)))
     image.SetOrigin(geometry.get("origin", (0.0, 0.0, 0.0)))
-    image.SetDirection(geometry.get("direction", AXES))
+    image.SetDirection(geometry.get("direction", IDENTITY))
     if "original" in geometry:
         image = place(image, Grid(**geometry["original"], direction=image.GetDirection()), smooth=False)
     return sitk.DICOMOrient(image, geometry["orientation"]) if "orientation" in geometry else image

@@ -105,23 +105,6 @@ def test_a_run_writes_its_folder_and_right_scores(blobs, tmp_path, capsys):
     assert summary["overall"]["dsc"]["mean"] == pytest.approx(mean)
 
 
-def test_resumed_equals_uninterrupted(blobs, tmp_path):
-    flags = ("--batch_size", "3", "--plateau_epochs", "1")
-    straight = run(blobs, tmp_path / "straight", "--epochs", "3", *flags)
-    resumed = run(blobs, tmp_path / "resumed", "--epochs", "1", *flags)
-    main(parse_config(["--out", str(resumed), "--resume", "--epochs", "3"]))
-    before, after = (load_checkpoint(folder / "last.pt") for folder in (straight, resumed))
-    for key, value in before["model"].items():
-        assert torch.equal(value, after["model"][key]), key
-    assert before["optimization"]["schedule"] == after["optimization"]["schedule"]
-    timeless = [
-        [{k: v for k, v in row.items() if k not in ("seconds", "memory_gib")} for row in c["log"]]
-        for c in (before, after)
-    ]
-    assert timeless[0] == timeless[1]
-    assert (straight / "test.csv").read_text() == (resumed / "test.csv").read_text()
-
-
 def test_a_run_from_pretrained_weights_resumes_without_them(make_data, tmp_path, monkeypatch):
     """Where the cluster's nodes have no connection, or the cache is gone."""
     built = []
@@ -138,22 +121,6 @@ def test_a_run_from_pretrained_weights_resumes_without_them(make_data, tmp_path,
     assert json.loads((out / "config.json").read_text())["pretrained"]
 
 
-def test_plateau_lowers_the_rate_after_so_many_epochs_without_improvement(make_data, tmp_path):
-    """At this rate nothing moves, so only the first epoch is an improvement."""
-    flags = ("--epochs", "6", "--lr", "1e-30", "--plateau_epochs", "2", "--plateau_factor", "0.25")
-    out = run(make_data(), tmp_path / "run", *flags)
-    # Batch normalization's running statistics move all the same, so count from the last improvement in the log.
-    log = read_csv(out / "log.csv")
-    expected, best, bad, rate = [], -1.0, 0, 1e-30
-    for row in log:
-        expected.append(rate)
-        improved = float(row["val_dsc"]) > best
-        best, bad = max(best, float(row["val_dsc"])), 0 if improved else bad + 1
-        if bad == 2:
-            rate, bad = rate * 0.25, 0
-    np.testing.assert_allclose([float(row["lr"]) for row in log], expected, rtol=1e-12)
-
-
 def test_last_partial_batch_is_trained_on(make_data, tmp_path):
     """Three slices in a batch of eight: the released code would train on nothing."""
     out = run(make_data(numbers=(1, 2, 3)), tmp_path / "run", "--epochs", "1")
@@ -162,14 +129,10 @@ def test_last_partial_batch_is_trained_on(make_data, tmp_path):
     assert all(state["step"] == 1 for state in checkpoint["optimization"]["optimizer"]["state"].values())
 
 
-def test_evaluation_does_not_depend_on_the_batch(blobs, tmp_path):
-    folders = [run(blobs, tmp_path / n, "--epochs", "1", "--eval_batch_size", n) for n in ("1", "16")]
-    volumes = [sitk.GetArrayFromImage(sitk.ReadImage(str(f / "predictions" / "3.nii.gz"))) for f in folders]
-    assert (volumes[0] != volumes[1]).mean() < 1e-3
-
-
-def test_a_run_is_not_overwritten_or_turned_into_another(make_data, tmp_path):
-    out = run(make_data(), tmp_path / "run", "--epochs", "1")
+def test_a_run_is_not_overwritten_or_turned_into_another(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "config.json").write_text(json.dumps(parse_config(TINY).to_dict()))
     with pytest.raises(InputError, match="holds a run already"):
         run(tmp_path, out)
     with pytest.raises(InputError, match=r"another configuration \(lr 0.001 -> 0.5\)"):
@@ -276,22 +239,32 @@ def test_damaged_checkpoints_are_noticed(tmp_path_factory, position, bit, cut):
         torch.testing.assert_close(read, whole, rtol=0, atol=0)
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(blobs, tmp_path, capsys):
-    straight = run(blobs, tmp_path / "straight", "--epochs", "3")
-    resumed = run(blobs, tmp_path / "resumed", "--epochs", "2")
+def test_resumed_equals_uninterrupted_also_from_the_checkpoint_before(blobs, tmp_path, capsys):
+    """Three epochs; and one, two, then three, of which the last goes on from previous.pt, since last.pt is damaged."""
+    flags = ("--batch_size", "3", "--plateau_epochs", "1")
+    straight = run(blobs, tmp_path / "straight", "--epochs", "3", *flags)
+    resumed = run(blobs, tmp_path / "resumed", "--epochs", "1", *flags)
+    main(parse_config(["--out", str(resumed), "--resume", "--epochs", "2"]))
     content = bytearray((resumed / "last.pt").read_bytes())
     content[len(content) // 2] ^= 1
     (resumed / "last.pt").write_bytes(content)
     capsys.readouterr()
-    run(blobs, resumed, "--epochs", "3", "--resume")
+    main(parse_config(["--out", str(resumed), "--resume", "--epochs", "3"]))
     printed = capsys.readouterr().out
     assert "last.pt: " in printed and "going on from previous.pt" in printed and "resumed after epoch 1" in printed
-    before, after = (load_checkpoint(folder / "last.pt")["model"] for folder in (straight, resumed))
-    torch.testing.assert_close(before, after, rtol=0, atol=0)
+    before, after = (load_checkpoint(folder / "last.pt") for folder in (straight, resumed))
+    torch.testing.assert_close(before["model"], after["model"], rtol=0, atol=0)
+    assert before["optimization"]["schedule"] == after["optimization"]["schedule"]
+    timeless = [
+        [{k: v for k, v in row.items() if k not in ("seconds", "memory_gib")} for row in c["log"]]
+        for c in (before, after)
+    ]
+    assert timeless[0] == timeless[1]
+    assert (straight / "test.csv").read_text() == (resumed / "test.csv").read_text()
     for name in ("last.pt", "previous.pt"):
         (resumed / name).write_bytes(b"noise")
     with pytest.raises(InputError, match=r"last.pt.*previous.pt.*start again"):
-        run(blobs, resumed, "--epochs", "4", "--resume")
+        run(blobs, resumed, "--epochs", "4", *flags, "--resume")
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path):
