@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from config import Config
 from losses import GuidedLoss
@@ -101,6 +102,49 @@ def test_attention_gate_by_hand():
         weight = torch.sigmoid(scale * (gate.psi[0].weight[0, :, 0, 0] @ inner.relu() + gate.psi[0].bias))
         expected[0, :, i, j] = weight * x[0, :, i, j]
     torch.testing.assert_close(gate(g, x), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("model", ["daf", "daf_dual"])
+def test_daf_by_its_formula(model):
+    """Wang et al.: F''_s = refine(cat(F'_s, attention(cat(F'_s, F_MS)) * F_MS)); the prediction is the maps' mean."""
+    torch.manual_seed(0)
+    network = build_model(Config(model=model, backbone="resnet18", classes=3)).double().eval()
+    for name, parameter in network.named_parameters():
+        if name.endswith("gamma"):
+            torch.nn.init.constant_(parameter, 0.5)
+    image = torch.rand(2, 1, 64, 96, dtype=torch.float64)
+    with torch.inference_mode():
+        scales, fused, _ = network.features(image)
+        maps = []
+        for x, attend, refine, head in zip(
+            scales, network.attention, network.refine, network.refined_heads, strict=True
+        ):
+            both = torch.cat([x, fused], 1)
+            if model == "daf_dual":
+                weights = attend.project(attend.position(both) + attend.channel(both))
+            else:
+                weights = attend(both)
+                assert weights.min() >= 0 and weights.max() <= 1
+            maps.append(F.interpolate(head(refine(torch.cat([x, weights * fused], 1))), (64, 96), mode="bilinear"))
+        torch.testing.assert_close(network(image), sum(maps) / 4, rtol=1e-9, atol=1e-9)
+
+
+def test_danet_predicts_by_the_sum_of_its_branches():
+    torch.manual_seed(0)
+    network = build_model(Config(model="danet", backbone="resnet18", classes=3)).double().eval()
+    for branch in (network.position, network.channel):
+        torch.nn.init.constant_(branch[1].gamma, 0.5)
+    image = torch.rand(1, 1, 64, 96, dtype=torch.float64)
+    with torch.inference_mode():
+        deepest = network.backbone(image)[-1]
+        x = network.channel[0](deepest)
+        flat = x.flatten(2)
+        energy = flat @ flat.mT
+        attention = (energy.amax(-1, keepdim=True) - energy).softmax(-1)  # DANet's own code
+        channel = network.channel[2](0.5 * (attention @ flat).view_as(x) + x)
+        logits = network.heads[0][1](network.position(deepest) + channel)
+        expected = F.interpolate(logits, (64, 96), mode="bilinear")
+        torch.testing.assert_close(network(image), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_smp_is_the_library_s_network():

@@ -20,7 +20,7 @@ from config import Config
 from data.augment import Augmentation
 from data.folder import open_data
 from data.slices import ShuffledBatches, collate
-from distributed import distribute, gather, process_group, rank, share, world
+from distributed import distribute, gather, process_group, rank, share, share_statistics, world
 from engine import Epoch, train_one_epoch
 from losses import GuidedLoss
 from models import build_model, synchronize_batch_norm
@@ -196,6 +196,20 @@ def test_weights_that_no_step_uses_are_not_waited_for(tmp_path):
         for step, (used, idle) in enumerate(torch.load(tmp_path / f"{k}.pt")):
             assert torch.equal(used, torch.full((2, 2), step + 0.5))
             assert idle is None
+
+
+def share_running_statistics(folder: Path) -> None:
+    with process_group():
+        norm = nn.BatchNorm2d(2)
+        norm.running_mean.fill_(rank() + 1)
+        share_statistics(norm)
+        torch.save(norm.running_mean, folder / f"{rank()}.pt")
+
+
+def test_running_statistics_are_those_of_the_first_process(tmp_path):
+    processes = start_all(share_running_statistics, tmp_path, output=tmp_path / "out")
+    assert [ended(process) for process in processes] == [0, 0], (tmp_path / "out.0").read_text()
+    assert [torch.load(tmp_path / f"{k}.pt").tolist() for k in (0, 1)] == [[1, 1], [1, 1]]
 
 
 def gather_shares(count: int, out: Path) -> None:

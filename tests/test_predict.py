@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from medpy.metric import binary
 from PIL import Image
 
 import predict
@@ -29,7 +30,8 @@ from tests.test_prepare import ORIENTATIONS, make_scan, write_scan
 from tests.test_sources import slice_position, write_dicom
 from utils import InputError
 
-CONFIG = Config(backbone="resnet18", steps=1, epochs=1, batch_size=2, workers=0, device="cpu", amp="off")
+# With this seed and batch, an epoch ends in a network that finds every class somewhere.
+CONFIG = Config(backbone="resnet18", steps=1, epochs=1, batch_size=1, seed=2, workers=0, device="cpu", amp="off")
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,7 @@ def trained(tmp_path_factory):
         ]
     )
     train(replace(CONFIG, data=root / "data", out=root / "run"))
+    assert len(np.unique(read(root / "run" / "predictions" / "s3.nii.gz"))) > 2, "the tests would compare nothing"
     return root / "scans", root / "data", root / "run"
 
 
@@ -86,11 +89,65 @@ def test_a_test_scan_gets_the_prediction_of_training(trained, tmp_path, monkeypa
         assert float(row["ml"]) == pytest.approx(count * 1.25 * 0.8 * 7.7 / 1000, abs=1e-3)
     with (tmp_path / "a" / "scores.csv").open(newline="") as file:
         scores = list(csv.DictReader(file))
-    truth = read(scans / "label_s3.nii.gz")
+    truth, spacing = read(scans / "label_s3.nii.gz"), original.GetSpacing()[::-1]
+    measured = 0
     for k, row in enumerate(scores, 1):
         a, b = expected == k, truth == k
         assert float(row["dsc"]) == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
+        if a.any() and b.any():
+            measured += 1
+            assert float(row["msd_mm"]) == pytest.approx(binary.assd(a, b, voxelspacing=spacing), rel=1e-4)
+            assert float(row["hd95_mm"]) == pytest.approx(binary.hd95(a, b, voxelspacing=spacing), rel=1e-4)
+    assert measured
+    with (tmp_path / "b" / "scores.csv").open(newline="") as file:
+        of_slices = list(csv.DictReader(file))
+    with (folder / "test.csv").open(newline="") as file:
+        of_training = list(csv.DictReader(file))
+    for ours, theirs in zip(of_slices, of_training, strict=True):
+        assert float(ours["dsc"]) == pytest.approx(float(theirs["dsc"]))
     assert (tmp_path / "a" / "image_s3.png").stat().st_size > 3000
+
+
+def test_the_validation_of_the_training_is_that_of_the_checkpoint(trained, tmp_path):
+    _, data, folder = trained
+    run(folder / "best.pt", data / "val", out=tmp_path / "out", truth=(data / "val" / "GT",))
+    with (tmp_path / "out" / "scores.csv").open(newline="") as file:
+        scores = {row["class"]: float(row["dsc"]) for row in csv.DictReader(file)}
+    with (folder / "log.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert {name: float(row[f"val_dsc {name}"]) for name in scores} == pytest.approx(scores)
+    assert float(row["val_dsc"]) == pytest.approx(np.mean(list(scores.values())))
+    assert max(scores.values()) < 1
+
+
+def test_checkpoints_and_flips_are_averaged(trained, tmp_path):
+    """The probabilities of two checkpoints are the mean of those of each; those with flips are not those without."""
+    scans, _, folder = trained
+    best = load_checkpoint(folder / "best.pt")
+    weights = {k: v + 0.02 * torch.randn_like(v) if v.ndim == 4 else v for k, v in best["model"].items()}
+    save_checkpoint(tmp_path / "other.pt", best | {"model": weights})
+    found = {}
+    for name, checkpoint, tta in (
+        ("a", folder / "best.pt", False),
+        ("b", tmp_path / "other.pt", False),
+        ("both", f"{folder / 'best.pt'},{tmp_path / 'other.pt'}", False),
+        ("flips", folder / "best.pt", True),
+    ):
+        run(checkpoint, scans / "image_s1.nii.gz", out=tmp_path / name, tta=tta, probabilities=True)
+        found[name] = read(tmp_path / name / "image_s1_probabilities.nii.gz")
+    assert np.abs(found["a"] - found["b"]).max() > 1e-3
+    np.testing.assert_allclose(found["both"], (found["a"] + found["b"]) / 2, atol=1e-6)
+    assert np.abs(found["flips"] - found["a"]).max() > 1e-4
+
+
+def test_sixteen_bits_are_a_finer_grey(trained):
+    """The same scan in 8 and 16 bits: the same image up to half a grey value of the coarser."""
+    scans, _, folder = trained
+    network = predict.load_network(folder / "best.pt", torch.device("cpu"))
+    fine = network._replace(preparation=replace(network.preparation, bits=16))
+    (coarse,), (finer,) = (predict.read_scans(str(scans / "image_s0.nii.gz"), n) for n in (network, fine))
+    difference = np.abs(coarse.images - finer.images)
+    assert 0.3 / 255 < difference.max() < 0.501 / 255
 
 
 @pytest.mark.parametrize("code", ORIENTATIONS[::7])

@@ -215,6 +215,12 @@ def test_latex_is_a_rectangle_and_compiles(finished, tmp_path, name):
     subprocess.run(["pdflatex", "-interaction=batchmode", "-halt-on-error", "t.tex"], cwd=tmp_path, check=True)
 
 
+def test_latex_has_the_papers_values(finished):
+    text = latex(Table("I", results(finished)))
+    for number in (r"86.75 $\pm$ 5.05", r"80.00 $\pm$ 13.23"):
+        assert number in text.replace(r"\textbf{", "").replace("}", "")
+
+
 def test_names_of_runs_stay_whole_in_latex(finished):
     first = results(finished)[0]._replace(name="reproduction/alpha_1")
     assert r"reproduction/alpha\_1 & ours" in latex(Table("Comparison", [first]))
@@ -276,6 +282,19 @@ def test_folds_test_each_subject_once(tmp_path, flags, tested):
             subjects += split["test"]
     assert len(subjects) == len(set(subjects)) == tested
     assert found == reproduce.folds(options)
+
+
+def test_every_fold_trains_on_its_own_split(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    started = []
+    monkeypatch.setattr(reproduce, "run_all", lambda runs, *_: started.extend(runs))
+    with pytest.raises(SystemExit):  # none of them has finished
+        reproduce.main(["I", "--data", "dataset", "--folds", "3", "--only", "DAF,PAM", "--out", str(tmp_path / "out")])
+    assert len(started) == 6 and len({run.folder for run in started}) == 6
+    for run in started:
+        config = parse_config(run.flags)
+        assert config.split_file.stem == run.fold == run.folder.name
+        assert config.model == {"DAF": "daf", "PAM": "daf_pam"}[run.row]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -382,7 +401,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_table(make_data, tmp_path, m
     assert "trained with other settings (lr 0.001 -> 0.5)" in done.stderr
 
 
-def test_more_epochs_undo_no_run_where_another_cannot_go_on(make_data, tmp_path):
+def test_more_epochs_undo_no_run_where_another_cannot_go_on(make_data, tmp_path, monkeypatch):
     data, out = make_data(), tmp_path / "out"
     folders = [out / "runs" / reproduce.slug(row) / data.name for row in ("DAF", "MS-Dual-Guided")]
     for folder, seed, row in zip(folders, ("0", "1"), ("DAF", "MS-Dual-Guided"), strict=True):
@@ -394,6 +413,19 @@ def test_more_epochs_undo_no_run_where_another_cannot_go_on(make_data, tmp_path)
     with pytest.raises(InputError, match=r"was trained with other settings \(seed 1 -> 0\)"):
         reproduce.main(arguments)
     assert all((folder / "test.json").exists() for folder in folders)
+    monkeypatch.setattr(reproduce, "run_all", lambda *_: None)
+    with pytest.raises(SystemExit):
+        reproduce.main([*arguments, "--only", "DAF"])
+    assert not (folders[0] / "test.json").exists()
+
+
+def test_trainings_at_the_same_time_have_a_gpu_each(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(launch, "visible_gpus", lambda: ["3", "5"])
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, env, **__: seen.append(env["CUDA_VISIBLE_DEVICES"]))
+    for slot in range(4):
+        launch._start(Run("DAF", "1", tmp_path / str(slot), []), slot, jobs=4)
+    assert seen == ["3", "5", "3", "5"]
 
 
 def test_a_failure_does_not_stop_the_others(make_data, tmp_path):

@@ -219,6 +219,8 @@ def test_chaos_ct_window_and_one_bit_masks(tmp_path):
     prepare.main(["chaos-ct", str(root), "--out", str(tmp_path / "out"), "--folds", "3", "--fold", "2"])
     data = open_data(tmp_path / "out")
     assert len(json.loads((tmp_path / "out" / "splits.json").read_text())) == 3
+    described, splits = (json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("dataset", "splits"))
+    assert described["split"] == splits[1]
     assert data.preparation["window"] == [40.0, 400.0]
     for split in data.splits:
         dataset = data.dataset(split)
