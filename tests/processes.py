@@ -44,6 +44,28 @@ def command(arguments: Sequence[str]) -> None:
     command()
 
 
+def signaled(arguments: Sequence[str], step: int, number: int, rank: str = "0") -> None:
+    """The same, but in the middle of its so many-th step this process, and its loader processes, get a signal.
+
+    Clusters signal every process of a job. Of several processes with such a step, only that of `rank` is signaled.
+    """
+    import main
+
+    class Signaling(main.GuidedLoss):
+        steps = 0
+
+        def forward(self, *values: Any, **named: Any) -> Any:
+            Signaling.steps += 1
+            if Signaling.steps == step and os.environ.get("RANK", "0") == rank:
+                own = os.getpid()
+                for pid in (*map(int, Path(f"/proc/{own}/task/{own}/children").read_text().split()), own):
+                    os.kill(pid, number)
+            return super().forward(*values, **named)
+
+    main.GuidedLoss = Signaling
+    command(arguments)
+
+
 def _run(function: Callable[..., Any], arguments: Sequence[Any], output: Path, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     torch.set_num_threads(1)

@@ -25,7 +25,7 @@ from engine import Epoch, train_one_epoch
 from losses import GuidedLoss
 from models import build_model, synchronize_batch_norm
 from optimization import Optimization
-from tests.processes import command, ended, start, start_all
+from tests.processes import command, ended, signaled, start, start_all
 from tests.test_main import read_csv
 from tests.test_reliability import arguments
 
@@ -108,11 +108,11 @@ def test_synchronized_batch_norm_against_one_batch(tmp_path):
         assert part["count"] == 1
 
 
-def steps_in_float64(data: Path, out: Path, batch_size: int, recompute: bool, dice: float, lr: float) -> None:
-    """Two epochs of two steps, in one process or in several."""
+def steps_in_float64(data: Path, out: Path, batch_size: int, recompute: bool, dice: float, options: dict) -> None:
+    """An epoch of two steps, in one process or in several."""
     with process_group():
         torch.manual_seed(0)
-        model = build_model(Config(backbone="resnet18", steps=2)).double()
+        model = build_model(Config(backbone="resnet18", **options)).double()
         if world() > 1:
             synchronize_batch_norm(model)
         if recompute:
@@ -126,38 +126,37 @@ def steps_in_float64(data: Path, out: Path, batch_size: int, recompute: bool, di
             batch_sampler=ShuffledBatches(dataset, batch_size, 0, rank(), world()),
             collate_fn=lambda items: collate([(image.double(), target) for image, target in items]),
         )
-        optimization = Optimization(model, Config(lr=lr), len(loader))
-        criterion, losses = GuidedLoss(dice=dice), []
-        for number in range(2):
-            dataset.epoch = number
-            epoch = Epoch(number)
-            train_one_epoch(
-                training, loader, criterion, optimization, torch.device("cpu"), False, epoch, 0, StopSignal(), ""
-            )
-            losses.append(epoch.losses())
-        torch.save({"model": model.state_dict(), "losses": losses}, out.with_suffix(f".{rank()}.pt"))
+        optimization = Optimization(model, Config(**options), len(loader))
+        criterion, epoch, device = GuidedLoss(dice=dice), Epoch(0), torch.device("cpu")
+        train_one_epoch(training, loader, criterion, optimization, device, False, epoch, 0, StopSignal(), "")
+        torch.save({"model": model.state_dict(), "losses": epoch.losses()}, out.with_suffix(f".{rank()}.pt"))
 
 
 @pytest.mark.parametrize(
-    ("processes", "batch_size", "recompute", "dice", "lr"),
-    [(2, 4, False, 0.0, 1e-3), (2, 5, True, 0.0, 1e-3), (3, 4, False, 1.0, 1e-4)],
+    ("processes", "batch_size", "recompute", "dice", "options"),
+    [
+        (2, 4, False, 0.0, {}),
+        (2, 5, True, 0.0, {}),
+        (3, 4, False, 1.0, {"guidance": False, "steps": 1, "lr": 1e-4}),
+    ],
 )
-def test_processes_equal_one_on_the_same_global_batch(make_data, tmp_path, processes, batch_size, recompute, dice, lr):
+def test_processes_equal_one_on_the_same_global_batch(
+    make_data, tmp_path, processes, batch_size, recompute, dice, options
+):
     """In float64 with synchronized batch normalization: losses, weights and statistics to 1e-9 of their size.
 
     With Dice at a smaller rate: its gradients near zero are rounded more coarsely, and Adam makes whole steps of them.
     """
     data = make_data({"train": ["1", "2"], "val": ["3"], "test": ["4"]}, numbers=(1, 2, 3))
-    alone = start(steps_in_float64, data, tmp_path / "one", batch_size, False, dice, lr, output=tmp_path / "out")
+    alone = start(steps_in_float64, data, tmp_path / "one", batch_size, False, dice, options, output=tmp_path / "out")
     assert ended(alone) == 0, (tmp_path / "out").read_text()
-    settings = batch_size, recompute, dice, lr
+    settings = batch_size, recompute, dice, options
     parts = start_all(steps_in_float64, data, tmp_path / "all", *settings, output=tmp_path / "all", world=processes)
     assert [ended(process) for process in parts] == [0] * processes, (tmp_path / "all.0").read_text()
     one, *several = (torch.load(tmp_path / name) for name in ("one.0.pt", *(f"all.{k}.pt" for k in range(processes))))
     for other in several:
         assert other["losses"] == several[0]["losses"]
-    for ours, theirs in zip(several[0]["losses"], one["losses"], strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-9)
+    assert several[0]["losses"] == pytest.approx(one["losses"], rel=1e-9)
     copied = 0 < 6 % batch_size < processes
     for other in several:
         for key, value in one["model"].items():
@@ -241,39 +240,30 @@ def kill_one_process(torchrun: subprocess.Popen, out: Path) -> list[str]:
     return children
 
 
-def test_torchrun_ends_when_a_process_is_killed_and_resumes(data, tmp_path):
-    """The real command. A killed process ends all within a minute with a clear line; the run then goes on."""
+def test_torchrun_restarts_what_was_killed_then_ends_and_goes_on(data, tmp_path):
+    """The real command. A killed process ends all, which start once more; the second time, with a clear line."""
     out, log, torchrun = tmp_path / "run", tmp_path / "log", [sys.executable, "-m", "torch.distributed.run"]
+    script = ["--nproc_per_node=2", "main.py", *arguments(data, out)[:-1]]
     with log.open("w") as file:
-        command = [*torchrun, "--nproc_per_node=2", "main.py", *arguments(data, out, "--epochs", "99")]
+        command = [*torchrun, "--standalone", "--max-restarts=1", *script, "--epochs", "99"]
         running = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
+        kill_one_process(running, out)
+        while "resumed after epoch" not in log.read_text():
+            assert running.poll() is None, log.read_text()
+            time.sleep(0.05)
         children = kill_one_process(running, out)
         assert running.wait(timeout=60) != 0
     assert "error: process 0 of 2 has lost another one" in log.read_text()
     assert "--resume goes on" in log.read_text()
     assert not any(Path(f"/proc/{child}").exists() for child in children)
     epochs = load_checkpoint(out / "last.pt")["epoch"]["number"]
-    command[-2] = str(epochs + 1)
-    assert command[-3:] == ["--epochs", str(epochs + 1), "--resume"]
+    command = [*torchrun, *script, "--epochs", str(epochs + 1), "--resume"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert f"resumed after epoch {epochs}" in done.stdout
     assert done.stdout.count("Everything is in") == 1  # one process speaks
     assert len(read_csv(out / "log.csv")) == epochs + 1
     assert [row["subject"] for row in read_csv(out / "test.csv")][::4] == ["4", "6", "7"]
-
-
-def test_torchrun_restarts_what_was_killed(data, tmp_path):
-    out, flags = tmp_path / "run", arguments(data, tmp_path / "run", "--epochs", "3")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"]
-    running = subprocess.Popen(
-        [*torchrun, "main.py", *flags[:-1]], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    kill_one_process(running, out)
-    printed = running.communicate(timeout=180)[0]
-    assert running.returncode == 0, printed
-    assert "resumed after epoch" in printed
-    assert len(read_csv(out / "log.csv")) == 3
 
 
 def test_a_signal_to_one_process_stops_both_and_they_go_on(data, tmp_path):
@@ -283,12 +273,9 @@ def test_a_signal_to_one_process_stops_both_and_they_go_on(data, tmp_path):
         out = tmp_path / name
         flags = arguments(data, out, "--epochs", "2", "--sync_batch_norm")
         if name == "stopped":
-            processes = start_all(command, flags, output=tmp_path / name)
-            while not list(out.glob("tensorboard/*")):
-                time.sleep(0.01)
-            time.sleep(0.3)
-            os.kill(processes[1].pid, signal.SIGUSR1)
+            processes = start_all(signaled, flags, 3, signal.SIGUSR1, "1", output=tmp_path / name)
             assert [ended(process) for process in processes] == [75, 75], (tmp_path / "stopped.1").read_text()
+            assert load_checkpoint(out / "last.pt")["epoch"]["step"] == 3
         processes = start_all(command, flags, output=tmp_path / name)
         assert [ended(process) for process in processes] == [0, 0], (tmp_path / f"{name}.0").read_text()
         results.append(load_checkpoint(out / "last.pt"))

@@ -76,6 +76,7 @@ def test_a_run_writes_its_folder_and_right_scores(blobs, tmp_path, capsys):
 
     scores = {(row["subject"], row["class"]): row for row in read_csv(out / "test.csv")}
     assert len(scores) == 8
+    found = 0
     for subject, spacing in (("3", (7.0, 1.5, 1.25)), ("11", (1.0, 1.0, 1.0))):
         image = sitk.ReadImage(str(out / "predictions" / f"{subject}.nii.gz"))
         np.testing.assert_allclose(image.GetSpacing()[::-1], spacing)
@@ -90,6 +91,7 @@ def test_a_run_writes_its_folder_and_right_scores(blobs, tmp_path, capsys):
             if not pair[0].any():
                 assert (row["dsc"], row["vs"], row["msd"], row["missed"]) == ("0.0", "0.0", "nan", "True")
                 continue
+            found += 1
             sizes = [mask.sum() for mask in pair]
             assert float(row["dsc"]) == pytest.approx(binary.dc(*pair), rel=1e-9)
             assert float(row["vs"]) == pytest.approx(1 - abs(sizes[0] - sizes[1]) / sum(sizes), rel=1e-9)
@@ -100,6 +102,7 @@ def test_a_run_writes_its_folder_and_right_scores(blobs, tmp_path, capsys):
                 assert float(row["hd95_mm"]) == pytest.approx(binary.hd95(*pair, voxelspacing=spacing), rel=1e-9)
             else:
                 assert row.get("msd_mm", "") == ""
+    assert found >= 2
     summary = json.loads((out / "test.json").read_text())
     mean = np.mean([np.mean([float(scores[s, c]["dsc"]) for c in CLASSES[1:]]) for s in ("3", "11")])
     assert summary["overall"]["dsc"]["mean"] == pytest.approx(mean)

@@ -142,11 +142,12 @@ def test_the_length_of_a_cycle_cannot_change(tmp_path):
         parse_config(["--out", str(tmp_path), "--resume", "--epochs", "3"])
 
 
-def test_an_interrupted_epoch_of_the_modern_recipe_goes_on_as_if_it_had_not_been(make_data, tmp_path):
-    """Also the rate in the log is that of the epoch's first step."""
+@pytest.mark.parametrize("model", ["ms_dual_guided", "smp.PSPNet"])
+def test_an_interrupted_epoch_of_the_modern_recipe_goes_on_as_if_it_had_not_been(make_data, tmp_path, model):
+    """Also the rate in the log is that of the epoch's first step, and PSPNet's dropout draws what it would have."""
     data = make_data({"train": ["1", "2"], "val": ["3"], "test": ["4"]}, numbers=(1, 2, 3))
     flags = ["--preset", "modern", "--data", str(data), "--backbone", "resnet18", "--no-guidance", "--epochs", "2"]
-    flags += ["--device", "cpu", "--batch_size", "2", "--out"]
+    flags += ["--device", "cpu", "--batch_size", "2", "--model", model, "--out"]
     main(parse_config([*flags, str(tmp_path / "straight")]))
     with StopAfter(4) as stop, pytest.raises(SystemExit):
         main(parse_config([*flags, str(tmp_path / "resumed")]), stop)

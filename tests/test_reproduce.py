@@ -361,15 +361,12 @@ def test_mistakes_of_the_user(tmp_path, monkeypatch, arguments, expected):
 # ---------------------------------------------------------------- runs
 
 
-def command(data: Path, out: Path, *flags: str) -> list[str]:
-    return [
-        sys.executable, "reproduce.py", "III-chaos", "--data", str(data), "--out", str(out), "--only",
-        "DAF,MS-Dual-Guided", "--epochs", "2", *TINY, *flags,
-    ]  # fmt: skip
+def arguments(data: Path, out: Path, *flags: str) -> list[str]:
+    return ["I", "--data", str(data), "--out", str(out), "--only", "DAF,PAM", "--epochs", "2", *TINY, *flags]
 
 
 def scores(out: Path) -> list[tuple[str, ...]]:
-    with (out / "table-III-chaos" / "table.csv").open() as file:
+    with (out / "table-I" / "table.csv").open() as file:
         return [(row["row"], row["metric"], row["mean"], row["std"], row["n"]) for row in csv.DictReader(file)]
 
 
@@ -377,28 +374,31 @@ def test_killed_at_any_moment_it_ends_with_the_same_table(make_data, tmp_path, m
     """SIGKILL to reproduce.py alone: its trainings must end with it, and the next call must go on."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums of other numbers of threads are rounded otherwise
     data = make_data({"train": ["1"], "val": ["2"], "test": ["3", "4"]}, numbers=(1, 2, 3))
-    subprocess.run(command(data, tmp_path / "straight"), cwd=ROOT, check=True, timeout=300)
-    rng, out, seen = np.random.default_rng(0), tmp_path / "killed", {}
-    for delay in rng.uniform(4, 16, 3):
-        process = subprocess.Popen(command(data, out), cwd=ROOT)
-        time.sleep(delay)
+    reproduce.main(arguments(data, tmp_path / "straight"))
+    out, finished = tmp_path / "killed", {}
+    for event in ("daf/*/last.pt", "daf/*/test.json", "pam/*/last.pt"):
+        process = subprocess.Popen([sys.executable, "reproduce.py", *arguments(data, out)], cwd=ROOT)
+        while not list((out / "runs").glob(event)):
+            assert process.poll() is None, "it ended too soon"
+            time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
         for path in out.glob("runs/*/*/test.json"):
-            assert seen.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns, "a run was done twice"
-    subprocess.run(command(data, out, "--jobs", "2"), cwd=ROOT, check=True, timeout=300)
+            moment = path.stat().st_mtime_ns
+            assert finished.setdefault(path, moment) == moment, "a run was done twice"
+    assert finished
+    reproduce.main(arguments(data, out, "--jobs", "2"))
     assert scores(out) == scores(tmp_path / "straight")
-    manifest = json.loads((out / "table-III-chaos" / "manifest.json").read_text())
-    assert [(run["row"], run["state"]) for run in manifest] == [("DAF", "finished"), ("MS-Dual-Guided", "finished")]
+    manifest = json.loads((out / "table-I" / "manifest.json").read_text())
+    assert [(run["row"], run["state"]) for run in manifest] == [("DAF", "finished"), ("PAM", "finished")]
     for path in out.glob("runs/*/*/log.csv"):
         with path.open() as file:
             assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
-    for path, moment in seen.items():
+    for path, moment in finished.items():
         assert path.stat().st_mtime_ns == moment
     # Other settings in the same folder would mix two experiments.
-    done = subprocess.run(command(data, out, "--lr", "0.5"), cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert "trained with other settings (lr 0.001 -> 0.5)" in done.stderr
+    with pytest.raises(InputError, match=r"trained with other settings \(lr 0.001 -> 0.5\)"):
+        reproduce.main(arguments(data, out, "--lr", "0.5"))
 
 
 def test_more_epochs_undo_no_run_where_another_cannot_go_on(make_data, tmp_path, monkeypatch):
@@ -428,19 +428,20 @@ def test_trainings_at_the_same_time_have_a_gpu_each(tmp_path, monkeypatch):
     assert seen == ["3", "5", "3", "5"]
 
 
-def test_a_failure_does_not_stop_the_others(make_data, tmp_path):
+def test_a_failure_does_not_stop_the_others(make_data, tmp_path, capsys):
     data, out = make_data(), tmp_path / "out"
     broken = out / "runs" / "daf" / data.resolve().name
     broken.mkdir(parents=True)
     (broken / "last.pt").write_bytes(b"noise")
-    done = subprocess.run(command(data, out, "--epochs", "1"), cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
-    assert "failed: DAF" in done.stderr
-    assert "last.pt: not a checkpoint" in done.stderr
-    manifest = json.loads((out / "table-III-chaos" / "manifest.json").read_text())
+    with pytest.raises(SystemExit) as ending:
+        reproduce.main(arguments(data, out, "--epochs", "1"))
+    assert ending.value.code == 1
+    printed = capsys.readouterr().err
+    assert "failed: DAF" in printed and "last.pt: not a checkpoint" in printed
+    manifest = json.loads((out / "table-I" / "manifest.json").read_text())
     assert [run["state"] for run in manifest] == ["failed", "finished"]
     assert "last.pt: not a checkpoint" in manifest[0]["error"]
-    assert {row[0] for row in scores(out)} == {"MS-Dual-Guided"}
+    assert {row[0] for row in scores(out)} == {"PAM"}
 
 
 def test_the_manifest_says_how_a_run_ended(tmp_path):
@@ -504,6 +505,7 @@ def test_what_slurm_is_asked_for(make_data, tmp_path, monkeypatch):
         (commands / name).chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", str(commands), prepend=os.pathsep)
     runs, manifest = jobs(make_data(), tmp_path), tmp_path / "table-I" / "manifest.json"
+    monkeypatch.setattr("submitit.core.core.Job._results_timeout_s", 0)  # else it waits for files of failed jobs
     options = reproduce.slurm_options("timeout_min=90 gpus_per_node=1 slurm_partition=gpu slurm_signal_delay_s=120")
     submit_all(runs, manifest, 2, options)
     batch = (tmp_path / "batch.sh").read_text()
