@@ -22,7 +22,7 @@ from data.preparation import Preparation
 from data.sources import Source
 from data.sources.chaos import ChaosCT, ChaosMR
 from data.sources.nifti import find_brats, find_hvsmr, find_msd, find_pairs, read_msd_description
-from data.splits import PAPER_SEED, PROTOCOLS, Split, fold_split, random_splits, read_split
+from data.splits import PAPER_SEED, PROTOCOLS, Split, fold_split, random_splits, read_split, split_counts
 from figures import save_contact_sheet
 from utils import InputError, user_errors, write_json
 
@@ -117,10 +117,7 @@ class Options(ABC):
         if self.folds is not None:
             splits = [fold_split(subjects, k, self.folds, self.seed) for k in range(1, self.folds + 1)]
         elif self.split:
-            counts = _numbers("--split", self.split, 3)
-            if not all(count.is_integer() and count >= 1 for count in counts):
-                raise InputError(f"--split {self.split}: must be whole numbers of subjects from 1, such as 13,2,5")
-            splits = random_splits(subjects, tuple(map(int, counts)), 1, self.seed)
+            splits = random_splits(subjects, split_counts(self.split), 1, self.seed)
         elif self.key in PROTOCOLS:
             counts, repeats = PROTOCOLS[self.key]
             splits = random_splits(subjects, counts, repeats, PAPER_SEED)

@@ -22,7 +22,7 @@ from checkpoint import lock_folder, unlock_folder
 from config import Config, parse_config
 from data.folder import open_data
 from data.slices import natural
-from data.splits import fold_split, random_splits
+from data.splits import fold_split, random_splits, split_counts
 from figures import save_boxes, save_curves
 from launch import Run, check, run_all, submit_all
 from models import build_model
@@ -173,8 +173,9 @@ def folds(options: Options) -> list[Fold]:
             count, kind = options.folds, "fold"
             splits = [fold_split(subjects, k, count, options.split_seed) for k in range(1, count + 1)]
         else:
-            count, kind = options.repeats, f"split-{options.split.replace(',', '-')}"
-            splits = random_splits(subjects, _counts(options.split), count, options.split_seed)
+            counts = split_counts(options.split)
+            count, kind = options.repeats, f"split-{'-'.join(map(str, counts))}"
+            splits = random_splits(subjects, counts, count, options.split_seed)
         for k, split in enumerate(splits, 1):
             name = f"{prefix}-{kind}-{k}-of-{count}-seed-{options.split_seed}"
             path = options.out / "splits" / f"{name}.json"
@@ -184,12 +185,6 @@ def folds(options: Options) -> list[Fold]:
             write_json(path, split)
             found.append(Fold(name, data, path))
     return found
-
-
-def _counts(text: str) -> list[int]:
-    if not re.fullmatch(r"\d+,\d+,\d+", text) or "0" in text.split(","):
-        raise InputError(f"--split {text}: must be three numbers of subjects, such as 13,2,5")
-    return [int(number) for number in text.split(",")]
 
 
 def _flags(row: str, fold: Fold, flags: list[str]) -> list[str]:

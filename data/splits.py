@@ -26,6 +26,14 @@ def shuffled(subjects: Sequence[str], seed: int) -> list[str]:
     )
 
 
+def split_counts(text: str) -> tuple[int, ...]:
+    """ "13,2,5" -> (13, 2, 5). Raises InputError for anything but three numbers from 1 on."""
+    counts = tuple(int(part) for part in text.split(",") if part.strip().isdecimal())
+    if len(counts) != 3 or len(text.split(",")) != 3 or min(counts) < 1:
+        raise InputError(f"--split {text}: must be three numbers of subjects from 1, such as 13,2,5")
+    return counts
+
+
 def random_splits(subjects: Sequence[str], counts: Sequence[int], repeats: int, seed: int) -> list[Split]:
     """`repeats` splits with so many train, val and test subjects; no two splits share a test subject.
 

@@ -375,7 +375,7 @@ def test_counts_of_a_split_are_whole_numbers_from_1(tmp_path, counts):
     for subject in "1234":
         write_volume(tmp_path / "in" / f"image_{subject}.nii.gz", np.zeros((2, 33, 33), np.uint8))
         write_volume(tmp_path / "in" / f"label_{subject}.nii.gz", np.ones((2, 33, 33), np.uint8))
-    with pytest.raises(InputError, match="must be whole numbers of subjects from 1") as caught:
+    with pytest.raises(InputError, match="must be three numbers of subjects from 1") as caught:
         prepare.main(["nifti", str(tmp_path / "in"), "--out", str(tmp_path / "out"), f"--split={counts}"])
     assert f"--split {counts}: " in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
