@@ -225,13 +225,17 @@ def pictures(draw, kinds=tuple(KINDS)) -> tuple[list[tuple[bytes, bytes]], np.nd
 
 
 def write_tree(root: Path, image: bytes, mask: bytes, labels: list[int]) -> Path:
-    """A data set whose subject a has this image and mask; the others are a plain pair."""
-    plain = png(encode(np.zeros((32, 32), int)))
-    for split, name in (("train", "a"), ("val", "b"), ("test", "c")):
-        for kind, content in (("Img", image), ("GT", mask)):
+    """A data set whose subject a has this image and mask; the others are plain, b of class 1, c of none."""
+    plain, full = (png(encode(np.full((32, 32), code))) for code in labels[:2])
+    for split, name, pair in (
+        ("train", "a", (image, mask)),
+        ("val", "b", (plain, full)),
+        ("test", "c", (plain, plain)),
+    ):
+        for kind, content in zip(("Img", "GT"), pair, strict=True):
             folder = root / split / kind
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"Subj_{name}slice_1.png").write_bytes(content if split == "train" else plain)
+            (folder / f"Subj_{name}slice_1.png").write_bytes(content)
     names = {"background": labels[0]} | {f"class {code}": code for code in labels[1:]}
     (root / "dataset.json").write_text(json.dumps({"labels": names}))
     return root
