@@ -107,8 +107,9 @@ def main(options: Options) -> None:
             raise InputError(f"--tta: {path} was trained without flips, so they may exchange left and right; omit it")
     options.out.mkdir(parents=True, exist_ok=True)
     volumes, scores, done = [], [], set()
+    names = scan_names(options.inputs)
     for position, source in enumerate(options.inputs):
-        for scan in read_scans(source, first):
+        for scan in read_scans(source, names[position], first):
             if scan.name in done:
                 raise InputError(f"{source}: a second scan called {scan.name}; segment it into another --out")
             done.add(scan.name)
@@ -155,12 +156,29 @@ def load_network(path: Path, device: torch.device) -> Network:
     return Network(model, config, labels, values, preparation)
 
 
-def read_scans(source: str, network: Network) -> Iterator[Scan]:
-    """The scans of one input, whatever kind it is. Raises InputError for anything else, or other channels."""
+def scan_names(sources: Sequence[str]) -> list[str]:
+    """The last part of each path, or as many parts as tell them apart: CHAOS calls all its DICOM folders InPhase."""
+    paths = []
+    for source in sources:
+        path = Path(source).resolve()
+        if not path.is_dir():
+            path = Path(source.split(",")[0]).resolve()
+        name = path.name if path.is_dir() else path.name.removesuffix(".gz").rsplit(".", 1)[0]
+        paths.append((*path.parts[1:-1], name))
+    lengths = range(1, max(map(len, paths)) + 1)
+    choices = [["_".join(parts[-length:]) for parts in paths] for length in lengths]
+    return next((names for names in choices if len(set(names)) == len(names)), choices[0])
+
+
+def read_scans(source: str, name: str, network: Network) -> Iterator[Scan]:
+    """The scans of one input, whatever kind it is; `name` is for a single one.
+
+    Raises InputError for anything else, or other channels.
+    """
     path = Path(source)
     if path.is_dir() and not ((path / "Img").is_dir() or any(path.glob("Subj_*.png"))):
         series = read_series(path)
-        scan = _prepare(path.resolve().name, [series.image], network, path)
+        scan = _prepare(name, [series.image], network, path)
         scans = iter([scan._replace(series=series)])
     elif path.is_dir():
         scans = _read_slices(path, network)
@@ -171,7 +189,6 @@ def read_scans(source: str, network: Network) -> Iterator[Scan]:
             channels = read_channels(file)
             volumes += channels
             check_same_grid(channels[0], file, volumes[0], files[0])
-        name = files[0].name.removesuffix(".gz").rsplit(".", 1)[0]
         scans = iter([_prepare(name, volumes, network, files[0])])
     for scan in scans:
         if len(scan.images) != network.config.channels:
@@ -245,7 +262,11 @@ def write_results(options: Options, scan: Scan, probabilities: np.ndarray, netwo
     if options.dicom and scan.series is not None:
         write_series(options.out / f"{scan.name}_dicom", image, scan.series)
     if options.probabilities:
-        channels = [to_scan(assemble(scan.numbers, list(channel)), scan.geometry) for channel in probabilities]
+        there = np.ones_like(probabilities[0])
+        *channels, inside = (
+            to_scan(assemble(scan.numbers, list(channel)), scan.geometry) for channel in (*probabilities, there)
+        )
+        channels[0] += 1 - inside  # what was cropped away is background, as it is in the segmentation
         with atomic_path(options.out / f"{scan.name}_probabilities.nii.gz") as temporary:
             sitk.WriteImage(sitk.JoinSeries(channels), itk_path(temporary), useCompression=True)
     return volume

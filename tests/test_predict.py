@@ -145,7 +145,7 @@ def test_sixteen_bits_are_a_finer_grey(trained):
     scans, _, folder = trained
     network = predict.load_network(folder / "best.pt", torch.device("cpu"))
     fine = network._replace(preparation=replace(network.preparation, bits=16))
-    (coarse,), (finer,) = (predict.read_scans(str(scans / "image_s0.nii.gz"), n) for n in (network, fine))
+    (coarse,), (finer,) = (predict.read_scans(str(scans / "image_s0.nii.gz"), "s0", n) for n in (network, fine))
     difference = np.abs(coarse.images - finer.images)
     assert 0.3 / 255 < difference.max() < 0.501 / 255
 
@@ -256,10 +256,28 @@ def test_dicom_folder_and_probabilities(trained, tmp_path):
     np.testing.assert_allclose(label.GetSpacing(), (1.5, 1.25, 5.5), rtol=1e-5)
     probabilities = read(tmp_path / "out" / "series_probabilities.nii.gz")
     assert probabilities.shape == (4, 3, 34, 40)
-    inside = probabilities.sum(0) > 0  # columns that were cropped away hold nothing
-    np.testing.assert_allclose(probabilities.sum(0)[inside], 1, atol=1e-5)
-    assert inside.mean() == 36 / 40
-    np.testing.assert_array_equal(probabilities.argmax(0)[inside], sitk.GetArrayFromImage(label)[inside])
+    np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
+    assert (probabilities[0] == 1).all((0, 1)).tolist() == [True] * 2 + [False] * 36 + [True] * 2  # cropped: background
+    np.testing.assert_array_equal(probabilities.argmax(0), sitk.GetArrayFromImage(label))
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["MR/1/InPhase"], ["InPhase"]),
+        (["MR/1/InPhase", "MR/12/InPhase"], ["1_InPhase", "12_InPhase"]),
+        (["MR/1/T1/InPhase", "MR/2/T1/InPhase", "CT/7"], ["1_T1_InPhase", "2_T1_InPhase", "MR_CT_7"]),
+        (["a/x.nii.gz,a/y.nii.gz", "a/z.1.nii"], ["x", "z.1"]),
+        (["a/x.nii", "b/x.nii.gz"], ["a_x", "b_x"]),
+        (["a/x.nii", "a/x.nii"], ["x", "x"]),
+    ],
+)
+def test_results_are_called_by_what_tells_scans_apart(tmp_path, paths, names):
+    for path in paths:
+        (tmp_path / "MR" / path).mkdir(parents=True) if "." not in path else None
+    assert (
+        predict.scan_names([",".join(f"{tmp_path}/MR/{part}" for part in path.split(",")) for path in paths]) == names
+    )
 
 
 def test_original_label_values_come_back(trained, tmp_path):
@@ -338,7 +356,8 @@ BAD = {
         lambda r, t: [r / "best.pt", (t / "x.nii.gz").write_bytes(b"noise") and t / "x.nii.gz"],
         ["x.nii.gz", "readable"],
     ),
-    "empty folder": (lambda r, t: [r / "best.pt", t], ["holds no DICOM"]),
+    "empty folder": (lambda r, t: [r / "best.pt", t], ["holds no DICOM files"]),
+    "folder of NIfTI files": (lambda r, t: [r / "best.pt", r.parent / "scans"], ["no DICOM", "scans/*.nii.gz"]),
     "two channels": (lambda r, t: [r / "best.pt", scans(r, 0, 0)], ["2 channels", "takes 1"]),
     "other grid": (lambda r, t: [r / "best.pt", scans(r, 0, 1)], ["image_s1.nii.gz", "lies elsewhere"]),
     "channel elsewhere": (lambda r, t: [r / "best.pt", scans(r, 0, 1, 0)], ["image_s1.nii.gz: lies elsewhere"]),
@@ -384,6 +403,6 @@ def test_prepared_slices_are_what_the_network_gets(trained):
     """predict.py feeds the very numbers that the loader reads from the PNGs."""
     scans, data, folder = trained
     network = predict.load_network(folder / "best.pt", torch.device("cpu"))
-    (scan,) = predict.read_scans(str(scans / "image_s3.nii.gz"), network)
+    (scan,) = predict.read_scans(str(scans / "image_s3.nii.gz"), "s3", network)
     for number, images in zip(scan.numbers, scan.images.swapaxes(0, 1), strict=True):
         np.testing.assert_array_equal(images, read_image(data / "test" / "Img" / f"Subj_s3slice_{number}.png"))

@@ -49,7 +49,8 @@ def read_series(folder: Path) -> Series:
         raise InputError(f"{folder}: no such folder")
     paths = sorted(path for path in folder.iterdir() if path.is_file() and _is_dicom(path))
     if not paths:
-        raise InputError(f"{folder}: holds no DICOM files")
+        hint = f"; name NIfTI files one by one, as in {folder}/*.nii.gz" if any(folder.glob("*.nii*")) else ""
+        raise InputError(f"{folder}: holds no DICOM files{hint}")
     slices = [_read_slice(path) for path in paths]
     _check_alike(slices)
     columns, rows = slices[0].orientation.reshape(2, 3)
