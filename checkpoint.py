@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TextIO
 import torch
 
 from distributed import rank
-from utils import InputError, atomic_path, run_folders
+from utils import InputError, atomic_path, make_folder, run_folders
 
 REQUEUE = 75  # exit code EX_TEMPFAIL of sysexits.h: stopped by a signal, everything saved, start again with --resume
 
@@ -97,10 +97,7 @@ def claim_folder(folder: Path | None, preset: str) -> Path:
         last = run_folders()[-1:]
         number = int(last[0].name.split("-")[0]) + 1 if last else 1
         folder = Path("runs") / f"{number:03d}-{preset}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(f"--out {folder}: is a file, or would lie in one; choose another folder") from None
+    make_folder(folder)
     lock_folder(folder)
     return folder
 

@@ -109,7 +109,7 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
     out = from_first(lambda: claim_folder(config.out, config.preset))
     labels = dict(zip(*data.labels, strict=True))
     of_data = {"labels": labels, "values": list(data.values), "preparation": data.preparation}
-    of_data["slices"] = train_set.fingerprint()
+    of_data |= {"slices": train_set.fingerprint(), "evaluation": [val_set.fingerprint(), test_set.fingerprint()]}
     epoch, best, log = Epoch(0), -1.0, []
     last = load_newest(out, device)
     if last:
@@ -235,10 +235,16 @@ def check_same_run(last: dict[str, Any], config: Config, of_data: dict[str, Any]
     changed = [f"{name} {before[name]} -> {now[name]}" for name in kept if before[name] != now[name]]
     if changed:
         raise InputError(f"{config.out}: was trained with other settings ({', '.join(changed)}); choose another --out")
-    parts = {"slices": "training slices", "labels": "classes", "values": "label values", "preparation": "preparation"}
+    parts = {
+        "slices": "training slices",
+        "evaluation": "validation or test slices",
+        "labels": "classes",
+        "values": "label values",
+        "preparation": "preparation",
+    }
     for key, what in parts.items():
         # Of labels, the order counts: it numbers the classes.
-        if json.dumps(last[key]) != json.dumps(of_data[key]):
+        if key in last and json.dumps(last[key]) != json.dumps(of_data[key]):
             raise InputError(f"{config.data}: has other {what} than {config.out} was trained on; choose another --out")
 
 

@@ -97,7 +97,9 @@ def available_bytes(device: torch.device) -> int:
     available = int(fields["MemAvailable"].split()[0]) * 1024
     with contextlib.suppress(OSError, ValueError):  # no control groups, or "max"
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        available = min(available, limit - used)
+        fields = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
+        cache = int(fields["active_file"]) + int(fields["inactive_file"])  # given back when it is needed
+        available = min(available, limit - used + cache)
     return available
 
 

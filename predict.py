@@ -6,6 +6,7 @@ python predict.py fold1/best.pt,fold2/best.pt DIR/test --out segmentations --tta
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,12 +26,12 @@ from data.preparation import Preparation
 from data.slices import Labels
 from data.sources.dicom import Series, read_series, write_series
 from data.sources.nifti import check_same_grid, read_channels, read_label
-from data.volumes import Grid, assemble, geometry_of_slices, itk_path, largest_components, to_scan
+from data.volumes import Grid, assemble, check_size, geometry_of_slices, itk_path, largest_components, to_scan
 from engine import segment_volume
 from figures import save_montage
 from metrics import format_table, score_subject, summarize
 from models import build_model
-from utils import InputError, atomic_path, select_device, use_bfloat16, user_errors, write_csv
+from utils import InputError, atomic_path, make_folder, select_device, use_bfloat16, user_errors, write_csv
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,9 @@ def main(options: Options) -> None:
         raise InputError("no scans to segment; name NIfTI files, DICOM folders or folders of slices")
     if options.truth and len(options.truth) != len(options.inputs):
         raise InputError(f"--truth: {len(options.truth)} for {len(options.inputs)} scans; give one for each")
+    for path in options.truth:
+        if not path.exists():
+            raise InputError(f"--truth {path}: no such file or folder; correct the name")
     check_out(options)
     networks = [load_network(Path(path), device) for path in options.checkpoint.split(",")]
     first = networks[0]
@@ -105,7 +109,7 @@ def main(options: Options) -> None:
             )
         if options.tta and not network.config.flip_probability:
             raise InputError(f"--tta: {path} was trained without flips, so they may exchange left and right; omit it")
-    options.out.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out)
     volumes, scores, done = [], [], set()
     names = scan_names(options.inputs)
     for position, source in enumerate(options.inputs):
@@ -132,8 +136,8 @@ def check_out(options: Options) -> None:
     """Raises InputError for a folder of scans or truth: results have the scans' names and would replace them."""
     out = options.out.resolve()
     for path in (*(Path(file) for source in options.inputs for file in source.split(",")), *options.truth):
-        folder = path.resolve() if path.is_dir() else path.resolve().parent
-        if out in (folder, folder / "Img", folder / "GT"):
+        folders = [path.resolve()] if path.is_dir() else [path.resolve().parent, path.parent.resolve()]
+        if any(out in (folder, folder / "Img", folder / "GT") for folder in folders):
             raise InputError(f"--out {options.out}: holds {path}, which results could replace; choose another folder")
 
 
@@ -160,11 +164,12 @@ def scan_names(sources: Sequence[str]) -> list[str]:
     """The last part of each path, or as many parts as tell them apart: CHAOS calls all its DICOM folders InPhase."""
     paths = []
     for source in sources:
-        path = Path(source).resolve()
+        path = Path(source) if Path(source).is_dir() else Path(source.split(",")[0])
+        # Not resolved: a link is called as it is, not as what it leads to.
+        *folders, name = Path(os.path.normpath(path.absolute())).parts
         if not path.is_dir():
-            path = Path(source.split(",")[0]).resolve()
-        name = path.name if path.is_dir() else path.name.removesuffix(".gz").rsplit(".", 1)[0]
-        paths.append((*path.parts[1:-1], name))
+            name = name.removesuffix(".gz").rsplit(".", 1)[0]
+        paths.append((*folders[1:], name))
     lengths = range(1, max(map(len, paths)) + 1)
     choices = [["_".join(parts[-length:]) for parts in paths] for length in lengths]
     return next((names for names in choices if len(set(names)) == len(names)), choices[0])
@@ -238,7 +243,9 @@ def _read_slices(folder: Path, network: Network) -> Iterator[Scan]:
                         f"all slices of subject {subject} alike, and of at least 32 x 32"
                     )
         numbers = [number for number, _ in slices]
-        geometry = geometry_of_slices(described.get("subjects", {}).get(subject, {}), min(numbers), max(numbers))
+        geometry = described.get("subjects", {}).get(subject, {})
+        check_size(geometry, size, folder, subject)
+        geometry = geometry_of_slices(geometry, min(numbers), max(numbers))
         yield Scan(subject, np.stack([np.concatenate(channels) for channels in arrays], 1), numbers, geometry)
 
 

@@ -236,12 +236,17 @@ def show(root: Path) -> None:
     for note in data.notes:
         print(f"note: {note}")
     print(describe(data))
-    save_contact_sheet(root / "contact_sheet.png", data)
+    try:
+        save_contact_sheet(root / "contact_sheet.png", data)
+    except OSError as error:  # shared data is often read-only, and as good for training
+        print(f"note: no picture of it ({error.filename}: {error.strerror})")
 
 
 def say_ready(root: Path) -> None:
     """Print what comes next."""
-    print(f"{root} is ready; {root / 'contact_sheet.png'} shows slices of it. Train with: python main.py --data {root}")
+    sheet = root / "contact_sheet.png"
+    shown = f"; {sheet} shows slices of it" if sheet.exists() else ""
+    print(f"{root} is ready{shown}. Train with: python main.py --data {root}")
 
 
 def _numbers(flag: str, text: str, count: int) -> tuple[float, ...] | None:

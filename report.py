@@ -46,6 +46,7 @@ from tables import LOWER_IS_BETTER, MEAN, METRICS, Table, read_result
 from utils import (
     InputError,
     loader_workers,
+    make_folder,
     read_csv,
     read_json,
     select_device,
@@ -436,7 +437,7 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
         "reference": table.reference.name,
         "differences": {name: v for name, v in differences.items() if any(value != v[0] for value in v)},
     }  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_text(out / "report.html", fill("comparison.html", page))
     return out / "report.html"
 
@@ -490,7 +491,7 @@ def write_figures(folders: Sequence[Path], out: Path, device: torch.device, most
         image = dataset[indices[k]][0][0].numpy()
         overlays = [volume[places[k]] for volume in (truth, *predictions)]
         rows.append(Row(f"subject {subject}, slice {dataset.slices[indices[k]].number}", image, overlays))
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     values = {result.name: result.values for result in table.results}
     written = []
     for suffix in ("pdf", "png"):

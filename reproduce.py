@@ -38,7 +38,7 @@ from tables import (
     plain,
     read_result,
 )
-from utils import InputError, read_json, user_errors, write_csv, write_json, write_text
+from utils import InputError, make_folder, read_json, user_errors, write_csv, write_json, write_text
 
 # Flags of main.py that make each row of the paper's tables. "MS-Dual" and "MS-Dual-Guided" have two steps.
 ROWS = {
@@ -119,7 +119,7 @@ def reproduce(options: Options, flags: list[str]) -> None:
     if options.jobs < 1:
         raise InputError(f"--jobs {options.jobs}: must be at least 1")
     folder = options.out / f"table-{options.table}"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lock_folder(options.out)
     rows, each = chosen_rows(options), folds(options)
     runs = [
@@ -238,7 +238,7 @@ def write_parameters(out: Path) -> None:
         counts[row] = sum(parameter.numel() for parameter in model.parameters())
     rows = parameters_table(counts)
     folder = out / "table-VIII"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_text(folder / "table.md", parameters_markdown(rows))
     write_csv(folder / "table.csv", rows)
     write_text(folder / "table.tex", parameters_latex(rows))
@@ -261,7 +261,7 @@ def compare(options: Compare) -> None:
         raise InputError("no runs to compare; name their folders, the reference first")
     groups = [[Path(name) for name in group.split(",")] for group in options.runs]
     results = [read_result(str(group[0]), group) for group in groups]
-    options.out.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out)
     _write("Comparison", [*results[1:], results[0]], options.out)
 
 

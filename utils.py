@@ -74,8 +74,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of the machine or of a GPU does not suffice."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    words = ("can't allocate memory", "could not create a primitive")  # PyTorch's and oneDNN's on the CPU
+    words = (
+        "can't allocate memory",
+        "could not create a primitive",
+        "Failed to allocate memory",
+    )  # PyTorch, oneDNN, ITK
     return isinstance(error, RuntimeError) and any(part in str(error) for part in words)
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of --out and those that it lies in. Raises InputError where one of them is a file."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"--out {folder}: is a file, or would lie in one; choose another folder") from None
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from data.augment import Augmentation
 from data.png import read_codes, read_pair
 from data.preparation import Preparation
 from data.slices import MAX_CLASSES, Labels, Slice, SliceDataset, natural
-from data.volumes import GEOMETRY, MAX_SPAN, geometry_of_slices
+from data.volumes import GEOMETRY, MAX_SPAN, check_size, geometry_of_slices
 from utils import InputError, printable, read_json
 
 SPLITS = ("train", "val", "test")
@@ -69,7 +69,7 @@ def open_data(root: Path, splits: Sequence[str] = SPLITS, subjects: dict[str, li
     or the reverse, a slice named twice (slice_1 and slice_01), a subject in two splits, a file that is no readable PNG,
     sizes that differ between image and mask or within a subject, numbers of channels that differ, mask values that are
     unknown or cannot be told apart without dataset.json, validation masks that are all background, and a dataset.json
-    that is not as this module wants it.
+    that is not as this module wants it, or gives another size than the slices have.
     """
     described = read_description(root / "dataset.json")
     found, notes = {}, []
@@ -101,7 +101,9 @@ def open_data(root: Path, splits: Sequence[str] = SPLITS, subjects: dict[str, li
             "validate on a subject that has a class"
         )
     geometry = dict(described.get("subjects", {}))
+    shapes = {item.subject: scan.shape[1:] for item, scan in zip(slices, scans, strict=True)}
     for subject, numbers in _numbers(slices).items():
+        check_size(geometry.get(subject, {}), shapes[subject], root, subject)
         first, last = min(numbers), max(numbers)
         geometry[subject] = geometry_of_slices(geometry.get(subject, {}), first, last)
         missing = last - first + 1 - len(numbers)

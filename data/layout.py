@@ -19,7 +19,7 @@ from data.png import read_codes
 from data.preparation import Preparation
 from data.sources import Source
 from data.splits import Split
-from utils import InputError, write_json
+from utils import InputError, make_folder, write_json
 
 
 def write_data(
@@ -45,7 +45,7 @@ def write_data(
     step = 252 // (len(classes) - 1)
     codes = {value: k * step for k, value in enumerate(classes)}
     partial = out.with_name(f".{out.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
+    make_folder(partial)
     lock_folder(partial)
     try:
         for leftover in partial.glob("[!.]*"):  # of a preparation that was killed; the lock stays

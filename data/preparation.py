@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from data.png import MAX_PIXELS
-from data.volumes import LONGEST, Grid, fit_grid, place
+from data.volumes import LONGEST, MAX_VOXELS, Grid, fit_grid, place
 from utils import InputError
 
 # ITK's axis codes (x, y, z increase towards ...) that show each kind of slice in the radiological convention.
@@ -63,13 +64,16 @@ class Preparation:
             raise InputError(f"--bits {self.bits}: must be 8 or 16")
 
     def apply(self, images: Sequence[sitk.Image], label: sitk.Image | None = None) -> Slices:
-        """Turn a scan's channels, and its label if it has one, into slices. Raises InputError for NaN or infinity."""
+        """Turn a scan's channels, and its label if it has one, into slices. Raises InputError for NaN,
+        infinity, and slices or volumes that are too large."""
         orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(images[0].GetDirection())
         upright = [sitk.DICOMOrient(image, AXES[self.axis]) for image in images]
         original = Grid.of(upright[0])
         grid = fit_grid(original, self.size, self.spacing)
         if grid.size[0] * grid.size[1] > MAX_PIXELS:
             raise InputError(f"would have slices of {grid.size[1]} x {grid.size[0]} pixels; choose a larger --spacing")
+        if math.prod(grid.size) > MAX_VOXELS:
+            raise InputError(f"would have more than {MAX_VOXELS:,} voxels; choose a larger --spacing")
         geometry = grid.to_dict() | {"orientation": orientation, "direction": list(grid.direction)}
         if grid != original:
             geometry["original"] = original.to_dict()

@@ -48,7 +48,7 @@ class Labels(NamedTuple):
     codes: tuple[int, ...]
 
     def to_classes(self, codes: np.ndarray, path: Path) -> np.ndarray:
-        """Mask values (H, W) -> class indices uint8 (H, W).
+        """Mask values (H, W) or (D, H, W) -> class indices uint8 of the same shape.
 
         Raises InputError that says which unknown value, where and how many pixels.
         """
@@ -58,9 +58,10 @@ class Labels(NamedTuple):
         unknown = classes == MAX_CLASSES
         if unknown.any():
             value = codes[unknown][0]
-            row, column = np.argwhere(codes == value)[0]
+            axes = ("slice", "row", "column")[-codes.ndim :]
+            place = ", ".join(f"{axis} {k}" for axis, k in zip(axes, np.argwhere(codes == value)[0], strict=True))
             raise InputError(
-                f"{path}: unknown mask value {value} at row {row}, column {column} ({(codes == value).sum()} pixels); "
+                f"{path}: unknown mask value {value} at {place} ({(codes == value).sum()} pixels); "
                 f"known are {list(self.codes)}. Correct the mask, or list its values under labels in dataset.json"
             )
         return classes.astype(np.uint8)

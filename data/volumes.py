@@ -184,6 +184,17 @@ def to_scan(volume: np.ndarray, geometry: dict[str, Any]) -> sitk.Image:
     return sitk.DICOMOrient(image, geometry["orientation"]) if "orientation" in geometry else image
 
 
+def check_size(geometry: dict[str, Any], shape: tuple[int, int], where: Path, subject: str) -> None:
+    """Raises InputError where slices (H, W) are not of the size that their entry in dataset.json gives."""
+    rows, columns = shape
+    if "size" in geometry and geometry["size"][:2] != [columns, rows]:
+        stated = " x ".join(map(str, geometry["size"][:2]))
+        raise InputError(
+            f"{where}: the slices of subject {subject} have {columns} x {rows} pixels, and {stated} in dataset.json; "
+            "prepare them again, or correct size, spacing and origin there"
+        )
+
+
 def geometry_of_slices(geometry: dict[str, Any], first: int, last: int) -> dict[str, Any]:
     """The geometry of a prepared scan, of which only the slices `first` to `last` are there (numbered from 1).
 

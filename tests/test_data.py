@@ -206,6 +206,10 @@ BAD = {
     "labels without background": (lambda r: describe(r, {"labels": {"liver": 1, "spleen": 2}}), ["background"]),
     "labels twice": (lambda r: describe(r, {"labels": {"background": 0, "a": 1, "b": 1}}), ["same value"]),
     "spacing": (lambda r: describe(r, {"subjects": {"1": {"spacing": [1, 0, 2]}}}), ["spacing of subject 1"]),
+    "geometry of other slices": (
+        lambda r: describe(r, {"subjects": {"1": {"size": [40, 48, 2]}}}),
+        ["subject 1 have 48 x 40 pixels, and 40 x 48 in dataset.json"],
+    ),
 }  # fmt: skip
 
 

@@ -187,6 +187,42 @@ def test_results_never_replace_scans_or_truth(trained, tmp_path):
     with pytest.raises(InputError, match=r"holds .*test"):
         run(folder / "best.pt", data / "test", out=data / "test" / "GT")
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "scan.nii.gz").symlink_to(scans / "image_s3.nii.gz")
+    with pytest.raises(InputError, match=r"holds .*links/scan\.nii\.gz"):
+        run(folder / "best.pt", tmp_path / "links" / "scan.nii.gz", out=tmp_path / "links")
+    run(folder / "best.pt", tmp_path / "links" / "scan.nii.gz", out=tmp_path / "out")
+    assert (tmp_path / "out" / "scan.nii.gz").exists(), "called by the link, not by what it leads to"
+
+
+def test_what_cannot_be_out_or_truth_is_said_before_the_work(trained, tmp_path):
+    scan = trained[0] / "image_s3.nii.gz"
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file/out: is a file, or would lie in one"):
+        run(trained[2] / "best.pt", scan, out=tmp_path / "file" / "out")
+    with pytest.raises(InputError, match=r"--truth .*label_s9\.nii\.gz: no such file"):
+        run(trained[2] / "best.pt", scan, out=tmp_path / "out", truth=(trained[0] / "label_s9.nii.gz",))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truth_with_an_unknown_value_says_where(trained, tmp_path):
+    label = sitk.ReadImage(trained[0] / "label_s3.nii.gz")
+    label[1, 3, 2] = 99
+    sitk.WriteImage(label, tmp_path / "truth.nii.gz")
+    with pytest.raises(InputError, match=r"unknown mask value 99 at slice 2, row 3, column 1 \(1 pixels\)"):
+        run(
+            trained[2] / "best.pt", trained[0] / "image_s3.nii.gz",
+            out=tmp_path / "out", truth=(tmp_path / "truth.nii.gz",),
+        )  # fmt: skip
+
+
+def test_slices_of_another_size_than_their_geometry_are_refused(trained, tmp_path):
+    shutil.copytree(trained[1], tmp_path / "data")
+    for path in (tmp_path / "data").glob("test/*/*.png"):
+        with Image.open(path) as image:
+            image.resize((72, 72), Image.Resampling.NEAREST).save(path)
+    with pytest.raises(InputError, match=r"subject s3 have 72 x 72 pixels, and 36 x 36 in dataset\.json"):
+        run(trained[2] / "best.pt", tmp_path / "data" / "test", out=tmp_path / "out")
 
 
 def test_what_is_done_is_kept_when_a_later_scan_is_bad(trained, tmp_path):

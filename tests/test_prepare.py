@@ -384,6 +384,25 @@ def test_two_preparations_of_one_folder_do_not_mix(scans, tmp_path, killed):
     assert not list(tmp_path.glob(".*")) + list(out.glob(".*"))
 
 
+def test_a_data_set_that_cannot_be_written_to_is_checked_all_the_same(scans, tmp_path, monkeypatch, capsys):
+    prepare.main([*scans[1], "--out", str(tmp_path / "data")])
+    (tmp_path / "data" / "contact_sheet.png").unlink()
+
+    def refuse(path: Path, data: DataFolder) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(prepare, "save_contact_sheet", refuse)
+    prepare.main(["check", str(tmp_path / "data")])
+    shown = capsys.readouterr().out
+    assert "note: no picture of it" in shown
+    assert shown.splitlines()[-1].startswith(f"{tmp_path / 'data'} is ready. Train with")
+
+
+def test_volumes_that_no_memory_holds_are_refused():
+    with pytest.raises(InputError, match="more than 2,147,483,648 voxels; choose a larger --spacing"):
+        Preparation(spacing=(0.01, 0.01)).apply([sitk.Image(32, 32, 300, sitk.sitkUInt8)])
+
+
 def test_a_folder_that_appears_meanwhile_is_left_alone(scans, tmp_path, monkeypatch):
     _, arguments = scans
     out = tmp_path / "out"

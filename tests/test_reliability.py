@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import nn
 
+import memory
 from checkpoint import REQUEUE, StopSignal, load_checkpoint
 from config import Config, parse_config
 from data.folder import open_data
@@ -181,6 +182,16 @@ def test_a_run_goes_on_with_the_same_slices_only(data, tmp_path):
     for kind in ("Img", "GT"):
         (data / "train" / kind / "Subj_1slice_3.png").unlink()
     with pytest.raises(InputError, match="other training slices"):
+        main(parse_config(arguments(data, tmp_path / "run", "--epochs", "2")))
+    assert (tmp_path / "run" / "test.json").exists()
+
+
+def test_a_run_goes_on_with_the_same_evaluation_only(data, tmp_path):
+    """Else its best epoch could be one that its new test subjects chose."""
+    main(parse_config(arguments(data, tmp_path / "run", "--epochs", "1")))
+    for source, target in (("val", "kept"), ("test", "val"), ("kept", "test")):
+        (data / source).rename(data / target)
+    with pytest.raises(InputError, match="other validation or test slices"):
         main(parse_config(arguments(data, tmp_path / "run", "--epochs", "2")))
     assert (tmp_path / "run" / "test.json").exists()
 
@@ -423,6 +434,20 @@ def test_other_errors_are_not_called_out_of_memory():
     with pytest.raises(MemoryError, match="fewer slices"), explain_out_of_memory(lambda: "fewer slices"):
         raise torch.OutOfMemoryError("CUDA out of memory")
     assert 2**28 < available_bytes(torch.device("cpu")) < 2**50
+
+
+def test_cached_files_of_a_control_group_count_as_free(tmp_path, monkeypatch):
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 99 kB\nMemAvailable: 33554432 kB\n")
+    (group / "memory.max").write_text(f"{16 * 2**30}\n")
+    (group / "memory.current").write_text(f"{15 * 2**30}\n")
+    (group / "memory.stat").write_text(f"anon {2**30}\ninactive_file {10 * 2**30}\nactive_file {4 * 2**30}\n")
+    monkeypatch.setattr(memory, "Path", lambda path: tmp_path / path.lstrip("/"))
+    assert available_bytes(torch.device("cpu")) == 15 * 2**30
+    (group / "memory.max").write_text("max\n")
+    assert available_bytes(torch.device("cpu")) == 32 * 2**30
 
 
 # ---------------------------------------------------------------- security and long runs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from itertools import chain
 from pathlib import Path
 
@@ -25,13 +26,21 @@ REAL = Path(__file__).parents[2] / "shared" / "data"
 
 
 def write_dicom(
-    path: Path, pixels: np.ndarray, position, direction=UPRIGHT, spacing=(1.5, 1.25), series="1.2.3"
+    path: Path,
+    pixels: np.ndarray,
+    position,
+    direction=UPRIGHT,
+    spacing=(1.5, 1.25),
+    series="1.2.3",
+    charset="ISO_IR 100",
 ) -> None:
     """One CT or MR slice; spacing is (x, y). SliceThickness lies, as in CHAOS CT."""
     image = sitk.GetImageFromArray(pixels.astype(np.int16))
     image.SetSpacing(spacing)
     tags = {
         "0008|0060": "MR",
+        "0008|0005": charset,
+        "0010|0010": "X",
         "0018|0050": "9.9",
         "0020|000e": series,
         "0020|0032": "\\".join(f"{x:.6g}" for x in position),
@@ -115,6 +124,45 @@ def test_dicom_geometry_is_that_of_the_positions(tmp_path):
         np.testing.assert_allclose(
             series.image.TransformIndexToPhysicalPoint((0, 0, k)), slice_position(k, direction), atol=1e-3
         )
+
+
+def set_element(path: Path, group: int, element: int, value: bytes) -> None:
+    """Another value in a DICOM file of implicit VR, which is what `write_dicom` writes: tag, length, value."""
+    key, value = struct.pack("<HH", group, element), value + b" " * (len(value) % 2)
+    content = path.read_bytes()
+    there = content.index(key)
+    end = there + 8 + int.from_bytes(content[there + 4 : there + 8], "little")
+    path.write_bytes(content[:there] + key + len(value).to_bytes(4, "little") + value + content[end:])
+
+
+@pytest.mark.parametrize(("between", "thickness", "expected"), [("8", "9.9", 8), ("", "7.5", 7.5), ("", "", 1)])
+def test_a_single_slice_is_as_thick_as_it_says(tmp_path, between, thickness, expected):
+    write_dicom(tmp_path / "a.dcm", np.zeros((6, 7)), slice_position(0))
+    set_element(tmp_path / "a.dcm", 0x18, 0x88, between.encode())
+    set_element(tmp_path / "a.dcm", 0x18, 0x50, thickness.encode())
+    np.testing.assert_allclose(read_series(tmp_path).image.GetSpacing(), (1.5, 1.25, expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("charset", "codec", "name"),
+    [
+        ("ISO_IR 100", "latin-1", "Jürgen Müller"),
+        ("ISO_IR 192", "utf-8", "Jürgen Müller"),
+        ("ISO_IR 144", "iso8859-5", "Иван"),
+        ("GB18030", "gb18030", "王小东"),
+    ],
+)
+def test_names_of_patients_keep_their_letters(tmp_path, charset, codec, name):
+    path = tmp_path / "scan" / "a.dcm"
+    write_dicom(path, np.zeros((6, 7)), slice_position(0), charset=charset)
+    set_element(path, 0x10, 0x10, name.encode(codec))
+    series = read_series(tmp_path / "scan")
+    label = sitk.GetImageFromArray(np.ones((1, 6, 7), np.uint8))
+    label.CopyInformation(series.image)
+    write_series(tmp_path / "out", label, series)
+    written = (tmp_path / "out" / "a.dcm").read_bytes()
+    assert b"ISO_IR 192" in written
+    assert name.encode("utf-8") in written
 
 
 @pytest.mark.parametrize(

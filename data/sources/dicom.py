@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import uuid
 from pathlib import Path
@@ -15,11 +16,25 @@ from utils import InputError, atomic_path
 
 MAX_TILT = 0.5  # degrees; it shifts slices by a pixel (0.9 mm) in 100 mm, while rounded positions stay below 0.1
 POSITION, ORIENTATION, SPACING, SERIES = "0020|0032", "0020|0037", "0028|0030", "0020|000e"
+THICKNESS = ("0018|0088", "0018|0050")  # SpacingBetweenSlices, SliceThickness
 # Patient, study, frame of reference and place of a slice: what its segmentation shares with it.
 COPIED = (
     "0010|0010", "0010|0020", "0010|0030", "0010|0040", "0020|000d", "0020|0010", "0008|0020", "0008|0030", "0008|0050",
     "0020|0052", "0020|0013", "0018|0050", POSITION, ORIENTATION,
 )  # fmt: skip
+CHARSET = "0008|0005"
+# DICOM's names of the single-byte and Chinese character sets; in others, what is no UTF-8 becomes a question mark.
+CODECS = {
+    "ISO_IR 13": "shift_jis",
+    "ISO_IR 100": "latin-1",
+    "ISO_IR 166": "tis-620",
+    "GB18030": "gb18030",
+    "GBK": "gbk",
+}
+CODECS |= {
+    f"ISO_IR {number}": f"iso8859-{part}"
+    for number, part in {101: 2, 109: 3, 110: 4, 126: 7, 127: 6, 138: 8, 144: 5, 148: 9, 203: 15}.items()
+}
 
 
 class Series(NamedTuple):
@@ -35,13 +50,15 @@ class _Slice(NamedTuple):
     orientation: np.ndarray
     position: np.ndarray
     spacing: tuple[float, float]
+    thickness: float
     pixels: np.ndarray
 
 
 def read_series(folder: Path) -> Series:
     """All DICOM files of a folder as one volume, sorted along the slices' normal; other files are left out.
 
-    The spacing between slices is the distance of their positions, never SliceThickness. Raises InputError for a folder
+    The spacing between slices is the distance of their positions; of a single slice it is what the file states, else
+    1 mm. Raises InputError for a folder
     without DICOM files, a file that cannot be read, slices of several series, sizes, spacings or orientations,
     positions that are missing or there twice, and slices that are shifted sideways, as with a tilted gantry.
     """
@@ -75,12 +92,15 @@ def write_series(folder: Path, label: sitk.Image, series: Series) -> None:
     series_uid = _new_uid()
     for k, source in enumerate(series.files):
         tags = sitk.ImageFileReader()
-        tags.SetFileName(source)
+        tags.SetFileName(itk_path(source))
         tags.ReadImageInformation()
         image = label[:, :, k]
+        codec = CODECS.get(tags.GetMetaData(CHARSET).strip() if tags.HasMetaDataKey(CHARSET) else "", "utf-8")
+        image.SetMetaData(CHARSET, "ISO_IR 192")  # UTF-8, the one that SimpleITK's texts can be written in
         for tag in COPIED:
             if tags.HasMetaDataKey(tag):
-                image.SetMetaData(tag, tags.GetMetaData(tag))
+                stored = tags.GetMetaData(tag).encode("utf-8", "surrogateescape")
+                image.SetMetaData(tag, stored.decode(codec, "replace"))
         new = {"0008|0060": "OT", "0008|103e": "Segmentation", SERIES: series_uid, "0008|0018": _new_uid()}
         for tag, value in new.items():
             image.SetMetaData(tag, value)
@@ -115,6 +135,7 @@ def _read_slice(path: Path) -> _Slice:
             for tag in (POSITION, ORIENTATION, SPACING)
         )
         series = reader.GetMetaData(SERIES) if reader.HasMetaDataKey(SERIES) else ""
+        stated = [_length(reader.GetMetaData(tag)) for tag in THICKNESS if reader.HasMetaDataKey(tag)]
         sizes = position.size, orientation.size, spacing.size
         if sizes != (3, 6, 2) or not np.isfinite([*position, *orientation, *spacing]).all() or min(spacing) <= 0:
             raise ValueError("position, orientation or pixel spacing are not 3, 6 and 2 numbers")
@@ -125,7 +146,14 @@ def _read_slice(path: Path) -> _Slice:
     if pixels.ndim != 2:
         raise InputError(f"{path}: is no single grey slice (shape {pixels.shape}); export one slice a file")
     # PixelSpacing is the distance of rows, then of columns: y before x.
-    return _Slice(path, series.strip(), orientation, position, (spacing[1], spacing[0]), pixels)
+    thickness = next(filter(None, stated), 1.0)
+    return _Slice(path, series.strip(), orientation, position, (spacing[1], spacing[0]), thickness, pixels)
+
+
+def _length(text: str) -> float | None:
+    """A length in mm, None where the text is none: fields may be empty."""
+    with contextlib.suppress(ValueError):
+        return float(text) if 0 < float(text) < math.inf else None
 
 
 def _check_alike(slices: list[_Slice]) -> None:
@@ -147,7 +175,7 @@ def _check_alike(slices: list[_Slice]) -> None:
 def _slice_gap(slices: list[_Slice], normal: np.ndarray) -> float:
     """The distance of neighboring slices in mm, which must be the same all along."""
     if len(slices) == 1:
-        return 1.0
+        return slices[0].thickness
     places = np.array([item.position @ normal for item in slices])
     gaps = np.diff(places)
     gap = float(np.median(gaps))
