@@ -26,7 +26,17 @@ from data.preparation import Preparation
 from data.slices import Labels
 from data.sources.dicom import Series, read_series, write_series
 from data.sources.nifti import check_same_grid, read_channels, read_label
-from data.volumes import Grid, assemble, check_size, geometry_of_slices, itk_path, largest_components, to_scan
+from data.volumes import (
+    Grid,
+    array_spacing,
+    assemble,
+    check_size,
+    geometry_of_slices,
+    itk_path,
+    largest_components,
+    to_scan,
+    was_resampled,
+)
 from engine import segment_volume
 from figures import save_montage
 from metrics import format_table, score_subject, summarize
@@ -85,6 +95,15 @@ class Scan(NamedTuple):
     geometry: dict[str, Any]
     series: Series | None = None
     """The DICOM series that it was read from."""
+
+
+class Segmentation(NamedTuple):
+    """Class indices of a scan."""
+
+    slices: np.ndarray
+    """uint8 (D, H, W), on the grid of its slices, where main.py scores."""
+    image: sitk.Image
+    """On the scan's own grid; where slices were resampled, from linearly interpolated probabilities."""
 
 
 def main(options: Options) -> None:
@@ -255,33 +274,51 @@ def describe(folder: Path) -> dict[str, Any]:
     return read_description((split.parent if split.name in ("Img", "GT") else split).parent / "dataset.json")
 
 
-def write_results(options: Options, scan: Scan, probabilities: np.ndarray, network: Network) -> np.ndarray:
-    """Write segmentation, montage and probabilities; return the class indices (D, H, W)."""
-    segmentation = probabilities.argmax(0).astype(np.uint8)
-    if network.config.largest_component:
-        segmentation = largest_components(segmentation)
-    save_montage(options.out / f"{scan.name}.png", scan.images, segmentation, network.labels.names)
-    volume = assemble(scan.numbers, list(segmentation))
+def write_results(options: Options, scan: Scan, probabilities: np.ndarray, network: Network) -> Segmentation:
+    """Write segmentation, montage and probabilities of a scan, `probabilities` (classes, D, H, W) being its slices'."""
+    slices = classify(probabilities, network)
+    save_montage(options.out / f"{scan.name}.png", scan.images, slices, network.labels.names)
+    slices = assemble(scan.numbers, list(slices))
+    resampled = was_resampled(scan.geometry)
+    maps = on_scan(scan, probabilities) if resampled or options.probabilities else []
+    image = to_scan(slices, scan.geometry)
+    if resampled:
+        image = _like(image, classify(np.stack([sitk.GetArrayViewFromImage(each) for each in maps]), network))
     values = network.values.astype(np.min_scalar_type(network.values.max()))
-    image = to_scan(values[volume], scan.geometry)
+    written = _like(image, values[sitk.GetArrayViewFromImage(image)])
     with atomic_path(options.out / f"{scan.name}.nii.gz") as temporary:
-        sitk.WriteImage(image, itk_path(temporary), useCompression=True)
+        sitk.WriteImage(written, itk_path(temporary), useCompression=True)
     if options.dicom and scan.series is not None:
-        write_series(options.out / f"{scan.name}_dicom", image, scan.series)
+        write_series(options.out / f"{scan.name}_dicom", written, scan.series)
     if options.probabilities:
-        there = np.ones_like(probabilities[0])
-        *channels, inside = (
-            to_scan(assemble(scan.numbers, list(channel)), scan.geometry) for channel in (*probabilities, there)
-        )
-        channels[0] += 1 - inside  # what was cropped away is background, as it is in the segmentation
         with atomic_path(options.out / f"{scan.name}_probabilities.nii.gz") as temporary:
-            sitk.WriteImage(sitk.JoinSeries(channels), itk_path(temporary), useCompression=True)
-    return volume
+            sitk.WriteImage(sitk.JoinSeries(maps), itk_path(temporary), useCompression=True)
+    return Segmentation(slices, image)
 
 
-def measure(scan: Scan, segmentation: np.ndarray, network: Network) -> list[dict[str, Any]]:
+def classify(probabilities: np.ndarray, network: Network) -> np.ndarray:
+    """Probabilities (classes, D, H, W) -> class indices uint8 (D, H, W)."""
+    classes = probabilities.argmax(0).astype(np.uint8)
+    return largest_components(classes) if network.config.largest_component else classes
+
+
+def on_scan(scan: Scan, probabilities: np.ndarray) -> list[sitk.Image]:
+    """Probabilities (classes, D, H, W) of slices -> each class's on the scan's own grid."""
+    maps = [to_scan(assemble(scan.numbers, list(each)), scan.geometry, smooth=True) for each in probabilities]
+    there = assemble(scan.numbers, list(np.ones_like(probabilities[0])))
+    maps[0] += 1 - to_scan(there, scan.geometry, smooth=True)  # where no slice is, is background
+    return maps
+
+
+def _like(image: sitk.Image, array: np.ndarray) -> sitk.Image:
+    other = sitk.GetImageFromArray(array)
+    other.CopyInformation(image)
+    return other
+
+
+def measure(scan: Scan, segmentation: Segmentation, network: Network) -> list[dict[str, Any]]:
     """Voxels and ml of each class in the scan's own grid."""
-    image = to_scan(segmentation, scan.geometry)
+    image = segmentation.image
     counts = np.bincount(sitk.GetArrayViewFromImage(image).ravel(), minlength=len(network.values))
     milliliters = np.prod(image.GetSpacing()) / 1000 if "spacing" in scan.geometry else None
     return [
@@ -291,31 +328,36 @@ def measure(scan: Scan, segmentation: np.ndarray, network: Network) -> list[dict
     ]
 
 
-def score(scan: Scan, segmentation: np.ndarray, truth: Path, network: Network) -> list[dict[str, Any]]:
-    """Rows of scores against a label volume on the scan's grid, or masks in a GT folder."""
-    image = to_scan(segmentation, scan.geometry)
+def score(scan: Scan, segmentation: Segmentation, truth: Path, network: Network) -> list[dict[str, Any]]:
+    """Rows of scores: against a label volume on the scan's own grid, against masks in a GT folder on that of slices."""
     if truth.is_dir():
-        if describe(truth).get("labels", network.labels) != network.labels:
-            raise InputError(f"{truth}: its dataset.json gives other labels than the network was trained on")
-        masks = {number: paths[0] for number, paths in list_images(truth).get(scan.name, [])}
-        missing = [number for number in scan.numbers if number not in masks]
-        if missing:
-            raise InputError(f"{truth}: has no mask of subject {scan.name}, slice {missing[0]}")
-        classes = [network.labels.to_classes(read_codes(masks[number]), masks[number]) for number in scan.numbers]
-        for number, mask in zip(scan.numbers, classes, strict=True):
-            if mask.shape != scan.images.shape[2:]:
-                height, width = scan.images.shape[2:]
-                raise InputError(f"{masks[number]}: is no mask of {width} x {height} pixels, as its slice is")
-        target = sitk.GetArrayFromImage(to_scan(assemble(scan.numbers, classes), scan.geometry))
+        prediction, target = segmentation.slices, assemble(scan.numbers, read_masks(scan, truth, network))
+        spacing = array_spacing(scan.geometry)
     else:
         label = read_label(truth)
-        check_same_grid(label, truth, image, Path(scan.name))
-        target = Labels(network.labels.names, tuple(network.values.tolist())).to_classes(
-            sitk.GetArrayFromImage(label), truth
-        )
-    spacing = Grid.of(image).spacing[::-1] if "spacing" in scan.geometry else None
-    rows = score_subject(sitk.GetArrayFromImage(image), target, network.labels.names, spacing)
+        check_same_grid(label, truth, segmentation.image, Path(scan.name))
+        labels = Labels(network.labels.names, tuple(network.values.tolist()))
+        prediction = sitk.GetArrayFromImage(segmentation.image)
+        target = labels.to_classes(sitk.GetArrayFromImage(label), truth)
+        spacing = Grid.of(segmentation.image).spacing[::-1] if "spacing" in scan.geometry else None
+    rows = score_subject(prediction, target, network.labels.names, spacing)
     return [{"subject": scan.name} | row for row in rows]
+
+
+def read_masks(scan: Scan, folder: Path, network: Network) -> list[np.ndarray]:
+    """Class indices (H, W) of the scan's slices from a GT folder. Raises InputError for masks that are not theirs."""
+    if describe(folder).get("labels", network.labels) != network.labels:
+        raise InputError(f"{folder}: its dataset.json gives other labels than the network was trained on")
+    masks = {number: paths[0] for number, paths in list_images(folder).get(scan.name, [])}
+    missing = [number for number in scan.numbers if number not in masks]
+    if missing:
+        raise InputError(f"{folder}: has no mask of subject {scan.name}, slice {missing[0]}")
+    classes = [network.labels.to_classes(read_codes(masks[number]), masks[number]) for number in scan.numbers]
+    for number, mask in zip(scan.numbers, classes, strict=True):
+        if mask.shape != scan.images.shape[2:]:
+            height, width = scan.images.shape[2:]
+            raise InputError(f"{masks[number]}: is no mask of {width} x {height} pixels, as its slice is")
+    return classes
 
 
 if __name__ == "__main__":

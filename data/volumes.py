@@ -168,8 +168,15 @@ def largest_components(volume: np.ndarray) -> np.ndarray:
     return cleaned
 
 
-def to_scan(volume: np.ndarray, geometry: dict[str, Any]) -> sitk.Image:
-    """A label volume (D, H, W) on the grid of the scan that its slices were made of.
+def was_resampled(geometry: dict[str, Any]) -> bool:
+    """Whether a subject's slices have another spacing than its scan, by its entry in dataset.json."""
+    return "original" in geometry and [*geometry["original"]["spacing"]] != [*geometry.get("spacing", (1.0, 1.0, 1.0))]
+
+
+def to_scan(volume: np.ndarray, geometry: dict[str, Any], smooth: bool = False) -> sitk.Image:
+    """A volume (D, H, W) on the grid of the scan that its slices were made of, labels to the nearest voxel.
+
+    With `smooth`, for what is no label, linearly where slices were resampled; a crop keeps its voxels as they are.
 
     `geometry` is a subject's entry in dataset.json: spacing (x, y, z) in mm, origin, direction (row by row); original,
     the scan's own size, spacing and origin where the slices were cropped, padded or resampled; orientation, the scan's
@@ -180,7 +187,8 @@ def to_scan(volume: np.ndarray, geometry: dict[str, Any]) -> sitk.Image:
     image.SetOrigin(geometry.get("origin", (0.0, 0.0, 0.0)))
     image.SetDirection(geometry.get("direction", IDENTITY))
     if "original" in geometry:
-        image = place(image, Grid(**geometry["original"], direction=image.GetDirection()), smooth=False)
+        original = Grid(**geometry["original"], direction=image.GetDirection())
+        image = place(image, original, smooth=smooth and was_resampled(geometry))
     return sitk.DICOMOrient(image, geometry["orientation"]) if "orientation" in geometry else image
 
 

@@ -14,6 +14,7 @@ import SimpleITK as sitk
 import torch
 from medpy.metric import binary
 from PIL import Image
+from scipy.ndimage import map_coordinates
 
 import predict
 import prepare
@@ -23,7 +24,7 @@ from data.folder import open_data
 from data.png import read_image
 from data.preparation import Preparation
 from data.sources.dicom import read_series
-from data.volumes import to_scan
+from data.volumes import largest_components, to_scan
 from engine import segment_volume
 from main import main as train
 from tests.test_prepare import ORIENTATIONS, make_scan, write_scan
@@ -203,6 +204,37 @@ def test_what_cannot_be_out_or_truth_is_said_before_the_work(trained, tmp_path):
     with pytest.raises(InputError, match=r"--truth .*label_s9\.nii\.gz: no such file"):
         run(trained[2] / "best.pt", scan, out=tmp_path / "out", truth=(trained[0] / "label_s9.nii.gz",))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("largest", [False, True])
+def test_probabilities_of_resampled_slices_are_interpolated(trained, tmp_path, largest):
+    """Against SciPy at the positions of the scan's voxels; around the slices is background."""
+    source = trained[0] / "image_s2.nii.gz"
+    network = predict.load_network(trained[2] / "best.pt", torch.device("cpu"))
+    network = network._replace(
+        preparation=Preparation(spacing=(0.7, 1.9), size=44), config=replace(network.config, largest_component=largest)
+    )
+    (scan,) = predict.read_scans(str(source), "s2", network)
+    probabilities = np.random.default_rng(0).dirichlet(np.full(4, 0.3), scan.images.shape[1:]).transpose(3, 0, 1, 2)
+    probabilities = probabilities.astype(np.float32)
+    options = predict.Options("", (), tmp_path, probabilities=True)
+    result = predict.write_results(options, scan, probabilities, network)
+    image = sitk.ReadImage(source)
+    spacing, direction = np.array(scan.geometry["spacing"]), np.reshape(scan.geometry["direction"], (3, 3))
+    voxels = list(np.ndindex(image.GetSize()))
+    points = np.array([image.TransformIndexToPhysicalPoint(voxel) for voxel in voxels])
+    places = (points - scan.geometry["origin"]) @ direction / spacing
+    inside = ((places > -0.5) & (places < np.array(probabilities.shape[:0:-1]) - 0.5)).all(1)
+    assert 0.2 < inside.mean() < 1
+    expected = np.stack([map_coordinates(each, places.T[::-1], order=1, mode="nearest") for each in probabilities])
+    expected = np.where(inside, expected, np.eye(4)[0][:, None]).reshape(4, *image.GetSize()).transpose(0, 3, 2, 1)
+    found = read(tmp_path / "s2_probabilities.nii.gz")
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    classes = found.argmax(0)
+    np.testing.assert_array_equal(
+        read(tmp_path / "s2.nii.gz"), largest_components(classes.astype(np.uint8)) if largest else classes
+    )
+    assert (read(tmp_path / "s2.nii.gz") != sitk.GetArrayFromImage(to_scan(result.slices, scan.geometry))).any()
 
 
 def test_a_truth_with_an_unknown_value_says_where(trained, tmp_path):
