@@ -9,7 +9,6 @@ python main.py --help                      every hyperparameter (config.py)
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import replace
 from typing import Any
@@ -151,8 +150,6 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
 
     # ---------------------------------------------------------------- training
     stop.defer = True
-    swa = int(os.environ.get("SWA", 0))
-    mean = torch.optim.swa_utils.AveragedModel(network) if swa else None
     while epoch.number < config.epochs:
         began = time.monotonic() - epoch.seconds
         if epoch.step == 0:
@@ -196,19 +193,6 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
             for subject, pixels in overlays(volumes, val_set):
                 curves.add_image(f"validation/{subject}", pixels, epoch.number, dataformats="HWC")
         print(epoch_line(log, best, config.epochs), flush=True)
-        if swa and epoch.number > config.epochs - swa:
-            mean.update_parameters(network)
-        if swa and epoch.number == config.epochs:
-            batches.begin(epoch.number)
-            torch.optim.swa_utils.update_bn(loader, mean.module, device)
-            network.load_state_dict(mean.module.state_dict())
-            volumes = segment(network, val_set, "validate mean")
-            score = float(
-                np.mean([dice(v.prediction == k, v.target == k) for v in volumes for k in range(1, len(classes))])
-            )
-            print(f"mean of the last {swa} epochs: {100 * score:.2f}", flush=True)
-            weights = {"model": network.state_dict(), "config": config.to_dict(), **of_data}
-            save_checkpoint(out / "best.pt", weights | {"epoch": epoch.number, "val_dsc": score})
         if any(add_up([bool(stop.received)])):
             stop.end(f"after {title}")
     stop.defer = False

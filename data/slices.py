@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import signal
 from collections.abc import Iterator, Sequence
@@ -130,28 +129,12 @@ class ShuffledBatches:
     def __init__(self, dataset: SliceDataset, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
         self.slices, self.batch_size, self.seed = len(dataset), batch_size, seed
         self.rank, self.world = rank, world
-        present = torch.stack(
-            [
-                torch.from_numpy(
-                    np.bincount(
-                        dataset.labels.to_classes(read_pair(i.images, i.mask)[1], i.mask).ravel(),
-                        minlength=len(dataset.labels.names),
-                    )
-                    > 0
-                )
-                for i in dataset.slices
-            ]
-        ).double()
-        rarity = len(dataset) / present.sum(0).clamp(min=1)
-        self.weights = (present * rarity).amax(1)
         self.begin(epoch=0)
 
     def begin(self, epoch: int, step: int = 0) -> None:
         """Go on with `epoch` at `step`, counted from 0."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         self.order = torch.randperm(self.slices, generator=generator).tolist()
-        if os.environ.get("RARE"):
-            self.order = torch.multinomial(self.weights, self.slices, replacement=True, generator=generator).tolist()
         self.epoch, self.step = epoch, step
 
     def batch(self, step: int) -> list[int]:
