@@ -74,11 +74,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of the machine or of a GPU does not suffice."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    words = (
-        "can't allocate memory",
-        "could not create a primitive",
-        "Failed to allocate memory",
-    )  # PyTorch, oneDNN, ITK
+    # PyTorch's, oneDNN's and ITK's on the CPU.
+    words = ("can't allocate memory", "could not create a primitive", "Failed to allocate memory")
     return isinstance(error, RuntimeError) and any(part in str(error) for part in words)
 
 

@@ -64,8 +64,10 @@ class Preparation:
             raise InputError(f"--bits {self.bits}: must be 8 or 16")
 
     def apply(self, images: Sequence[sitk.Image], label: sitk.Image | None = None) -> Slices:
-        """Turn a scan's channels, and its label if it has one, into slices. Raises InputError for NaN,
-        infinity, and slices or volumes that are too large."""
+        """Turn a scan's channels, and its label if it has one, into slices.
+
+        Raises InputError for NaN, infinity, and slices or volumes that are too large.
+        """
         orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(images[0].GetDirection())
         upright = [sitk.DICOMOrient(image, AXES[self.axis]) for image in images]
         original = Grid.of(upright[0])

@@ -342,10 +342,10 @@ def test_dicom_folder_and_probabilities(trained, tmp_path):
 )
 def test_results_are_called_by_what_tells_scans_apart(tmp_path, paths, names):
     for path in paths:
-        (tmp_path / "MR" / path).mkdir(parents=True) if "." not in path else None
-    assert (
-        predict.scan_names([",".join(f"{tmp_path}/MR/{part}" for part in path.split(",")) for path in paths]) == names
-    )
+        if "." not in path:
+            (tmp_path / "MR" / path).mkdir(parents=True)
+    sources = [",".join(f"{tmp_path}/MR/{part}" for part in path.split(",")) for path in paths]
+    assert predict.scan_names(sources) == names
 
 
 def test_original_label_values_come_back(trained, tmp_path):

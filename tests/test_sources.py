@@ -165,6 +165,20 @@ def test_names_of_patients_keep_their_letters(tmp_path, charset, codec, name):
     assert name.encode("utf-8") in written
 
 
+def test_names_in_a_set_with_escapes_stay_as_they_are(tmp_path):
+    path, charset, name = tmp_path / "scan" / "a.dcm", r"\ISO 2022 IR 87", b"Yamada=\x1b$B;3ED\x1b(B"
+    write_dicom(path, np.zeros((6, 7)), slice_position(0), charset=charset)
+    set_element(path, 0x10, 0x10, name)
+    series = read_series(tmp_path / "scan")
+    label = sitk.GetImageFromArray(np.ones((1, 6, 7), np.uint8))
+    label.CopyInformation(series.image)
+    write_series(tmp_path / "out", label, series)
+    written = (tmp_path / "out" / "a.dcm").read_bytes()
+    assert charset.encode() in written
+    assert b"ISO_IR 192" not in written
+    assert name in written
+
+
 @pytest.mark.parametrize(
     "names", [["1.2.840.113619.2.4", "1.2.840.113619.2.5", "1.2.840.113619.2.6"], ["a", "a.dcm", "b.DCM"]]
 )

@@ -23,8 +23,10 @@ COPIED = (
     "0020|0052", "0020|0013", "0018|0050", POSITION, ORIENTATION,
 )  # fmt: skip
 CHARSET = "0008|0005"
-# DICOM's names of the single-byte and Chinese character sets; in others, what is no UTF-8 becomes a question mark.
+# DICOM's names of the sets that Python can decode. The others (ISO 2022, of ASCII bytes with escapes) stay as they are.
 CODECS = {
+    "": "utf-8",
+    "ISO_IR 192": "utf-8",
     "ISO_IR 13": "shift_jis",
     "ISO_IR 100": "latin-1",
     "ISO_IR 166": "tis-620",
@@ -58,9 +60,9 @@ def read_series(folder: Path) -> Series:
     """All DICOM files of a folder as one volume, sorted along the slices' normal; other files are left out.
 
     The spacing between slices is the distance of their positions; of a single slice it is what the file states, else
-    1 mm. Raises InputError for a folder
-    without DICOM files, a file that cannot be read, slices of several series, sizes, spacings or orientations,
-    positions that are missing or there twice, and slices that are shifted sideways, as with a tilted gantry.
+    1 mm. Raises InputError for a folder without DICOM files, a file that cannot be read, slices of several series,
+    sizes, spacings or orientations, positions that are missing or there twice, and slices that are shifted sideways, as
+    with a tilted gantry.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
@@ -95,8 +97,10 @@ def write_series(folder: Path, label: sitk.Image, series: Series) -> None:
         tags.SetFileName(itk_path(source))
         tags.ReadImageInformation()
         image = label[:, :, k]
-        codec = CODECS.get(tags.GetMetaData(CHARSET).strip() if tags.HasMetaDataKey(CHARSET) else "", "utf-8")
-        image.SetMetaData(CHARSET, "ISO_IR 192")  # UTF-8, the one that SimpleITK's texts can be written in
+        charset = tags.GetMetaData(CHARSET).strip() if tags.HasMetaDataKey(CHARSET) else ""
+        codec = CODECS.get(charset, "utf-8")
+        # UTF-8 is what SimpleITK writes its texts in.
+        image.SetMetaData(CHARSET, "ISO_IR 192" if charset in CODECS else charset)
         for tag in COPIED:
             if tags.HasMetaDataKey(tag):
                 stored = tags.GetMetaData(tag).encode("utf-8", "surrogateescape")
