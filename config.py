@@ -1,73 +1,81 @@
-"""Every hyperparameter, its unit and where its value comes from. Edit a value here, or give it as a flag of main.py."""
+"""Every hyperparameter: one field with its range, unit and source. Edit a value here, or give it as a flag of main.py.
+
+A value is a group's (`config.loss.beta`), but has one flat name everywhere else: as a flag, in config.json, in PRESETS.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import tyro
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from utils import InputError, read_json, run_folders
 
-BACKBONES = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "wide_resnet50_2",
-    "wide_resnet101_2",
-    "resnext50_32x4d",
-    "resnext101_32x4d",
-    "resnext101_32x8d",
-    "resnext101_64x4d",
-)
 
-PATHS = ("data", "out", "split_file")
-OF_THE_DATA = ("channels", "classes")  # main.py sets them, whatever is given
-WITHOUT_BACKBONE = ("unet", "attention_unet")
-OF_GUIDANCE = ("encoder_decoder", "neutral_guide", "beta", "gamma")
-OF_MS_DUAL_GUIDED = (
-    "steps",
-    "position_attention",
-    "channel_attention",
-    "guidance",
-    *OF_GUIDANCE,
-    "deep_supervision",
-    "fine_decoder",
-)
-MODELS = ("ms_dual_guided", "unet", "attention_unet", "danet", "pan", "daf", "daf_pam", "daf_cam", "daf_dual")
+class Range(NamedTuple):
+    """The numbers that a field takes: `low` to `high`, with both ends unless it is open there."""
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def holds(self, number: float) -> bool:
+        """Whether the finite `number` lies in it."""
+        above = number > self.low if self.open_low else number >= self.low
+        below = number < self.high if self.open_high else number <= self.high
+        return above and below and math.isfinite(number)
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"above {self.low}" if self.open_low else f"at least {self.low}"
+        above = " (without it)" if self.open_low else ""
+        below = " (without it)" if self.open_high else ""
+        return f"between {self.low}{above} and {self.high}{below}"
+
+
+Count = Annotated[int, Range(1)]
+Probability = Annotated[float, Range(0, 1)]
+Weight = Annotated[float, Range(0)]
+
+
+class Group:
+    """Fields that belong together. Raises InputError for a number outside of its field's range."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self), include_extras=True)
+        for name, hint in hints.items():
+            value = getattr(self, name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            for allowed in _ranges(hint):
+                if not all(isinstance(number, str) or allowed.holds(number) for number in numbers):
+                    raise InputError(f"--{name} {value}: must be {allowed}")
+
+
+def _ranges(hint: Any) -> Iterator[Range]:
+    """The ranges anywhere in a type: of the number, of those in a tuple, of one of several types."""
+    if get_origin(hint) is Annotated:
+        yield from (item for item in hint.__metadata__ if isinstance(item, Range))
+    elif get_origin(hint) is not Literal:
+        for part in {*get_args(hint)}:
+            yield from _ranges(part)
 
 
 @dataclass(frozen=True)
-class Config:
-    """Guided multi-scale attention segmentation (Sinha & Dolz, JBHI 2020). The defaults are the paper's protocol."""
+class NetworkConfig(Group):
+    """The network. Each takes the options that its constructor names; see models/__init__.py."""
 
-    preset: Literal["paper", "released", "quick", "modern"] = "paper"
-    """Named set of values to start from; the other flags change single values of it."""
-
-    # ---- files
-    data: Path = Path("dataset")
-    """Data set: train, val and test, each with Img and GT, in the layout of the README."""
-    out: Path | None = None
-    """Run folder; by default the next free runs/NNN-PRESET."""
-    resume: bool = False
-    """Continue the run in --out (without --out: the newest in runs/); with nothing to continue, start it."""
-
-    split_file: Path | None = None
-    """Split the subjects in --data by this file, {"train": ["1", "2"], "val": ["3"], "test": ["4"]}, not by folder."""
-
-    # ---- network
     model: str = "ms_dual_guided"
     """ms_dual_guided; unet, attention_unet, danet, pan, daf; Table I's daf_pam, daf_cam, daf_dual; or smp.NAME, an
     architecture of segmentation_models.pytorch."""
-    channels: int = 1
+    channels: Count = 1
     """Image channels. main.py sets it to what the data set has."""
-    classes: int = 5
+    classes: Annotated[int, Range(2)] = 5
     """Classes with the background; CHAOS has five. main.py sets it to what the data set has."""
     backbone: str = "resnext101_32x4d"
     """resnet18, 34, 50, 101 or 152, wide_resnet50_2 or 101_2, resnext50_32x4d, resnext101_32x4d, 32x8d or 64x4d; with
@@ -76,8 +84,8 @@ class Config:
     """Start the backbone from ImageNet weights. The paper trains from scratch."""
     variant: Literal["paper", "released"] = "paper"
     """Where paper and released code differ: CAM by Eq. 4 and a guiding convolution shared by the scales, or neither."""
-    steps: int = 2
-    """Refinement steps, 1 or more. Table II has 1, 2, 3 and 5."""
+    steps: Count = 2
+    """Refinement steps. Table II has 1, 2, 3 and 5."""
     position_attention: bool = True
     """Use position attention modules (PAM)."""
     channel_attention: bool = True
@@ -93,56 +101,82 @@ class Config:
     """Supervise the raw maps and those of all steps but, of several, the first; without it the last step's alone."""
     fine_decoder: bool = False
     """Predict by a decoder from the refined maps and Res-1 to the image's own size, supervised beside the other maps.
-    The released code predicts by the mean of the last step's maps, at a quarter of it. Of ms_dual_guided."""
+    The released code predicts by the mean of the last step's maps, at a quarter of it."""
 
-    # ---- loss: L = alpha * segmentation + beta * guided + gamma * reconstruction (Eq. 10, 7, 6)
-    alpha: float = 1.0
+
+@dataclass(frozen=True)
+class LossConfig(Group):
+    """L = alpha * segmentation + beta * guided + gamma * reconstruction (Eq. 10, 7, 6)."""
+
+    alpha: Weight = 1.0
     """Weight of the segmentation losses of all maps: cross-entropy, and Dice loss where --dice is not 0."""
-    beta: float = 0.25
+    beta: Weight = 0.25
     """Weight of the distances between the latent features of successive steps."""
-    gamma: float = 0.1
+    gamma: Weight = 0.1
     """Weight of the reconstruction errors of the semantic module."""
-    dice: float = 0.0
+    dice: Weight = 0.0
     """Weight of a soft Dice loss beside each map's cross-entropy. The paper has none."""
 
-    # ---- optimization
-    epochs: int = 500
+
+@dataclass(frozen=True)
+class OptimizationConfig(Group):
+    """Adam, its learning rate and how long it works."""
+
+    epochs: Count = 500
     """Passes over the training slices."""
-    batch_size: int = 8
-    """Slices in a training step, of all processes together."""
-    lr: float = 1e-3
-    """Learning rate of Adam at the start; with one_cycle the largest."""
-    betas: tuple[float, float] = (0.9, 0.99)
-    """Adam's decay rates of the first and second moment."""
+    batch_size: Count = 8
+    """Slices in a training iteration, of all processes together."""
+    lr: Annotated[float, Range(0, open_low=True)] = 1e-3
+    """Learning rate at the start; with one_cycle the largest."""
+    betas: tuple[Annotated[float, Range(0, 1, open_high=True)], Annotated[float, Range(0, 1, open_high=True)]] = (
+        0.9,
+        0.99,
+    )
+    """Decay rates of the first and second moment."""
     schedule: Literal["plateau", "one_cycle"] = "plateau"
     """plateau lowers the rate when the validation stands still; one_cycle raises it from lr / 25 in the first 30 % of
-    the steps and lowers it to nearly 0 until the last one, along cosines."""
-    plateau_epochs: int = 50
+    the iterations and lowers it to nearly 0 until the last one, along cosines."""
+    plateau_epochs: Count = 50
     """Validations without a better score after which the learning rate falls."""
-    plateau_factor: float = 0.5
+    plateau_factor: Annotated[float, Range(0, 1, open_low=True)] = 0.5
     """What the learning rate is multiplied by then."""
-    max_skipped: int = 10
-    """Steps of an epoch whose loss or gradient is not finite that are left out; at one more the training stops."""
+    max_skipped: Annotated[int, Range(0)] = 10
+    """Iterations of an epoch whose loss or gradient is not finite that are left out; at one more the training stops."""
 
-    # ---- prediction
+
+@dataclass(frozen=True)
+class AugmentationConfig(Group):
+    """What is drawn anew for image and mask of each training slice; see data/augment.py."""
+
+    flip_probability: Probability = 0.5
+    """Chance of a vertical flip and, drawn apart, of a horizontal flip."""
+    rotation_probability: Probability = 0.5
+    """Chance of a rotation."""
+    rotation_degrees: Annotated[float, Range(0, 180)] = 30.0
+    """Rotations are uniform between minus and plus this angle, in degrees."""
+    affine_probability: Probability = 0.0
+    """Chance of another size (by 0.8 to 1.25), aspect (each side by up to 9 %, in opposite directions), shear (up to
+    0.1) and position (by up to a tenth of the sides), drawn together. The paper has none."""
+    intensity_probability: Probability = 0.0
+    """Chance of each change of the image: noise, blur, brightness, contrast, low resolution, bias field, gamma. The
+    paper has none."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(Group):
+    """Validation and test."""
+
     largest_component: bool = False
     """Keep only the largest connected piece of each class in a subject's segmentation."""
+    eval_batch_size: Count = 16
+    """Slices in a forward pass; changes speed and memory, not results."""
 
-    # ---- augmentation of image and mask together
-    flip_probability: float = 0.5
-    """Chance of a vertical flip and, drawn apart, of a horizontal flip."""
-    rotation_probability: float = 0.5
-    """Chance of a rotation."""
-    rotation_degrees: float = 30.0
-    """Rotations are uniform between minus and plus this angle, in degrees."""
-    affine_probability: float = 0.0
-    """Chance of another size (by 0.8 to 1.25), aspect (each side by up to 9 %, in opposite directions), shear (up to
-    0.1) and place (by up to a tenth of the sides), drawn together."""
-    intensity_probability: float = 0.0
-    """Chance of each change of the image: noise, blur, brightness, contrast, low resolution, bias field, gamma."""
 
-    # ---- machine
-    seed: int = 0
+@dataclass(frozen=True)
+class MachineConfig(Group):
+    """The seed, and what it is computed on."""
+
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """Seed of the initial weights, the order of the slices and the augmentation."""
     deterministic: bool = False
     """On a GPU, use only kernels that give the same result every time, where PyTorch has them: slower. On the CPU they
@@ -155,100 +189,96 @@ class Config:
     """With torchrun: batch normalization over the slices of all processes, as if one process had the whole batch."""
     recompute: bool = False
     """Keep fewer activations and compute them again in the backward pass: less memory, more time, the same results."""
-    eval_batch_size: int = 16
-    """Slices in a forward pass of validation and test; changes speed and memory, not results."""
-    workers: int | Literal["auto"] = "auto"
+    workers: Annotated[int, Range(0)] | Literal["auto"] = "auto"
     """Processes that load and augment slices; 0 does it in the training process. auto: 2 beside a GPU; none on the CPU,
     whose cores and memory the training needs. The results are the same."""
 
-    def __post_init__(self) -> None:
-        at_least_one = ("channels", "steps", "epochs", "batch_size", "eval_batch_size", "plateau_epochs")
-        if self.model not in MODELS and not self.model.startswith("smp."):
-            raise InputError(f"--model {self.model}: must be {', '.join(MODELS)}, or smp.NAME")
-        if self.backbone not in BACKBONES and not self.model.startswith("smp."):
-            raise InputError(f"--backbone {self.backbone}: must be {', '.join(BACKBONES)}")
-        if self.pretrained and self.model in WITHOUT_BACKBONE:
-            raise InputError(f"--pretrained: {self.model} has no backbone with ImageNet weights")
-        if self.recompute and self.model in WITHOUT_BACKBONE:
-            raise InputError(f"--recompute: {self.model} has no blocks that it knows; lower --batch_size instead")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"--seed {self.seed}: must lie between 0 and {2**32 - 1}")
-        if not 0 <= self.rotation_degrees <= 180:
-            raise InputError(f"--rotation_degrees {self.rotation_degrees}: must lie between 0 and 180")
-        minima = dict.fromkeys(at_least_one, 1) | {"max_skipped": 0, "classes": 2}
-        for name, minimum in minima.items():
-            if getattr(self, name) < minimum:
-                raise InputError(f"--{name} {getattr(self, name)}: must be at least {minimum}")
-        if self.workers != "auto" and self.workers < 0:
-            raise InputError(f"--workers {self.workers}: must be at least 0, or auto")
-        chances = ("flip_probability", "rotation_probability", "affine_probability", "intensity_probability")
-        for name in chances:
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"--{name} {getattr(self, name)}: must lie between 0 and 1")
-        for name in ("alpha", "beta", "gamma", "dice"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"--{name} {getattr(self, name)}: must not be negative")
-        if not 0 < self.lr < float("inf"):
-            raise InputError(f"--lr {self.lr}: must be positive")
-        if not 0 < self.plateau_factor <= 1:
-            raise InputError(f"--plateau_factor {self.plateau_factor}: must lie above 0 and not above 1")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise InputError(f"--betas {self.betas}: both must lie in [0, 1)")
-        if not (self.position_attention or self.channel_attention):
-            raise InputError("--no-position_attention and --no-channel_attention: a step needs one of the two")
 
-    @property
-    def network(self) -> str:
-        """Model and backbone for people to read."""
-        model = self.model + " without guidance" * (self.model == "ms_dual_guided" and not self.guidance)
-        return model if self.model in WITHOUT_BACKBONE else f"{model}, {self.backbone}"
+@dataclass(frozen=True)
+class Config:
+    """Guided multi-scale attention segmentation (Sinha & Dolz, JBHI 2020). The defaults are the paper's protocol."""
 
-    def notes(self) -> list[str]:
-        """Lines where flags that were given do nothing."""
-        preset, idle = PRESETS[self.preset], []
-        if self.model != "ms_dual_guided":
-            idle.append((OF_MS_DUAL_GUIDED, "only of --model ms_dual_guided"))
-        elif not self.guidance:
-            idle.append((OF_GUIDANCE, "only with --guidance"))
-        if self.model in WITHOUT_BACKBONE:
-            idle.append((("backbone",), f"--model {self.model} has none"))
-        if self.schedule == "one_cycle":
-            idle.append((("plateau_epochs", "plateau_factor"), "only with --schedule plateau"))
-        given = [
-            ([f"--{name}" for name in names if getattr(self, name) != getattr(preset, name)], why)
-            for names, why in idle
-        ]
-        return [f"{', '.join(flags)} without effect: {why}" for flags, why in given if flags]
+    preset: Literal["paper", "released", "quick", "modern"] = "paper"
+    """Named set of values to start from; the other flags change single values of it."""
+    data: Path = Path("dataset")
+    """Data set: train, val and test, each with Img and GT; see docs/data.md."""
+    out: Path | None = None
+    """Run folder; by default the next free runs/NNN-PRESET."""
+    resume: bool = False
+    """Continue the run in --out (without --out: the newest in runs/); with nothing to continue, start it."""
+    split_file: Path | None = None
+    """Split the subjects in --data by this file, {"train": ["1", "2"], "val": ["3"], "test": ["4"]}, not by folder."""
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)
+
+    @classmethod
+    def of(cls, **values: Any) -> Config:
+        """The default values, with others for the flat names in `values`."""
+        return cls().change(**values)
+
+    def change(self, **values: Any) -> Config:
+        """The same with other `values`, by their flat names."""
+        changed: dict[str, Any] = {}
+        for name, value in values.items():
+            group = GROUP_OF[name]
+            if group is None:
+                changed[name] = value
+            else:
+                changed[group] = dataclasses.replace(changed.get(group, getattr(self, group)), **{name: value})
+        return dataclasses.replace(self, **changed)
+
+    def values(self) -> dict[str, Any]:
+        """Flat name -> value."""
+        return {
+            name: getattr(self, name) if group is None else getattr(getattr(self, group), name)
+            for name, group in GROUP_OF.items()
+        }
 
     def to_dict(self) -> dict[str, Any]:
-        """All values as JSON can hold them."""
-        values = dataclasses.asdict(self)
-        paths = {name: values[name] and str(values[name]) for name in PATHS}
-        return values | paths | {"betas": list(self.betas)}
+        """Flat name -> value as JSON can hold it."""
+        plain = {Path: str, tuple: list}
+        return {
+            name: next((kind(value) for cls, kind in plain.items() if isinstance(value, cls)), value)
+            for name, value in self.values().items()
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
-        """The inverse of `to_dict`. Raises InputError for an unknown field; one that is missing gets its default.
-
-        The default of what an earlier version had not is what that version did.
-        """
+        """The inverse of `to_dict`. Raises InputError for an unknown field; one that is missing gets its default."""
         if not isinstance(values, dict):
             raise InputError("no configuration")
-        unknown = values.keys() - {field.name for field in dataclasses.fields(cls)}
+        unknown = values.keys() - GROUP_OF.keys()
         if unknown or "model" not in values:
             wrong = f"unknown fields {sorted(unknown)}" if unknown else "no field model"
             raise InputError(f"configuration of another version: {wrong}")
         values = cls().to_dict() | values
-        paths = {name: values[name] and Path(values[name]) for name in PATHS}
-        return cls(**values | paths | {"betas": tuple(values["betas"])})
+        paths = {name: Path(values[name]) for name in ("data", "out", "split_file") if values[name] is not None}
+        return cls.of(**values | paths | {"betas": tuple(values["betas"])})
 
+
+GROUPS = {
+    "network": NetworkConfig,
+    "loss": LossConfig,
+    "optimization": OptimizationConfig,
+    "augmentation": AugmentationConfig,
+    "evaluation": EvaluationConfig,
+    "machine": MachineConfig,
+}
+# Flat name -> its group in Config, None for the fields of Config itself.
+GROUP_OF: dict[str, str | None] = {item.name: None for item in dataclasses.fields(Config) if item.name not in GROUPS}
+GROUP_OF |= {item.name: name for name, group in GROUPS.items() for item in dataclasses.fields(group)}
 
 PRESETS = {
     "paper": Config(),
-    "released": Config(preset="released", backbone="resnext101_32x8d", variant="released"),
+    "released": Config.of(preset="released", backbone="resnext101_32x8d", variant="released"),
     # The best segmentation so far of subjects that are not test subjects (docs/results.md): without the guidance. No
     # flips, as in "quick".
-    "modern": Config(
+    "modern": Config.of(
         preset="modern",
         backbone="resnet34",
         guidance=False,
@@ -264,7 +294,7 @@ PRESETS = {
     ),
     # A result in minutes on two CPU cores and the sample, not a good network. No flips: they exchange left and right
     # kidney, which takes many epochs to learn. One step and small batches: more updates in the time.
-    "quick": Config(
+    "quick": Config.of(
         preset="quick",
         backbone="resnet18",
         steps=1,
@@ -276,18 +306,28 @@ PRESETS = {
     ),
 }
 
+OF_THE_DATA = {"channels", "classes"}  # main.py sets them, whatever is given
+
 
 def changeable(config: Config) -> set[str]:
     """What may change when a run is resumed; everything else would make it another run."""
     names = {"data", "out", "resume", "device", "workers", "eval_batch_size", "recompute", "max_skipped"}
-    return names | ({"epochs"} if config.schedule == "plateau" else set())  # the length of a cycle is fixed
+    if config.optimization.schedule == "plateau":  # the length of a cycle is fixed
+        names.add("epochs")
+    return names
+
+
+def differences(before: Config, now: Config, names: set[str]) -> str:
+    """What has changed of the fields `names`, as "lr 0.001 -> 0.01, ..."; an empty text where nothing has."""
+    old, new = before.to_dict(), now.to_dict()
+    return ", ".join(f"{name} {old[name]} -> {new[name]}" for name in old if name in names and old[name] != new[name])
 
 
 def parse_config(arguments: list[str] | None = None) -> Config:
     """The Config of a command line: the values of its --preset, or of the run that it resumes, changed by other flags.
 
-    Exits with code 2 and a message for an unknown flag or a value of the wrong type or out of range; raises InputError
-    for a run folder that is taken, and for a resumed run that would change what it is.
+    Exits with code 2 and a message for an unknown flag or a value of the wrong type; raises InputError for a value out
+    of its range, for a run folder that is taken, and for a resumed run that would change what it is.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", default="paper")
@@ -298,18 +338,21 @@ def parse_config(arguments: list[str] | None = None) -> Config:
     if resume and given.out is None:
         given.out = next(reversed(run_folders()), None)
     earlier = given.out and read_run(given.out / "config.json")
-    if earlier and not resume:
-        raise InputError(f"{given.out}: holds a run already; add --resume to continue it, or choose another --out")
     if not earlier:
-        return tyro.cli(Config, default=PRESETS.get(given.preset, PRESETS["paper"]), args=arguments)
-    config = tyro.cli(Config, default=dataclasses.replace(earlier, out=given.out), args=arguments)
-    before, now = earlier.to_dict(), config.to_dict()
-    free = changeable(earlier).union(OF_THE_DATA)
-    changed = [name for name in before if name not in free and before[name] != now[name]]
+        return _parse(PRESETS.get(given.preset, PRESETS["paper"]), arguments)
+    if not resume:
+        raise InputError(f"{given.out}: holds a run already; add --resume to continue it, or choose another --out")
+    config = _parse(dataclasses.replace(earlier, out=given.out), arguments)
+    changed = differences(earlier, config, GROUP_OF.keys() - changeable(earlier) - OF_THE_DATA)
     if changed:
-        difference = ", ".join(f"{name} {before[name]} -> {now[name]}" for name in changed)
-        raise InputError(f"{given.out}: is a run of another configuration ({difference}); choose another --out")
+        raise InputError(f"{given.out}: is a run of another configuration ({changed}); choose another --out")
     return config
+
+
+def _parse(default: Config, arguments: list[str] | None) -> Config:
+    import tyro
+
+    return tyro.cli(tyro.conf.OmitArgPrefixes[Config], default=default, args=arguments, use_underscores=True)
 
 
 def read_run(path: Path) -> Config | None:

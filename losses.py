@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distributed import Total
-from models import Output
-from models.attention import at_least_float32
+from models.network import Output, at_least_float32
 
 
 class LossTerms(NamedTuple):
@@ -30,11 +30,24 @@ class GuidedLoss(nn.Module):
     guided (Eq. 7): sum over scales of MSE(latent of step i, latent of step i + 1), for all successive steps;
     reconstruction (Eq. 6): sum over scales and steps of MSE(input of the semantic module, its reconstruction).
     MSE is the mean over elements, as in the released code, not the paper's sum of squares. Nothing is detached.
+
+    Args:
+        alpha, beta, gamma, dice: the weights.
+        all_reduce: what sums a tensor over the processes that train together (`training.distributed.AllReduceSum`),
+            for the sums of the Dice loss; one process needs none.
     """
 
-    def __init__(self, alpha: float = 1.0, beta: float = 0.25, gamma: float = 0.1, dice: float = 0.0) -> None:
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 0.25,
+        gamma: float = 0.1,
+        dice: float = 0.0,
+        all_reduce: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.alpha, self.beta, self.gamma, self.dice = alpha, beta, gamma, dice
+        self.all_reduce = all_reduce
 
     def forward(self, output: Output, target: Tensor, counted: bool = True) -> LossTerms:
         """Output of the network and target (B, H, W), class indices; pixels of -100 do not count.
@@ -42,35 +55,46 @@ class GuidedLoss(nn.Module):
         With `counted` False, the slices do not enter the sums of `dice_loss` (`ShuffledBatches.weight` is 0).
         """
         with torch.autocast(target.device.type, enabled=False):
-            maps = (*output.raw, *output.refined)
-            losses = [self.of_map(at_least_float32(x), target.long(), counted) for x in maps]
+            maps = [at_least_float32(logits) for logits in (*output.raw, *output.refined)]
+            losses = [self.of_map(logits, target.long(), counted) for logits in maps]
             segmentation = torch.stack(losses).sum()
-            zero = segmentation.new_zeros(())
-            successive = zip(output.latents, output.latents[1:], strict=False)
-            guided = sum(
-                (MeanSquaredError.apply(a, b) for now, then in successive for a, b in zip(now, then, strict=True)), zero
-            )
-            reconstruction = sum((MeanSquaredError.apply(a, b) for a, b in output.reconstructions), zero)
+            guided = segmentation.new_zeros(())
+            for latents, of_next_step in pairwise(output.latents):
+                for a, b in zip(latents, of_next_step, strict=True):
+                    guided = guided + MeanSquaredError.apply(a, b)
+            reconstruction = segmentation.new_zeros(())
+            for of_input, reconstructed in output.reconstructions:
+                reconstruction = reconstruction + MeanSquaredError.apply(of_input, reconstructed)
             total = self.alpha * segmentation + self.beta * guided + self.gamma * reconstruction
         return LossTerms(total, segmentation, guided, reconstruction)
 
     def of_map(self, logits: Tensor, target: Tensor, counted: bool) -> Tensor:
         """What one map (B, classes, H, W) adds to the segmentation term."""
         loss = F.cross_entropy(logits, target)
-        return loss + self.dice * dice_loss(logits, target, counted) if self.dice else loss
+        if self.dice:
+            loss = loss + self.dice * dice_loss(logits, target, counted, self.all_reduce)
+        return loss
 
 
-def dice_loss(logits: Tensor, target: Tensor, counted: bool = True) -> Tensor:
+def dice_loss(
+    logits: Tensor,
+    target: Tensor,
+    counted: bool = True,
+    all_reduce: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """1 - the mean over classes but the background of (2 sum p t + 1) / (sum p + sum t + 1), a scalar.
 
-    p is the softmax of logits (B, classes, H, W), t the one-hot target (B, H, W); sums run over batch and pixels, also
-    those of other processes, but not over pixels of -100, nor over slices that are not `counted` (Drozdzal et al.,
-    2016). The ones keep the gradient small of classes that a batch lacks.
+    p is the softmax of logits (B, classes, H, W), t the one-hot target (B, H, W); sums run over batch and pixels, and
+    with `all_reduce` over other processes, but not over pixels of -100, nor over slices that are not `counted`
+    (Drozdzal et al., 2016). The ones keep the gradient small of classes that a batch lacks.
     """
     valid = ((target >= 0) & counted).unsqueeze(1)
     p = logits.softmax(1) * valid
     t = torch.zeros_like(p).scatter_(1, target.clamp(min=0).unsqueeze(1), 1.0) * valid
-    both, of_p, of_t = Total.apply(torch.stack([x.sum((0, 2, 3)) for x in (p * t, p, t)]))[:, 1:]
+    sums = torch.stack([x.sum((0, 2, 3)) for x in (p * t, p, t)])
+    if all_reduce is not None:
+        sums = all_reduce(sums)
+    both, of_p, of_t = sums[:, 1:]  # without the background
     return 1 - ((2 * both + 1) / (of_p + of_t + 1)).mean()
 
 

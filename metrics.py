@@ -1,4 +1,4 @@
-"""Segmentation metrics of one class of one subject in 3D, and their summary over subjects.
+"""Segmentation metrics of one class of one subject in 3D, what each of them is, and their summary over subjects.
 
 Masks A (prediction) and B (target) are boolean arrays of one shape, of any number of axes; other types count as
 "non-zero is inside". `spacing` is the size of a voxel along each array axis in mm; without it the unit is the voxel.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,42 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a metric is called and how it is shown."""
+
+    key: str
+    """In test.csv and test.json."""
+    name: str
+    unit: str
+    scale: float = 1
+    """What a value is multiplied by to be in that unit."""
+    lower_is_better: bool = True
+
+    @property
+    def title(self) -> str:
+        """Name and unit."""
+        return f"{self.name} {self.unit}"
+
+
+METRICS = {
+    metric.key: metric
+    for metric in (
+        Metric("dsc", "DSC", "%", scale=100, lower_is_better=False),
+        Metric("vs", "VS", "%", scale=100, lower_is_better=False),
+        Metric("msd", "MSD", "voxels"),
+        Metric("assd", "ASSD", "voxels"),
+        Metric("hd95", "HD95", "voxels"),
+        Metric("msd_mm", "MSD", "mm"),
+        Metric("assd_mm", "ASSD", "mm"),
+        Metric("hd95_mm", "HD95", "mm"),
+    )
+}
+# What tables show: all that the paper has, and the maximal distance. ASSD is MSD under another name.
+IN_VOXELS = [METRICS[key] for key in ("dsc", "vs", "msd", "hd95")]
+IN_MM = [METRICS[key] for key in ("dsc", "vs", "msd_mm", "hd95_mm")]
 
 
 def dice(prediction: Mask, target: Mask) -> float:
@@ -120,49 +157,52 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"per_class": per_class, "overall": statistics(means), "subjects": len(subjects)}
 
 
-def shown_metrics(overall: dict[str, Any]) -> dict[str, str]:
-    """Key -> title with unit of the metrics that a table of `summarize`'s "overall" shows.
+def shown_metrics(overall: dict[str, Any]) -> list[Metric]:
+    """The metrics that a table of `summarize`'s "overall" shows.
 
     Distances are in mm where all subjects have a spacing, else in voxels.
     """
-    titles = {"dsc": "DSC %", "vs": "VS %", "msd": "MSD voxels", "hd95": "HD95 voxels"}
     # A mean in mm over some of the subjects must not stand for all of them.
-    if "msd_mm" in overall and overall["msd_mm"]["n"] == overall["msd"]["n"]:
-        titles = {"dsc": "DSC %", "vs": "VS %", "msd_mm": "MSD mm", "hd95_mm": "HD95 mm"}
-    return {key: title for key, title in titles.items() if key in overall}
+    all_in_mm = "msd_mm" in overall and overall["msd_mm"]["n"] == overall["msd"]["n"]
+    return [metric for metric in (IN_MM if all_in_mm else IN_VOXELS) if metric.key in overall]
 
 
 def format_table(summary: dict[str, Any], width: int = 80) -> str:
-    """`summary` as text: a line per class and one of the overall means; DSC and VS in percent.
+    """`summary` as text: a line per class and one of the overall means, in the metrics' units.
 
     n is the number of subjects in the DSC.
     """
     overall = summary["overall"]
-    titles = shown_metrics(overall)
-    shown = list(titles)
-    table = [("class", ["n", *(titles[key] for key in shown)])]
+    shown = shown_metrics(overall)
+    rows = [["class", "n", *(metric.title for metric in shown)]]
     for name, statistics in (*summary["per_class"].items(), ("mean", overall)):
-        cells = [_format_cell(statistics[key], 100 if key in ("dsc", "vs") else 1) for key in shown]
-        table.append((name, [str(statistics["dsc"]["n"]) if "dsc" in shown else "", *cells]))
-
-    sizes = [max(map(len, column)) for column in zip(*(cells for _, cells in table), strict=True)]
-    room = width - sum(sizes) - len(sizes)
-    names = [_shorten(name, room) for name, _ in table]
-    sizes = [max(map(len, names)), *sizes]
-    lines = []
-    for name, (_, cells) in zip(names, table, strict=True):
-        padded = [cell.rjust(size) for cell, size in zip(cells, sizes[1:], strict=True)]
-        lines.append(" ".join([name.ljust(sizes[0]), *padded]).rstrip())
-    lines.insert(1, "-" * (sum(sizes) + len(cells)))
-
-    notes = []
-    for kind in ("missed", "spurious"):
-        counts = [f"{name} {values[kind]}" for name, values in summary["per_class"].items() if values[kind]]
-        if counts:
-            notes.append(f"{kind}: {', '.join(counts)}")
+        count = str(statistics["dsc"]["n"]) if "dsc" in statistics else ""
+        rows.append([name, count, *(_format_cell(statistics[metric.key], metric.scale) for metric in shown)])
+    lines = _align(rows, width)
+    notes = [text for text in (_count_note(summary, kind) for kind in ("missed", "spurious")) if text]
     if notes:
         lines += textwrap.wrap(f"{'; '.join(notes)} (left out of the distance means)", width)
     return "\n".join(lines)
+
+
+def _align(rows: list[list[str]], width: int) -> list[str]:
+    """Rows of cells as lines of at most `width` columns, with a rule below the first; long names are shortened."""
+    sizes = [max(map(len, column)) for column in zip(*(cells for _, *cells in rows), strict=True)]
+    room = width - sum(sizes) - len(sizes)
+    names = [_shorten(name, room) for name, *_ in rows]
+    longest = max(map(len, names))
+    lines = []
+    for name, (_, *cells) in zip(names, rows, strict=True):
+        padded = [cell.rjust(size) for cell, size in zip(cells, sizes, strict=True)]
+        lines.append(" ".join([name.ljust(longest), *padded]).rstrip())
+    lines.insert(1, "-" * (longest + sum(sizes) + len(sizes)))
+    return lines
+
+
+def _count_note(summary: dict[str, Any], kind: str) -> str:
+    """How often each class was missed or spurious; an empty text where none was."""
+    counts = [f"{name} {values[kind]}" for name, values in summary["per_class"].items() if values[kind]]
+    return f"{kind}: {', '.join(counts)}" if counts else ""
 
 
 def _check_shapes(prediction: NDArray[Any], target: NDArray[Any]) -> None:

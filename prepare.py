@@ -1,7 +1,7 @@
 """Make a data set in the loader's layout out of scans, or check one that was made by hand.
 
 python prepare.py chaos-mr MR --out DIR --split 13,2,5
-python prepare.py nifti SCANS --out DIR --split-file split.json
+python prepare.py nifti SCANS --out DIR --split_file split.json
 python prepare.py check DIR
 """
 
@@ -17,14 +17,14 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from data.folder import open_data
-from data.layout import describe, write_data
 from data.preparation import Preparation
 from data.sources import Source
 from data.sources.chaos import ChaosCT, ChaosMR
 from data.sources.nifti import find_brats, find_hvsmr, find_msd, find_pairs, read_msd_description
 from data.splits import PAPER_SEED, PROTOCOLS, Split, fold_split, random_splits, read_split, split_counts
-from figures import save_contact_sheet
-from utils import InputError, user_errors, write_json
+from data.writer import Plan, describe, write_data
+from reporting.figures import save_contact_sheet
+from utils import InputError, OptionError, user_errors, write_json
 
 CHAOS_LICENCE = "CC BY-NC-SA 4.0; Kavur et al., CHAOS, doi 10.5281/zenodo.3431873"
 
@@ -46,7 +46,7 @@ class Options(ABC):
     folds: int | None = None
     """Or: number of folds that the subjects are dealt into with --seed."""
     protocol: Literal["paper"] | None = None
-    """Or: the paper's split, see splits/."""
+    """Or: the paper's split, see experiments/splits/."""
     seed: int = 0
     """Seed of --split and --folds."""
     axis: Literal["axial", "coronal", "sagittal"] = "axial"
@@ -79,53 +79,61 @@ class Options(ABC):
     def run(self) -> None:
         """Prepare, then show what came out."""
         ways = [self.split_file is not None, bool(self.split), self.folds is not None, self.protocol is not None]
-        if sum(ways) != 1:
-            raise InputError("give one of --split-file FILE, --split TRAIN,VAL,TEST, --folds N or --protocol paper")
+        if ways.count(True) != 1:
+            raise InputError("give one of --split_file FILE, --split TRAIN,VAL,TEST, --folds N or --protocol paper")
         if self.normalize and self.window:
             raise InputError("--normalize and --window: choose one of the two")
-        preparation = Preparation(
-            axis=self.axis,
-            size=self.size,
-            spacing=_numbers("--spacing", self.spacing, 2),
-            normalize=self.normalize or "slice",
-            window=None if self.normalize else _numbers("--window", self.window or self.default_window, 2),
-            bits=self.bits,
-        )
+        preparation = self._preparation()
         source = self.find()
         split, all_splits = self._choose_split(source.subjects())
-        classes = source.classes([subject for subjects in split.values() for subject in subjects], self.skip_bad)
-        description = {
-            "name": self.title,
-            "licence": self.licence_text,
-            "command": shlex.join(["prepare.py", *sys.argv[1:]]),
-        }
+        subjects = [subject for of_split in split.values() for subject in of_split]
+        command = shlex.join(["prepare.py", *sys.argv[1:]])
+        description = {"name": self.title, "licence": self.licence_text, "command": command}
+        classes = source.classes(subjects, self.skip_bad)
+        plan = Plan(source, split, preparation, classes, description, self.skip_bad)
 
         def complete(folder: Path) -> None:
             if all_splits:
                 write_json(folder / "splits.json", all_splits)
             show(folder)
 
-        problems = write_data(self.out, source, split, preparation, classes, description, self.skip_bad, complete)
+        problems = write_data(self.out, plan, complete)
         say_ready(self.out)
         for problem in problems:
             print(f"left out: {problem}")
+
+    def _preparation(self) -> Preparation:
+        """How scans become slices."""
+        window = _numbers("--window", self.window or self.default_window, 2)
+        spacing = _numbers("--spacing", self.spacing, 2)
+        return Preparation(
+            axis=self.axis,
+            size=self.size,
+            spacing=spacing,
+            normalize=self.normalize or "slice",
+            window=None if self.normalize else window,
+            bits=self.bits,
+        )
 
     def _choose_split(self, subjects: list[str]) -> tuple[Split, list[Split]]:
         """The split that was asked for, and all splits of the protocol or the folds."""
         if self.split_file is not None:
             return read_split(self.split_file), []
-        if self.folds is not None:
-            splits = [fold_split(subjects, k, self.folds, self.seed) for k in range(1, self.folds + 1)]
-        elif self.split:
-            splits = random_splits(subjects, split_counts(self.split), 1, self.seed)
-        elif self.key in PROTOCOLS:
-            counts, repeats = PROTOCOLS[self.key]
-            splits = random_splits(subjects, counts, repeats, PAPER_SEED)
-        else:
-            raise InputError(f"--protocol paper: the paper has none for {self.key}, only for {', '.join(PROTOCOLS)}")
+        splits = self._all_splits(subjects)
         if not 1 <= self.fold <= len(splits):
             raise InputError(f"--fold {self.fold}: there are {len(splits)} splits, numbered from 1")
         return splits[self.fold - 1], splits
+
+    def _all_splits(self, subjects: list[str]) -> list[Split]:
+        """All splits of the folds, of --split or of the protocol."""
+        if self.folds is not None:
+            return [fold_split(subjects, k, self.folds, self.seed) for k in range(1, self.folds + 1)]
+        if self.split:
+            return random_splits(subjects, split_counts(self.split), 1, self.seed)
+        if self.key not in PROTOCOLS:
+            raise OptionError(f"protocol paper: the paper has none for {self.key}, only for {', '.join(PROTOCOLS)}")
+        counts, repeats = PROTOCOLS[self.key]
+        return random_splits(subjects, counts, repeats, PAPER_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +275,7 @@ COMMANDS = {command.key: command for command in SOURCES} | {"check": Check}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    tyro.extras.subcommand_cli_from_dict(COMMANDS, args=arguments).run()
+    tyro.extras.subcommand_cli_from_dict(COMMANDS, args=arguments, use_underscores=True).run()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ python reproduce.py compare runs/001-paper runs/002-paper the same table and tes
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import sys
 from dataclasses import dataclass
@@ -18,58 +17,36 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from checkpoint import lock_folder, unlock_folder
-from config import Config, parse_config
+from config import GROUP_OF, parse_config
+from data.dataset import natural
 from data.folder import open_data
-from data.slices import natural
-from data.splits import fold_split, random_splits, split_counts
-from figures import save_boxes, save_curves
-from launch import Run, check, run_all, submit_all
-from models import build_model
-from tables import (
-    PAPER,
-    Result,
-    Table,
+from data.splits import Split, fold_split, random_splits, split_counts
+from experiments.formats import (
     latex,
     markdown,
     parameters_latex,
     parameters_markdown,
     parameters_table,
     plain,
-    read_result,
 )
-from utils import InputError, make_folder, read_json, user_errors, write_csv, write_json, write_text
-
-# Flags of main.py that make each row of the paper's tables. "MS-Dual" and "MS-Dual-Guided" have two steps.
-ROWS = {
-    "U-Net": ["--model", "unet"],
-    "Attention U-Net": ["--model", "attention_unet"],
-    "DANet": ["--model", "danet", "--backbone", "resnet101"],
-    "PAN (ResNet-34)": ["--model", "pan", "--backbone", "resnet34"],
-    "PAN (ResNet-101)": ["--model", "pan", "--backbone", "resnet101"],
-    "DAF": ["--model", "daf"],
-    "PAM": ["--model", "daf_pam"],
-    "CAM": ["--model", "daf_cam"],
-    "DANet-step": ["--model", "daf_dual"],
-}
-# What a row of the paper is, whatever the preset: flags that no call may give to all rows.
-IDENTITY = {
-    "guidance": True,
-    "deep_supervision": True,
-    "encoder_decoder": True,
-    "position_attention": True,
-    "channel_attention": True,
-    "fine_decoder": False,
-}
-STEPS = {"1 step": 1, "2 steps": 2, "3 steps": 3, "5 steps": 5}
-for title, steps in STEPS.items():
-    parts = [f"--{name}" if present else f"--no-{name}" for name, present in IDENTITY.items()]
-    whole = ["--model", "ms_dual_guided", "--steps", str(steps), *parts]
-    ending = "" if steps == 2 else f" ({title})"
-    ROWS[f"MS-Dual{ending}"] = [*whole, "--no-guidance"]
-    ROWS[f"MS-Dual-Guided{ending}"] = whole
-    ROWS[f"w/o deep supervision ({title})"] = [*whole, "--no-deep_supervision"]
-    ROWS[f"w/o encoder-decoder ({title})"] = [*whole, "--no-encoder_decoder"]
+from experiments.launching import Run, check, run_all, submit_all
+from experiments.results import Result, read_result
+from experiments.rows import IDENTITY, ROWS
+from experiments.tables import PAPER, Table
+from metrics import IN_VOXELS
+from models import build_model, check_network
+from reporting.figures import save_boxes, save_curves
+from utils import (
+    InputError,
+    lock_folder,
+    make_folder,
+    read_json,
+    unlock_folder,
+    user_errors,
+    write_csv,
+    write_json,
+    write_text,
+)
 
 
 @dataclass(frozen=True)
@@ -121,14 +98,9 @@ def reproduce(options: Options, flags: list[str]) -> None:
     folder = options.out / f"table-{options.table}"
     make_folder(folder)
     lock_folder(options.out)
-    rows, each = chosen_rows(options), folds(options)
-    runs = [
-        Run(row, fold.name, options.out / "runs" / slug(row) / fold.name, _flags(row, fold, flags))
-        for row in rows
-        for fold in each
-    ]
-    longer = [run for run in runs if check(run)]
-    for run in longer:
+    runs = plan_runs(options, flags)
+    to_go_on = [run for run in runs if check(run)]
+    for run in to_go_on:
         (run.folder / "test.json").unlink(missing_ok=True)  # no longer finished
     manifest = folder / "manifest.json"
     if options.slurm is None:
@@ -142,6 +114,19 @@ def reproduce(options: Options, flags: list[str]) -> None:
         print(f"failed: {run.row}, {run.fold}: {run.error} ({run.folder})", file=sys.stderr)
     if failed:
         raise SystemExit(1)
+
+
+def plan_runs(options: Options, flags: list[str]) -> list[Run]:
+    """Every row of the table on every fold. Raises InputError for flags that no network takes."""
+    each = folds(options)
+    runs = []
+    for row in chosen_rows(options):
+        for fold in each:
+            folder = options.out / "runs" / slug(row) / fold.name
+            run = Run(row, fold.name, folder, _flags(row, fold, flags))
+            check_network(parse_config(run.flags).network)
+            runs.append(run)
+    return runs
 
 
 def chosen_rows(options: Options) -> list[str]:
@@ -164,27 +149,37 @@ def folds(options: Options) -> list[Fold]:
     found = []
     for number, data in enumerate(options.data, 1):
         slices = open_data(data).splits.values()  # any mistake in the data shows here, not in every run
-        prefix = f"{number}-{data.resolve().name}" if several else data.resolve().name
-        if not (options.folds or options.split):
-            found.append(Fold(prefix, data, None))
-            continue
-        subjects = sorted({item.subject for split in slices for item in split}, key=natural)
-        if options.folds:
-            count, kind = options.folds, "fold"
-            splits = [fold_split(subjects, k, count, options.split_seed) for k in range(1, count + 1)]
+        name = f"{number}-{data.resolve().name}" if several else data.resolve().name
+        if options.folds or options.split:
+            subjects = sorted({item.subject for split in slices for item in split}, key=natural)
+            found += _split_folds(options, data, name, subjects)
         else:
-            counts = split_counts(options.split)
-            count, kind = options.repeats, f"split-{'-'.join(map(str, counts))}"
-            splits = random_splits(subjects, counts, count, options.split_seed)
-        for k, split in enumerate(splits, 1):
-            name = f"{prefix}-{kind}-{k}-of-{count}-seed-{options.split_seed}"
-            path = options.out / "splits" / f"{name}.json"
-            if path.exists() and read_json(path) != split:
-                raise InputError(f"{path}: {data} has other subjects now than it was split for; choose another --out")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, split)
-            found.append(Fold(name, data, path))
+            found.append(Fold(name, data, None))
     return found
+
+
+def _split_folds(options: Options, data: Path, name: str, subjects: list[str]) -> list[Fold]:
+    """The folds of a data set by --folds or --split, each with its split file. Raises InputError."""
+    kind, splits = _splits(options, subjects)
+    found = []
+    for k, split in enumerate(splits, 1):
+        of_fold = f"{name}-{kind}-{k}-of-{len(splits)}-seed-{options.split_seed}"
+        path = options.out / "splits" / f"{of_fold}.json"
+        if path.exists() and read_json(path) != split:
+            raise InputError(f"{path}: {data} has other subjects now than it was split for; choose another --out")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, split)
+        found.append(Fold(of_fold, data, path))
+    return found
+
+
+def _splits(options: Options, subjects: list[str]) -> tuple[str, list[Split]]:
+    """What kind of splits it is, for names, and the splits."""
+    seed = options.split_seed
+    if options.folds:
+        return "fold", [fold_split(subjects, k, options.folds, seed) for k in range(1, options.folds + 1)]
+    counts = split_counts(options.split)
+    return f"split-{'-'.join(map(str, counts))}", random_splits(subjects, counts, options.repeats, seed)
 
 
 def _flags(row: str, fold: Fold, flags: list[str]) -> list[str]:
@@ -216,6 +211,9 @@ def write_table(name: str, runs: list[Run], folder: Path) -> None:
         _write(name, [read_result(row, folders) for row, folders in rows.items()], folder)
 
 
+METRIC_OF = {metric.name: metric for metric in IN_VOXELS}
+
+
 def _write(name: str, results: list[Result], folder: Path) -> None:
     if len({tuple(result.classes) for result in results}) > 1:
         raise InputError(f"{name}: the runs are of data sets with other classes and cannot share a table")
@@ -224,7 +222,7 @@ def _write(name: str, results: list[Result], folder: Path) -> None:
     write_csv(folder / "table.csv", table.rows())
     write_text(folder / "table.tex", latex(table))
     values = {result.name: result.values for result in results}
-    save_boxes(folder / "boxes.png", values, results[0].classes, metric=table.columns[0][1])
+    save_boxes(folder / "boxes.png", values, results[0].classes, METRIC_OF[table.columns[0][1]])
     save_curves(folder / "curves.png", {result.name: result.curves for result in results})
     print(f"\n{plain(table)}\n\nWritten to {folder}: table.md, table.csv, table.tex, boxes.png, curves.png")
 
@@ -268,10 +266,10 @@ def compare(options: Compare) -> None:
 def main(arguments: list[str]) -> None:
     """reproduce.py's command line."""
     if arguments[:1] == ["compare"]:
-        return compare(tyro.cli(Compare, args=arguments[1:], prog="reproduce.py compare"))
-    options, rest = tyro.cli(Options, args=arguments, return_unknown_args=True)
+        return compare(tyro.cli(Compare, args=arguments[1:], prog="reproduce.py compare", use_underscores=True))
+    options, rest = tyro.cli(Options, args=arguments, return_unknown_args=True, use_underscores=True)
     of_each = {"data", "out", "resume", "split_file", "model", "steps", *IDENTITY}
-    own = {field.name for field in dataclasses.fields(Config)} - of_each
+    own = GROUP_OF.keys() - of_each
     unknown = [flag for flag in rest if flag.startswith("--") and _field(flag) not in own]
     if unknown:
         raise InputError(f"{unknown[0]}: no flag of reproduce.py, and none of main.py that may be given to all rows")
@@ -279,7 +277,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _field(flag: str) -> str:
-    return flag.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+    return flag.partition("=")[0].removeprefix("--").replace("-", "_").removeprefix("no_")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,19 @@
-"""What every command needs: errors for users, seeds, the device, files written whole or not at all."""
+"""What every part needs: errors for users, files written whole or not at all, locks, seeds. Loads no PyTorch."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import json
 import os
 import random
-import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
-import torch
 
 
 class InputError(ValueError):
@@ -22,6 +21,10 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         return printable(super().__str__())
+
+
+class OptionError(InputError):
+    """A value that an option cannot have. Its message begins with the option's name; `user_errors` makes it a flag."""
 
 
 def printable(text: str) -> str:
@@ -34,17 +37,26 @@ def user_errors() -> Iterator[None]:
     """Turn errors that no code can mend into one line on stderr: InputError ends with code 2, the others with 1.
 
     The others are FloatingPointError, ConnectionError (to the other processes of a training), errors of files and
-    disks, memory that does not suffice, and a loader process that was killed.
+    disks, memory that does not suffice, and a loader process that was killed. A reader of the output that goes away
+    (`| head`) ends the program without a word.
     """
     sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no text
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        dashes = "--" if isinstance(error, OptionError) else ""
+        print(f"error: {dashes}{error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        # Python flushes stdout once more at its end, which would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except Exception as error:
         message = _explain(error)
         if message is None:
@@ -60,10 +72,10 @@ def _explain(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.filename is not None:
         remedy = "free some space, or check that the folder can be written, and start again"
         return printable(f"{error.filename}: {error.strerror}; {remedy}")
+    if type(error) is MemoryError and reason:
+        return reason
     if is_out_of_memory(error):
-        return (
-            reason if type(error) is MemoryError and reason else "out of memory; free some, or choose smaller batches"
-        )
+        return "out of memory; free some, or choose smaller batches"
     if isinstance(error, RuntimeError) and "DataLoader worker" in reason:
         reason = str(error).splitlines()[0].rstrip(". ")
         return f"{reason}; it may have run out of memory: use --workers 0, or free memory"
@@ -72,19 +84,35 @@ def _explain(error: Exception) -> str | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of the machine or of a GPU does not suffice."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is PyTorch's
         return True
     # PyTorch's, oneDNN's and ITK's on the CPU.
     words = ("can't allocate memory", "could not create a primitive", "Failed to allocate memory")
     return isinstance(error, RuntimeError) and any(part in str(error) for part in words)
 
 
+@contextlib.contextmanager
+def first_process_speaks() -> Iterator[None]:
+    """Of the processes that torchrun starts, let only the first one print in the block."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0":
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        nowhere = stack.enter_context(Path(os.devnull).open("w"))
+        stack.enter_context(contextlib.redirect_stdout(nowhere))
+        stack.enter_context(contextlib.redirect_stderr(nowhere))
+        yield
+
+
+# ---------------------------------------------------------------- files
+
+
 def make_folder(folder: Path) -> None:
-    """Make the folder of --out and those that it lies in. Raises InputError where one of them is a file."""
+    """Make a folder and those that it lies in. Raises InputError where one of them is a file."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise InputError(f"--out {folder}: is a file, or would lie in one; choose another folder") from None
+        raise InputError(f"{folder}: is a file, or would lie in one; choose another folder") from None
 
 
 @contextlib.contextmanager
@@ -149,8 +177,47 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def run_folders(root: Path = Path("runs")) -> list[Path]:
+    """The numbered run folders in `root`, oldest first."""
+    numbered = [path for path in root.glob("[0-9]*-*") if path.is_dir() and path.name.partition("-")[0].isdigit()]
+    return sorted(numbered, key=lambda path: (int(path.name.partition("-")[0]), path.name))
+
+
+HELD: dict[Path, TextIO] = {}  # a lock lasts as long as its file is open
+
+
+def lock_folder(folder: Path) -> None:
+    """Keep other processes out of `folder` until `unlock_folder`, or until this process ends, however it ends.
+
+    What a killed process has left half-written is removed. Raises InputError where another process is in it.
+    """
+    unlock_folder(folder)
+    file = (folder / ".lock").open("a")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not kept alive by loader processes
+    except (BlockingIOError, PermissionError):
+        file.close()
+        raise InputError(f"{folder}: another process is at work in it; wait for it, or choose another folder") from None
+    except OSError as error:  # file systems without locks
+        print(f"note: {folder} cannot be locked ({error.strerror}); start no second run in it")
+    HELD[folder] = file
+    for leftover in (*folder.glob(".*.partial.*"), *folder.glob("predictions/.*.partial.*")):
+        leftover.unlink()
+
+
+def unlock_folder(folder: Path) -> None:
+    """Let others into a folder that this process may have locked."""
+    if folder in HELD:
+        HELD.pop(folder).close()
+
+
+# ---------------------------------------------------------------- numbers
+
+
 def seed_everything(seed: int, *position: int) -> None:
     """Seed Python, NumPy and torch (all devices); with a position (epoch, step, ...), by a number that mixes them."""
+    import torch
+
     if position:
         seed = int(np.random.SeedSequence([seed, *position]).generate_state(1)[0])
     random.seed(seed)
@@ -158,50 +225,9 @@ def seed_everything(seed: int, *position: int) -> None:
     torch.manual_seed(seed)
 
 
-def select_device(name: str) -> torch.device:
-    """The torch device called `name`; "auto" is the first visible GPU, or the CPU with one line that says so."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))  # torchrun counts the processes of a node
-        print("No GPU is visible: running on the CPU.")
-        return torch.device("cpu")
-    try:
-        device = torch.device(name)
-        if torch.empty(0, device=device).is_meta:
-            raise RuntimeError("it computes nothing")
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {name}: cannot be used ({reason}); choose auto, cpu or cuda:N") from None
-    return device
-
-
-def use_deterministic_kernels() -> None:
-    """Let GPUs compute the same result every time; PyTorch warns of kernels for which it has no such variant."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS wants it for that
-    torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-def use_bfloat16(amp: str, device: torch.device) -> bool:
-    """Whether to autocast to bfloat16: `amp` is "on", "off" or "auto", where the device has instructions for it."""
-    if amp != "auto":
-        return amp == "on"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-
-
-def loader_workers(workers: int | str, device: torch.device) -> int:
-    """Processes that load data: `workers`, or for "auto" 2 beside a GPU and none on the CPU, which they would slow."""
-    if workers != "auto":
-        return int(workers)
-    return 2 if device.type == "cuda" else 0
-
-
-def peak_memory(device: torch.device) -> float:
-    """The most memory so far in GiB: that PyTorch has taken on a GPU, else that this process has taken."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
 
 
 def duration(seconds: float) -> str:
@@ -210,9 +236,3 @@ def duration(seconds: float) -> str:
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def run_folders(root: Path = Path("runs")) -> list[Path]:
-    """The numbered run folders in `root`, oldest first."""
-    numbered = [path for path in root.glob("[0-9]*-*") if path.is_dir() and path.name.partition("-")[0].isdigit()]
-    return sorted(numbered, key=lambda path: (int(path.name.partition("-")[0]), path.name))

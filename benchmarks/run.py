@@ -27,6 +27,10 @@ sys.path.insert(0, str(ROOT))
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from checkpoint import StopSignal
+from data.slices import ShuffledBatches, collate
+from engine import Epoch, segment_subjects, segment_volume, train_one_epoch
+from optimization import Optimization
 from PIL import Image
 from scipy import ndimage
 from torch import Tensor, nn
@@ -34,16 +38,12 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain
-from checkpoint import StopSignal
 from config import PRESETS, Config
 from data.augment import Augmentation
 from data.folder import CHAOS_LABELS, open_data
-from data.slices import ShuffledBatches, collate
-from engine import Epoch, segment_subjects, segment_volume, train_one_epoch
 from losses import GuidedLoss
 from metrics import dice, score_subject
 from models import build_model
-from optimization import Optimization
 from utils import loader_workers, use_bfloat16, write_json, write_text
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,1 @@
+"""From files to tensors to volumes. Nothing in here knows about networks."""

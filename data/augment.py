@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
+
+from config import AugmentationConfig
 
 # The largest; size and aspect are drawn evenly in their logarithm.
 SIZE, ASPECT, SHEAR, SHIFT = 1.25, 1.25**0.4, 0.1, 0.1
@@ -16,43 +17,39 @@ SIZE, ASPECT, SHEAR, SHIFT = 1.25, 1.25**0.4, 0.1, 0.1
 Transform = Callable[[np.ndarray, Image.Resampling], np.ndarray]
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """What is drawn for each slice, each part apart; angles in degrees, see config.py."""
-
-    flip_probability: float = 0.5
-    rotation_probability: float = 0.5
-    rotation_degrees: float = 30.0
-    affine_probability: float = 0.0
-    intensity_probability: float = 0.0
-
-    def __call__(
-        self, image: np.ndarray, target: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Image float32 (C, H, W), bilinear; target uint8 (H, W), nearest; what comes from outside is 0 in both."""
-        for axis in (-2, -1):
-            if rng.random() < self.flip_probability:
-                image, target = np.flip(image, axis), np.flip(target, axis)
-        angle = 0.0
-        if rng.random() < self.rotation_probability:
-            angle = rng.uniform(-self.rotation_degrees, self.rotation_degrees)
-        transform = _rotation(angle)
-        if rng.random() < self.affine_probability:
-            size, aspect = np.exp(rng.uniform(-1, 1, 2) * np.log([SIZE, ASPECT]))
-            shear, shift = rng.uniform(-SHEAR, SHEAR), rng.uniform(-SHIFT, SHIFT, 2)
-            transform = _affine(angle, size, aspect, shear, shift)
-        if transform is not None:
-            image = np.stack([transform(channel, Image.Resampling.BILINEAR) for channel in image])
-            target = transform(target, Image.Resampling.NEAREST)
-        if self.intensity_probability:
-            image = change_intensities(image, self.intensity_probability, rng)
-        return np.ascontiguousarray(image), np.ascontiguousarray(target)
+def augment(
+    image: np.ndarray, target: np.ndarray, options: AugmentationConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image float32 (C, H, W), bilinear; target uint8 (H, W), nearest; what comes from outside is 0 in both."""
+    for axis in (-2, -1):
+        if rng.random() < options.flip_probability:
+            image, target = np.flip(image, axis), np.flip(target, axis)
+    transform = draw_transform(options, rng)
+    if transform is not None:
+        image = np.stack([transform(channel, Image.Resampling.BILINEAR) for channel in image])
+        target = transform(target, Image.Resampling.NEAREST)
+    if options.intensity_probability:
+        image = change_intensities(image, options.intensity_probability, rng)
+    return np.ascontiguousarray(image), np.ascontiguousarray(target)
 
 
-def _rotation(angle: float) -> Transform | None:
-    if angle == 0:
-        return None
-    return lambda array, resampling: np.asarray(Image.fromarray(array).rotate(angle, resampling))
+def draw_transform(options: AugmentationConfig, rng: np.random.Generator) -> Transform | None:
+    """Rotation and affine change of a slice; None where it stays as it is."""
+    angle = 0.0
+    if rng.random() < options.rotation_probability:
+        angle = rng.uniform(-options.rotation_degrees, options.rotation_degrees)
+    if rng.random() < options.affine_probability:
+        size, aspect = np.exp(rng.uniform(-1, 1, 2) * np.log([SIZE, ASPECT]))
+        shear, shift = rng.uniform(-SHEAR, SHEAR), rng.uniform(-SHIFT, SHIFT, 2)
+        return _affine(angle, size, aspect, shear, shift)
+    return _rotation(angle) if angle != 0 else None
+
+
+def _rotation(angle: float) -> Transform:
+    def transform(array: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
+        return np.asarray(Image.fromarray(array).rotate(angle, resampling))
+
+    return transform
 
 
 def _affine(angle: float, size: float, aspect: float, shear: float, shift: np.ndarray) -> Transform:
@@ -85,15 +82,7 @@ def change_intensities(image: np.ndarray, probability: float, rng: np.random.Gen
         image = (image - mean) * rng.uniform(0.75, 1.25) + mean
     if rng.random() < probability:  # low resolution
         zoom = rng.uniform(0.5, 1)
-        small = max(1, round(width * zoom)), max(1, round(height * zoom))
-        image = np.stack([
-            np.asarray(
-                Image.fromarray(channel.astype(np.float32))
-                .resize(small, Image.Resampling.NEAREST)
-                .resize((width, height), Image.Resampling.BICUBIC)
-            )
-            for channel in image
-        ])  # fmt: skip
+        image = np.stack([_coarsen(channel, zoom) for channel in image])
     if rng.random() < probability:  # bias field of the coil
         rows, columns = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
         a, b, c, d, e = rng.uniform(-0.3, 0.3, 5)
@@ -102,3 +91,11 @@ def change_intensities(image: np.ndarray, probability: float, rng: np.random.Gen
     if rng.random() < probability:  # gamma
         image = image ** rng.uniform(0.7, 1.5)
     return image.astype(np.float32)
+
+
+def _coarsen(channel: np.ndarray, zoom: float) -> np.ndarray:
+    """(H, W) at a lower resolution, and back at its size."""
+    height, width = channel.shape
+    small = max(1, round(width * zoom)), max(1, round(height * zoom))
+    picture = Image.fromarray(channel.astype(np.float32)).resize(small, Image.Resampling.NEAREST)
+    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))

@@ -1,16 +1,13 @@
 """The data set on disk: SPLIT/Img/Subj_<X>slice_<Y>.png with its mask of the same name in SPLIT/GT.
 
 X is any identifier of letters, digits, underscores and dashes; Y any integer. More channels lie in Img_2, Img_3, ...
-The root may hold a dataset.json; of it the loader reads "labels", class name -> value in the masks with the
-background first, "values", class name -> value in volumes, "subjects", subject -> {"spacing": [x, y, z] in mm, ...},
-and "preparation", how scans became slices.
+The root may hold a dataset.json (data/description.py).
 """
 
 from __future__ import annotations
 
 import json
 import re
-import reprlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,18 +16,55 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.augment import Augmentation
+from config import AugmentationConfig
+from data.dataset import Slice, SliceDataset, natural
+from data.description import Labels, read_description
+from data.geometry import Geometry
 from data.png import read_codes, read_pair
 from data.preparation import Preparation
-from data.slices import MAX_CLASSES, Labels, Slice, SliceDataset, natural
-from data.volumes import GEOMETRY, MAX_SPAN, check_size, geometry_of_slices
-from utils import InputError, printable, read_json
+from data.volumes import MAX_SPAN
+from utils import InputError, printable
 
 SPLITS = ("train", "val", "test")
 SUBJECT = re.compile(r"[A-Za-z0-9_-]+")
 NAME = re.compile(rf"Subj_({SUBJECT.pattern})slice_(-?[0-9]+)\.png")
-CHANNEL = re.compile(r"Img_([0-9]+)")
+CHANNEL = re.compile(r"Img_[0-9]+")
 CHAOS_LABELS = {"background": 0, "liver": 63, "right kidney": 126, "left kidney": 189, "spleen": 252}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What of a data set a trained network depends on; it is kept in checkpoints."""
+
+    labels: Labels
+    preparation: Preparation | None
+    training: str
+    """Fingerprint of the training slices."""
+    validation: str
+    test: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as a checkpoint holds them."""
+        preparation = self.preparation and self.preparation.to_dict()
+        fingerprints = {"training": self.training, "validation": self.validation, "test": self.test}
+        return self.labels.to_dict() | {"preparation": preparation} | fingerprints
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Identity:
+        """The inverse of `to_dict`. Raises InputError, KeyError or TypeError for anything else."""
+        preparation = values["preparation"] and Preparation.from_dict(values["preparation"])
+        return cls(Labels.from_dict(values), preparation, values["training"], values["validation"], values["test"])
+
+    def difference(self, other: Identity) -> str | None:
+        """The first thing in which another data set differs, in words."""
+        parts = {
+            "training slices": self.training != other.training,
+            "validation or test slices": (self.validation, self.test) != (other.validation, other.test),
+            "classes": (self.labels.names, self.labels.codes) != (other.labels.names, other.labels.codes),
+            "label values": self.labels.values != other.labels.values,
+            "preparation": self.preparation != other.preparation,
+        }
+        return next((what for what, differs in parts.items() if differs), None)
 
 
 @dataclass(frozen=True)
@@ -43,21 +77,23 @@ class DataFolder:
     size: tuple[int, int]
     """Rows and columns that hold every slice."""
 
-    geometry: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Subject -> what dataset.json says of it: spacing (x, y, z) in mm and more; missing where it says nothing."""
+    geometry: dict[str, Geometry] = field(default_factory=dict)
+    """Subject -> where its slices lie."""
 
-    preparation: dict[str, Any] | None = None
-    """How scans became these slices (`data.preparation.Preparation`), where dataset.json says it."""
-
-    values: tuple[int, ...] = ()
-    """The label value of each class in volumes: that of the scans' labels, or the class index."""
+    preparation: Preparation | None = None
+    """How scans became these slices, where dataset.json says it."""
 
     notes: tuple[str, ...] = ()
     """Things that are allowed but worth a line to the user."""
 
-    def dataset(self, split: str, augmentation: Augmentation | None = None, seed: int = 0) -> SliceDataset:
+    def dataset(self, split: str, augmentation: AugmentationConfig | None = None, seed: int = 0) -> SliceDataset:
         """The slices of `split` as a dataset."""
         return SliceDataset(self.splits[split], self.labels, augmentation, seed)
+
+    def identity(self) -> Identity:
+        """What a network that is trained on it depends on."""
+        fingerprints = [self.dataset(split).fingerprint() for split in SPLITS]
+        return Identity(self.labels, self.preparation, *fingerprints)
 
 
 def open_data(root: Path, splits: Sequence[str] = SPLITS, subjects: dict[str, list[str]] | None = None) -> DataFolder:
@@ -72,48 +108,24 @@ def open_data(root: Path, splits: Sequence[str] = SPLITS, subjects: dict[str, li
     that is not as this module wants it, or gives another size than the slices have.
     """
     described = read_description(root / "dataset.json")
-    found, notes = {}, []
-    for split in splits:
-        found[split], foreign = _list_split(root / split)
-        if foreign:
-            notes.append(
-                f"{root / split}: {len(foreign)} PNG files with other names are left out, such as "
-                + printable(foreign[0])
-            )
-    _check_subjects(found, root)
+    found, notes = _list_splits(root, splits)
     if subjects:
         found, left_out = _split_anew(found, subjects, root)
         if left_out:
             notes.append(f"{root}: the split leaves out {len(left_out)} subjects: {', '.join(left_out)}")
     slices = [item for split in found.values() for item in split]
     with ThreadPoolExecutor() as pool:
-        scans = list(pool.map(_scan, slices))
-    _check_shapes(slices, scans)
+        scans = dict(zip(slices, pool.map(_scan, slices), strict=True))
+    _check_shapes(scans)
     _check_numbers(slices)
-    labels = described.get("labels") or _infer_labels(set().union(*(scan.codes for scan in scans)), root)
-    for item, scan in zip(slices, scans, strict=True):
-        if not scan.codes <= set(labels.codes):
-            labels.to_classes(read_codes(item.mask), item.mask)
-    scan_of = dict(zip(slices, scans, strict=True))
-    if "val" in found and all(scan_of[item].codes == {labels.codes[0]} for item in found["val"]):
-        raise InputError(
-            f"{root}: all masks of the validation subjects are background, so no epoch could be told from another; "
-            "validate on a subject that has a class"
-        )
-    geometry = dict(described.get("subjects", {}))
-    shapes = {item.subject: scan.shape[1:] for item, scan in zip(slices, scans, strict=True)}
-    for subject, numbers in _numbers(slices).items():
-        check_size(geometry.get(subject, {}), shapes[subject], root, subject)
-        first, last = min(numbers), max(numbers)
-        geometry[subject] = geometry_of_slices(geometry.get(subject, {}), first, last)
-        missing = last - first + 1 - len(numbers)
-        if missing:
-            notes.append(f"subject {subject}: {missing} slice numbers are missing; they count as background in 3D")
-    values = described.get("values", tuple(range(len(labels.names))))
-    found = {split: [item._replace(shape=scan_of[item].shape) for item in items] for split, items in found.items()}
-    channels, *size = (max(sides) for sides in zip(*(scan.shape for scan in scans), strict=True))
-    preparation = described.get("preparation")
-    return DataFolder(found, labels, channels, tuple(size), geometry, preparation, values, tuple(notes))
+    labels = described.labels or _infer_labels(set().union(*(scan.codes for scan in scans.values())), root)
+    _check_codes(scans, labels)
+    if "val" in found:
+        _check_validation([scans[item] for item in found["val"]], labels, root)
+    geometry, gaps = _geometry_of_subjects(scans, described.geometry, root)
+    checked = {split: [item._replace(shape=scans[item].shape) for item in items] for split, items in found.items()}
+    channels, rows, columns = (max(sides) for sides in zip(*(scan.shape for scan in scans.values()), strict=True))
+    return DataFolder(checked, labels, channels, (rows, columns), geometry, described.preparation, tuple(notes + gaps))
 
 
 class _Scan(NamedTuple):
@@ -129,6 +141,18 @@ def _scan(item: Slice) -> _Scan:
             f"{item.mask}: is {codes.shape[0]} x {codes.shape[1]} pixels; pad the slices to at least 32 x 32"
         )
     return _Scan(image.shape, set(np.unique(codes).tolist()))
+
+
+def _list_splits(root: Path, splits: Sequence[str]) -> tuple[dict[str, list[Slice]], list[str]]:
+    """Split -> its paired slices; and notes. No subject is in two splits."""
+    found, notes = {}, []
+    for split in splits:
+        found[split], foreign = _list_split(root / split)
+        if foreign:
+            example = printable(foreign[0])
+            notes.append(f"{root / split}: {len(foreign)} PNG files with other names are left out, such as {example}")
+    _check_subjects(found, root)
+    return found, notes
 
 
 def _list_split(folder: Path) -> tuple[list[Slice], list[str]]:
@@ -173,15 +197,15 @@ def list_images(folder: Path) -> dict[str, list[tuple[int, tuple[Path, ...]]]]:
 
 def _channel_folders(folder: Path) -> list[Path]:
     """Img, Img_2, Img_3, ... Raises InputError where one between them is missing."""
-    found = {match[1] for match in (CHANNEL.fullmatch(path.name) for path in folder.iterdir()) if match}
-    wanted = [str(k) for k in range(2, len(found) + 2)]
-    for k in wanted:
-        if k not in found:
+    found = sorted(path.name for path in folder.iterdir() if CHANNEL.fullmatch(path.name))
+    wanted = [f"Img_{k}" for k in range(2, len(found) + 2)]
+    for name in wanted:
+        if name not in found:
             raise InputError(
-                f"{folder / f'Img_{k}'}: is missing, but there is {', '.join(f'Img_{n}' for n in sorted(found))}; "
+                f"{folder / name}: is missing, but there is {', '.join(found)}; "
                 "the channels are Img, Img_2, Img_3, and so on"
             )
-    return [folder / "Img", *(folder / f"Img_{k}" for k in wanted)]
+    return [folder / name for name in ("Img", *wanted)]
 
 
 def _list_folder(folder: Path) -> tuple[dict[tuple[str, int], Path], list[str]]:
@@ -230,14 +254,15 @@ def _split_anew(
     return anew, sorted(slices, key=natural)
 
 
-def _check_shapes(slices: list[Slice], scans: list[_Scan]) -> None:
+def _check_shapes(scans: dict[Slice, _Scan]) -> None:
     """All slices have as many channels, and all slices of a subject one size."""
+    first, of_first = next(iter(scans.items()))
     sizes: dict[str, tuple[tuple[int, ...], Path]] = {}
-    for item, scan in zip(slices, scans, strict=True):
+    for item, scan in scans.items():
         channels, rows, columns = scan.shape
-        if channels != scans[0].shape[0]:
+        if channels != of_first.shape[0]:
             raise InputError(
-                f"{item.images[0]}: has {channels} channels, {slices[0].images[0]} has {scans[0].shape[0]}; "
+                f"{item.images[0]}: has {channels} channels, {first.images[0]} has {of_first.shape[0]}; "
                 "save all images alike"
             )
         size, path = sizes.setdefault(item.subject, ((rows, columns), item.mask))
@@ -260,12 +285,44 @@ def _check_numbers(slices: list[Slice]) -> None:
             )
 
 
-def _numbers(slices: list[Slice]) -> dict[str, list[int]]:
-    """Subject -> the numbers of its slices."""
+def _check_codes(scans: dict[Slice, _Scan], labels: Labels) -> None:
+    """All values in masks are those of classes."""
+    for item, scan in scans.items():
+        if not scan.codes <= set(labels.codes):
+            labels.to_classes(read_codes(item.mask), item.mask)  # says which value, and where
+
+
+def _check_validation(scans: Sequence[_Scan], labels: Labels, root: Path) -> None:
+    """The validation slices hold a class, or no epoch could be told from another."""
+    background = {labels.codes[0]}
+    if all(scan.codes == background for scan in scans):
+        raise InputError(
+            f"{root}: all masks of the validation subjects are background, so no epoch could be told from another; "
+            "validate on a subject that has a class"
+        )
+
+
+def _geometry_of_subjects(
+    scans: dict[Slice, _Scan], described: dict[str, Geometry], root: Path
+) -> tuple[dict[str, Geometry], list[str]]:
+    """Subject -> where those of its slices lie that are there; and notes on numbers that are missing."""
     numbers: dict[str, list[int]] = {}
-    for item in slices:
+    for item in scans:
         numbers.setdefault(item.subject, []).append(item.number)
-    return numbers
+    shapes = {item.subject: scan.shape[1:] for item, scan in scans.items()}
+    geometry, notes = {}, []
+    for subject, of_subject in numbers.items():
+        whole = described.get(subject, Geometry())
+        try:
+            whole.check_size(shapes[subject])
+        except InputError as error:
+            raise InputError(f"{root}: subject {subject}: its {error}") from None
+        first, last = min(of_subject), max(of_subject)
+        geometry[subject] = whole.of_slices(first, last)
+        missing = last - first + 1 - len(of_subject)
+        if missing:
+            notes.append(f"subject {subject}: {missing} slice numbers are missing; they count as background in 3D")
+    return geometry, notes
 
 
 def _infer_labels(codes: set[int], root: Path) -> Labels:
@@ -273,12 +330,12 @@ def _infer_labels(codes: set[int], root: Path) -> Labels:
     if codes == {0}:
         raise InputError(f"{root}: every mask is empty (0); check how the masks were exported")
     if codes <= set(CHAOS_LABELS.values()):
-        return Labels(tuple(CHAOS_LABELS), tuple(CHAOS_LABELS.values()))
+        return Labels.indexed(tuple(CHAOS_LABELS), tuple(CHAOS_LABELS.values()))
     if codes == {0, 255}:
-        return Labels(("background", "foreground"), (0, 255))
+        return Labels.indexed(("background", "foreground"), (0, 255))
     count = len(codes)
     if codes == set(range(count)) and count <= 64:
-        return Labels(("background", *(f"class {k}" for k in range(1, count))), tuple(range(count)))
+        return Labels.indexed(("background", *(f"class {k}" for k in range(1, count))), tuple(range(count)))
     shown = sorted(codes)
     values = ", ".join(map(str, shown[:12])) + (", ..." if count > 12 else "")
     example = json.dumps({"labels": {"background": 0, "NAME": next(code for code in shown if code)}})
@@ -286,57 +343,3 @@ def _infer_labels(codes: set[int], root: Path) -> Labels:
         f"{root}: the masks hold the values {values} ({count} in all), which are neither CHAOS's 0, 63, 126, 189, 252, "
         f"nor 0 and 255, nor class indices 0, 1, 2, ...; list them in {root / 'dataset.json'}, such as {example}"
     )
-
-
-def read_description(path: Path) -> dict[str, Any]:
-    """What dataset.json says of labels (as Labels), values (a tuple), subjects and preparation, checked."""
-    if not path.exists() and not path.is_symlink():
-        return {}
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise InputError(f'{path}: must hold an object such as {{"labels": {{"background": 0, "liver": 63}}}}')
-    described: dict[str, Any] = {}
-    if "labels" in content:
-        described["labels"] = _check_labels(content["labels"], path)
-    described["subjects"] = check_geometry(content.get("subjects", {}), path)
-    described["preparation"] = content.get("preparation")
-    if described["preparation"] is not None:
-        try:
-            Preparation.from_dict(described["preparation"])
-        except InputError as error:
-            raise InputError(f"{path}: preparation: {error}; prepare the scans again") from None
-    if "values" in content:
-        values = content["values"]
-        if "labels" not in described or not isinstance(values, dict) or tuple(values) != described["labels"].names:
-            raise InputError(f"{path}: values must give each class of labels, in their order, its value in volumes")
-        described["values"] = _check_labels(values, path, "values", "volumes").codes
-    return described
-
-
-def _check_labels(labels: Any, path: Path, key: str = "labels", where: str = "masks") -> Labels:
-    example = '{"background": 0, "liver": 63}'
-    if not isinstance(labels, dict) or not all(type(code) is int and 0 <= code < 2**16 for code in labels.values()):
-        raise InputError(f"{path}: {key} must give each class its value in the {where}, 0 to 65535, such as {example}")
-    names, codes = tuple(labels), tuple(labels.values())
-    if not 2 <= len(names) <= MAX_CLASSES or names[0] != "background":
-        raise InputError(
-            f"{path}: {key} must be 2 to {MAX_CLASSES} classes, the first called background, such as {example}"
-        )
-    for name in names:
-        if not name.strip() or not name.isprintable():
-            raise InputError(f"{path}: {key}: the class name {name!r} is no printable text; choose another")
-    if len(set(codes)) < len(codes):
-        raise InputError(f"{path}: {key} gives two classes the same value; each needs its own")
-    return Labels(names, codes)
-
-
-def check_geometry(subjects: Any, path: Path) -> dict[str, dict[str, Any]]:
-    """`subjects` if each entry is what `data.volumes.to_scan` can use. Raises InputError for anything else."""
-    if not isinstance(subjects, dict) or not all(isinstance(entry, dict) for entry in subjects.values()):
-        raise InputError(f'{path}: subjects must be an object such as {{"1": {{"spacing": [1.5, 1.5, 8.0]}}}}')
-    for subject, entry in subjects.items():
-        for key, (fits, wanted) in GEOMETRY.items():
-            if key in entry and not fits(entry[key]):
-                given = reprlib.repr(entry[key])
-                raise InputError(f"{path}: {key} of subject {subject} must be {wanted}, not {given}; correct it")
-    return subjects

@@ -58,7 +58,7 @@ def write_dataset(
     """
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists already; remove it, or choose another folder with --out")
+        raise InputError(f"{out}: exists already; remove it, or choose another folder")
     temporary = out.with_name(f".{os.getpid()}.{out.name}")
     temporary.mkdir(parents=True)
     try:

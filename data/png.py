@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from utils import InputError
+from utils import InputError, ceil_div
 
 MAX_PIXELS = 2**25  # 33 million, twice the largest mammogram; what unpacks to more is no slice
 MAX_BYTES = 8 * MAX_PIXELS  # of a file; PNG makes nothing larger of so many pixels
@@ -174,9 +174,10 @@ def _unpack(packed: bytes, header: _Header) -> bytes:
     bits = header.depth * (3 if header.color == RGB else 1)
     passes = INTERLACED if header.interlaced else ((0, 0, 1, 1),)
     sizes = [
-        (-(-(header.height - row) // down), -(-(header.width - column) // right)) for row, column, down, right in passes
+        (ceil_div(header.height - row, down), ceil_div(header.width - column, right))
+        for row, column, down, right in passes
     ]
-    size = sum(rows * (1 + -(-columns * bits // 8)) for rows, columns in sizes if rows > 0 and columns > 0)
+    size = sum(rows * (1 + ceil_div(columns * bits, 8)) for rows, columns in sizes if rows > 0 and columns > 0)
     unpacker = zlib.decompressobj()
     lines = unpacker.decompress(packed, size + 1)
     if len(lines) != size or not unpacker.eof:

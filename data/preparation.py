@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
+from data.geometry import LONGEST, MAX_VOXELS, Geometry, Grid, fit_grid
 from data.png import MAX_PIXELS
-from data.volumes import LONGEST, MAX_VOXELS, Grid, fit_grid, place
-from utils import InputError
+from data.volumes import resample
+from utils import InputError, OptionError
 
 # ITK's axis codes (x, y, z increase towards ...) that show each kind of slice in the radiological convention.
 AXES = {"axial": "LPS", "coronal": "LIP", "sagittal": "PIL"}
@@ -27,8 +28,8 @@ class Slices(NamedTuple):
     """(channels, D, H, W), uint8 or uint16, full range."""
     label: np.ndarray | None
     """(D, H, W), integers."""
-    geometry: dict[str, Any]
-    """The way back to the scan; see `data.volumes.to_scan`."""
+    geometry: Geometry
+    """The way back to the scan."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,17 @@ class Preparation:
 
     def __post_init__(self) -> None:
         if self.axis not in AXES:
-            raise InputError(f"--axis {self.axis}: must be one of {', '.join(AXES)}")
+            raise OptionError(f"axis {self.axis}: must be one of {', '.join(AXES)}")
         if self.size is not None and not (type(self.size) is int and 32 <= self.size <= MAX_PIXELS**0.5):
-            raise InputError(f"--size {self.size}: must be 32 to {int(MAX_PIXELS**0.5)}")
+            raise OptionError(f"size {self.size}: must be 32 to {int(MAX_PIXELS**0.5)}")
         if self.spacing is not None and not (_is_pair(self.spacing) and min(self.spacing) > 1 / LONGEST):
-            raise InputError(f"--spacing {self.spacing}: must be two lengths in mm")
+            raise OptionError(f"spacing {self.spacing}: must be two lengths in mm")
         if self.window is not None and not (_is_pair(self.window) and self.window[1] > 0):
-            raise InputError(f"--window {self.window}: must be a center and a width above 0")
+            raise OptionError(f"window {self.window}: must be a center and a width above 0")
         if self.normalize not in ("slice", "volume", "percentiles"):
-            raise InputError(f"--normalize {self.normalize}: must be slice, volume or percentiles")
+            raise OptionError(f"normalize {self.normalize}: must be slice, volume or percentiles")
         if self.bits not in (8, 16):
-            raise InputError(f"--bits {self.bits}: must be 8 or 16")
+            raise OptionError(f"bits {self.bits}: must be 8 or 16")
 
     def apply(self, images: Sequence[sitk.Image], label: sitk.Image | None = None) -> Slices:
         """Turn a scan's channels, and its label if it has one, into slices.
@@ -73,20 +74,26 @@ class Preparation:
         original = Grid.of(upright[0])
         grid = fit_grid(original, self.size, self.spacing)
         if grid.size[0] * grid.size[1] > MAX_PIXELS:
-            raise InputError(f"would have slices of {grid.size[1]} x {grid.size[0]} pixels; choose a larger --spacing")
+            raise InputError(f"would have slices of {grid.size[1]} x {grid.size[0]} pixels; choose a larger spacing")
         if math.prod(grid.size) > MAX_VOXELS:
-            raise InputError(f"would have more than {MAX_VOXELS:,} voxels; choose a larger --spacing")
-        geometry = grid.to_dict() | {"orientation": orientation, "direction": list(grid.direction)}
-        if grid != original:
-            geometry["original"] = original.to_dict()
+            raise InputError(f"would have more than {MAX_VOXELS:,} voxels; choose a larger spacing")
+        geometry = Geometry(
+            spacing=grid.spacing,
+            size=grid.size,
+            origin=tuple(float(value) for value in grid.origin),
+            direction=grid.direction,
+            original=original if grid != original else None,
+            orientation=orientation,
+        )
         channels = []
         for image in upright:
             darkest = float(sitk.GetArrayViewFromImage(image).min())  # around a scan is air, in CT far from 0
-            placed = place(image, grid, smooth=self.spacing is not None, outside=darkest)
-            channels.append(sitk.GetArrayFromImage(placed))
+            there = resample(image, grid, smooth=self.spacing is not None, outside=darkest)
+            channels.append(sitk.GetArrayFromImage(there))
         mask = None
         if label is not None:
-            mask = sitk.GetArrayFromImage(place(sitk.DICOMOrient(label, AXES[self.axis]), grid, smooth=False))
+            turned = sitk.DICOMOrient(label, AXES[self.axis])
+            mask = sitk.GetArrayFromImage(resample(turned, grid, smooth=False))
         return Slices(np.stack([self._grey(channel) for channel in channels]), mask, geometry)
 
     def _grey(self, volume: np.ndarray) -> np.ndarray:

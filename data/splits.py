@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data.dataset import natural
 from data.folder import SPLITS, SUBJECT
-from data.slices import natural
-from utils import InputError, read_json
+from utils import InputError, OptionError, read_json
 
 Split = dict[str, list[str]]
 PAPER_SEED = 2020  # the authors' lists were never published; ours follow from this seed and the subjects' names
@@ -30,7 +30,7 @@ def split_counts(text: str) -> tuple[int, ...]:
     """ "13,2,5" -> (13, 2, 5). Raises InputError for anything but three numbers from 1 on."""
     counts = tuple(int(part) for part in text.split(",") if part.strip().isdecimal())
     if len(counts) != 3 or len(text.split(",")) != 3 or min(counts) < 1:
-        raise InputError(f"--split {text}: must be three numbers of subjects from 1, such as 13,2,5")
+        raise OptionError(f"split {text}: must be three numbers of subjects from 1, such as 13,2,5")
     return counts
 
 
@@ -40,28 +40,33 @@ def random_splits(subjects: Sequence[str], counts: Sequence[int], repeats: int, 
     Raises InputError where there are not as many subjects.
     """
     train, val, test = counts
-    wanted = f"a split into {train}, {val} and {test}"
+    wanted = f"split {train},{val},{test}"
     if len(subjects) != train + val + test:
-        raise InputError(f"{wanted} needs {train + val + test} subjects; the source has {len(subjects)}")
+        raise OptionError(f"{wanted}: needs {train + val + test} subjects; the source has {len(subjects)}")
     if repeats * test > len(subjects):
-        raise InputError(f"{wanted}: {len(subjects)} subjects allow {len(subjects) // test} repeats, not {repeats}")
+        raise OptionError(f"{wanted}: {len(subjects)} subjects allow {len(subjects) // test} repeats, not {repeats}")
     order = shuffled(subjects, seed)
     splits = []
     for repeat in range(repeats):
         turned = order[repeat * test :] + order[: repeat * test]
-        parts = turned[:test], turned[test : test + val], turned[test + val :]
-        splits.append(dict(zip(SPLITS, (sorted(part, key=natural) for part in reversed(parts)), strict=True)))
+        splits.append(_named(turned[test + val :], turned[test : test + val], turned[:test]))
     return splits
 
 
 def fold_split(subjects: Sequence[str], fold: int, folds: int, seed: int) -> Split:
     """Fold number `fold` (from 1) of `folds`: it is the test set, the next one the validation set, the rest trains."""
     if not 3 <= folds <= len(subjects) or not 1 <= fold <= folds:
-        raise InputError(f"--fold {fold} --folds {folds}: needs 3 to {len(subjects)} folds, and one of them")
+        raise OptionError(f"fold {fold} of {folds}: there must be 3 to {len(subjects)} folds, and it one of them")
     order = shuffled(subjects, seed)
-    test, val = (order[(fold - 1 + shift) % folds :: folds] for shift in (0, 1))
+    test = order[fold - 1 :: folds]
+    val = order[fold % folds :: folds]
     train = [subject for subject in order if subject not in {*test, *val}]
-    return dict(zip(SPLITS, (sorted(part, key=natural) for part in (train, val, test)), strict=True))
+    return _named(train, val, test)
+
+
+def _named(train: Sequence[str], val: Sequence[str], test: Sequence[str]) -> Split:
+    parts = {"train": train, "val": val, "test": test}
+    return {name: sorted(subjects, key=natural) for name, subjects in parts.items()}
 
 
 def read_split(path: Path) -> Split:

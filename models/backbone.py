@@ -9,7 +9,21 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from utils import InputError
+from utils import OptionError
+
+BACKBONES = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+    "resnext50_32x4d",
+    "resnext101_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+)
 
 
 class Backbone(nn.Module):
@@ -22,7 +36,7 @@ class Backbone(nn.Module):
         output_stride: 32; with 16 or 8 the last stage or two keep the size and dilate their convolutions instead.
 
     Raises:
-        InputError: `pretrained` with a network for which torchvision has no weights, or whose cannot be downloaded.
+        OptionError: another `name`; `pretrained` where torchvision has no weights, or they cannot be downloaded.
     """
 
     def __init__(self, name: str, channels: int = 1, pretrained: bool = False, output_stride: int = 32) -> None:
@@ -49,6 +63,8 @@ class Backbone(nn.Module):
 
 
 def _resnet(name: str, pretrained: bool) -> ResNet:
+    if name not in BACKBONES:
+        raise OptionError(f"backbone {name}: must be {', '.join(BACKBONES)}")
     if name != "resnext101_32x4d":
         weights = get_model_weights(name).DEFAULT if pretrained else None
         try:
@@ -57,13 +73,13 @@ def _resnet(name: str, pretrained: bool) -> ResNet:
             if weights is None:
                 raise
             reason, folder = str(error).partition(". ")[0], Path(torch.hub.get_dir(), "checkpoints")
-            raise InputError(
-                f"--pretrained: {weights.url} could not be downloaded or read ({reason}); place the file in {folder} "
-                "by hand, or leave out --pretrained"
+            raise OptionError(
+                f"pretrained: {weights.url} could not be downloaded or read ({reason}); put the file into {folder} "
+                "by hand, or train from scratch"
             ) from None
     if pretrained:
-        raise InputError(
-            "torchvision has no ImageNet weights for resnext101_32x4d; "
+        raise OptionError(
+            "pretrained: torchvision has no ImageNet weights for resnext101_32x4d; "
             "choose resnext101_32x8d, resnext101_64x4d or another backbone, or train from scratch"
         )
     return ResNet(Bottleneck, [3, 4, 23, 3], groups=32, width_per_group=4)

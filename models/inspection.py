@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.attention import PositionAttention, SemanticModule
+from models.attention import PositionAttention
 from models.ms_dual_guided import MSDualGuided
+from models.semantic import SemanticModule
+from utils import ceil_div
 
 
 class StepMaps(NamedTuple):
@@ -76,7 +78,7 @@ def inspect(model: nn.Module, image: Tensor, point: tuple[int, int]) -> Inspecti
         return unpadded(x.float().abs().mean(1)[0])
 
     def unpadded(x: Tensor) -> Tensor:
-        return x[: -(-height // 4), : -(-width // 4)].cpu()
+        return x[: ceil_div(height, 4), : ceil_div(width, 4)].cpu()
 
     return Inspection(
         classes(raw),

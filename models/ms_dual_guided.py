@@ -8,16 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.attention import (
-    AttentionLayer,
-    ChannelAttention,
-    Identity,
-    PositionAttention,
-    SemanticModule,
-    conv_bn_prelu,
-)
+from models.attention import AttentionLayer, ChannelAttention, PositionAttention
 from models.multi_scale import SCALES, WIDTH, MultiScale
-from models.network import Output, heads
+from models.network import Output, conv_bn_prelu, heads
+from models.semantic import Identity, SemanticModule
+from utils import OptionError
 
 
 class RefinementStep(nn.Module):
@@ -27,8 +22,8 @@ class RefinementStep(nn.Module):
         self, variant: str, position_attention: bool, channel_attention: bool, guidance: bool, encoder_decoder: bool
     ) -> None:
         super().__init__()
-        layers = nn.ModuleList
         width = 2 * WIDTH
+        layers = nn.ModuleList
         self.position = self.channel = self.semantic = self.guide = None
         if position_attention:
             self.position = layers(AttentionLayer(width, WIDTH, PositionAttention(WIDTH)) for _ in range(SCALES))
@@ -45,14 +40,20 @@ class RefinementStep(nn.Module):
 
         Lists run over the scales.
         """
-        halves = [layers for layers in (self.position, self.channel) if layers is not None]
-        attended = [sum(layer(x) for layer in layers) for x, *layers in zip(inputs, *halves, strict=True)]
+        attended = [self.attend(x, scale) for scale, x in enumerate(inputs)]
         latents, reconstructions = (), ()
         if self.semantic is not None:
             latents, reconstructions = self.semantic(inputs)
-            guides = [*self.guide] * (SCALES // len(self.guide))
-            attended = [x * guide(y) for x, y, guide in zip(attended, reconstructions, guides, strict=True)]
-        return [project(x) for x, project in zip(attended, self.project, strict=True)], latents, reconstructions
+            shared = len(self.guide) == 1
+            guides = [self.guide[0 if shared else scale](x) for scale, x in enumerate(reconstructions)]
+            attended = [x * guide for x, guide in zip(attended, guides, strict=True)]
+        refined = [project(x) for x, project in zip(attended, self.project, strict=True)]
+        return refined, latents, reconstructions
+
+    def attend(self, x: Tensor, scale: int) -> Tensor:
+        """The sum of position and channel attention at a scale: (B, 128, H/4, W/4) -> (B, 64, H/4, W/4)."""
+        halves = [layers[scale](x) for layers in (self.position, self.channel) if layers is not None]
+        return sum(halves)
 
 
 class FineDecoder(nn.Module):
@@ -94,7 +95,8 @@ class MSDualGuided(MultiScale):
             paper's text and its parameter counts say; "released" does what the released code does.
 
     Raises:
-        ValueError: fewer than one step, no attention at all, or (forward) an image smaller than 32 pixels.
+        OptionError: fewer than one step, or no attention at all.
+        ValueError: (forward) an image smaller than 32 pixels.
     """
 
     def __init__(
@@ -114,11 +116,11 @@ class MSDualGuided(MultiScale):
         variant: str = "paper",
     ) -> None:
         if steps < 1:
-            raise ValueError(f"steps must be at least 1, not {steps}")
+            raise OptionError(f"steps {steps}: must be at least 1")
         if not (position_attention or channel_attention):
-            raise ValueError("position_attention and channel_attention are both off: a refinement step needs one")
+            raise OptionError("no_position_attention and no_channel_attention: a refinement step needs one of the two")
         if variant not in ("paper", "released"):
-            raise ValueError(f"variant must be paper or released, not {variant!r}")
+            raise OptionError(f"variant {variant}: must be paper or released")
         options = (variant, position_attention, channel_attention, guidance, encoder_decoder)
         # The first step has no heads of its own unless it is the last.
         supervised_steps = max(steps - 1, 1) if deep_supervision else 1
@@ -140,20 +142,33 @@ class MSDualGuided(MultiScale):
         features, fused, first = self.features(image)
         maps, latents, reconstructions = [], [], []
         for step in self.steps:
-            guides = [refined * fused for refined in maps[-1]] if maps else [fused] * SCALES
-            inputs = [torch.cat(pair, 1) for pair in zip(features, guides, strict=True)]
+            beside = [x * fused for x in maps[-1]] if maps else [fused] * SCALES
+            inputs = [torch.cat(pair, 1) for pair in zip(features, beside, strict=True)]
             refined, latent, reconstruction = step(inputs)
             maps.append(refined)
             if step.semantic is not None:
                 latents.append(list(latent))
                 if not isinstance(step.semantic, Identity):
                     reconstructions += zip(inputs, reconstruction, strict=True)
-        supervised = zip(self.refined_heads, maps[-len(self.refined_heads) :], strict=True)
-        refined = [head(x) for pair in supervised for head, x in zip(*pair, strict=True)]
-        raw = [head(x) for head, x in zip(self.raw_heads or [], features, strict=bool(self.raw_heads))]
+        refined = self.refined_logits(maps)
+        raw = self.raw_logits(features)
         if self.decoder is not None:
             refined.append(self.decoder(maps[-1], first))
         return Output(raw, refined, latents, reconstructions)
+
+    def raw_logits(self, features: list[Tensor]) -> list[Tensor]:
+        """Logits of each scale before refinement; none without deep supervision."""
+        if self.raw_heads is None:
+            return []
+        return [head(x) for head, x in zip(self.raw_heads, features, strict=True)]
+
+    def refined_logits(self, maps: list[list[Tensor]]) -> list[Tensor]:
+        """Logits of the supervised steps, step by step and scale by scale."""
+        supervised = maps[-len(self.refined_heads) :]
+        logits = []
+        for step_heads, scales in zip(self.refined_heads, supervised, strict=True):
+            logits += [head(x) for head, x in zip(step_heads, scales, strict=True)]
+        return logits
 
     def prediction(self, refined: list[Tensor]) -> Tensor:
         """The decoder's logits, or without it the mean of the last step's."""

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.attention import conv_bn_prelu
 from models.backbone import Backbone
-from models.network import Network
+from models.network import Network, conv_bn_prelu
 
 SCALES = 4  # Res-2 to Res-5
 WIDTH = 64  # channels of each scale's features

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from utils import ceil_div
 
 
 class Output(NamedTuple):
@@ -20,6 +23,11 @@ class Output(NamedTuple):
     """Of each step, the latent features of each scale; empty without guidance."""
     reconstructions: list[tuple[Tensor, Tensor]]
     """Input of the semantic module and its reconstruction, step by step and scale by scale."""
+
+    @classmethod
+    def of_logits(cls, *logits: Tensor) -> Output:
+        """The output of a network without guidance, which supervises these maps, its prediction first."""
+        return cls([], list(logits), [], [])
 
 
 class Network(nn.Module):
@@ -45,8 +53,8 @@ class Network(nn.Module):
         height, width = image.shape[-2:]
         if min(height, width) < 32:
             raise ValueError(f"images must be at least 32 x 32 pixels, not {height} x {width}")
-        bottom, right = (max(self.smallest, -(-side // self.multiple) * self.multiple) for side in (height, width))
-        padded = F.pad(image, (0, right - width, 0, bottom - height))
+        padded_height, padded_width = self.padded(height), self.padded(width)
+        padded = F.pad(image, (0, padded_width - width, 0, padded_height - height))
 
         def resize(logits: Tensor) -> Tensor:
             if logits.shape[-2:] != padded.shape[-2:]:
@@ -60,6 +68,10 @@ class Network(nn.Module):
         return output._replace(
             raw=[resize(logits) for logits in output.raw], refined=[resize(logits) for logits in output.refined]
         )
+
+    def padded(self, side: int) -> int:
+        """The length to which a side of the image is padded, in pixels."""
+        return max(self.smallest, ceil_div(side, self.multiple) * self.multiple)
 
     def initialize(self, keep: nn.Module | None = None) -> None:
         """The released code's initialization: Xavier, and BN near one. Pretrained modules (`keep`) stay as they are."""
@@ -89,6 +101,13 @@ def heads(in_channels: int, classes: int, count: int) -> nn.ModuleList:
     return nn.ModuleList(nn.Conv2d(in_channels, classes, 1) for _ in range(count))
 
 
+def conv_bn_prelu(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
+    """Convolution that keeps the size, batch normalization, PReLU."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2), nn.BatchNorm2d(out_channels), nn.PReLU()
+    )
+
+
 def conv_bn_relu(in_channels: int, out_channels: int, kernel: int = 3) -> list[nn.Module]:
     """Convolution that keeps the size, batch normalization, ReLU."""
     return [
@@ -103,6 +122,6 @@ def double_conv(in_channels: int, out_channels: int) -> list[nn.Module]:
     return [*conv_bn_relu(in_channels, out_channels), *conv_bn_relu(out_channels, out_channels)]
 
 
-def only(*logits: Tensor) -> Output:
-    """The Output of a network whose loss is the cross-entropy of `logits` alone, the prediction first."""
-    return Output([], list(logits), [], [])
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precisions to float32; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

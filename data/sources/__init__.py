@@ -20,7 +20,7 @@ class Case(NamedTuple):
 
 
 class Source(Protocol):
-    """What `data.layout.write_data` needs of a source."""
+    """What `data.writer.write_data` needs of a source."""
 
     def subjects(self) -> list[str]:
         """All subjects that the source has."""

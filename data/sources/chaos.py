@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from data.dataset import natural
 from data.png import read_codes
-from data.slices import natural
 from data.sources import Case
 from data.sources.dicom import Series, read_series
 from data.sources.nifti import check_same_grid

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from data.slices import natural
+from data.dataset import natural
+from data.geometry import MAX_VOXELS
 from data.sources import Case
-from data.volumes import MAX_VOXELS, itk_path, itk_reason
+from data.volumes import itk_path, itk_reason
 from utils import InputError, read_json
 
 BRATS_CHANNELS = ("flair", "t1", "t1ce", "t2")  # the order of the Decathlon's Task01
@@ -55,7 +56,7 @@ class VolumeFiles:
         with ThreadPoolExecutor(4) as pool:
             values = sorted({0}.union(*pool.map(values_of, subjects)))[1:]
         if self.names and len(self.names) != len(values):
-            raise InputError(f"--names: {len(self.names)} names for the label values {values}; give one for each")
+            raise InputError(f"{len(self.names)} class names for the label values {values}; give one for each")
         names = self.names or [f"class {value}" for value in values]
         return {0: "background"} | dict(zip(values, names, strict=True))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.network import Network, Output, conv_bn_relu, double_conv, only
+from models.network import Network, Output, conv_bn_relu, double_conv
 
 WIDTHS = (64, 128, 256, 512, 1024)
 
@@ -33,15 +33,16 @@ class AttentionUNet(Network):
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
-        downs = zip((channels, *WIDTHS[:-1]), WIDTHS, strict=True)
-        self.down = nn.ModuleList(nn.Sequential(*double_conv(before, width)) for before, width in downs)
+        before = (channels, *WIDTHS[:-1])
+        downward = list(zip(before, WIDTHS, strict=True))
+        upward = [(deep, width) for width, deep in reversed(downward[1:])]
+        self.down = nn.ModuleList(nn.Sequential(*double_conv(shallow, width)) for shallow, width in downward)
         self.pool = nn.MaxPool2d(2)
-        ups = list(zip(WIDTHS[:0:-1], WIDTHS[-2::-1], strict=True))
         self.enlarge = nn.ModuleList(
-            nn.Sequential(nn.Upsample(scale_factor=2), *conv_bn_relu(deep, width)) for deep, width in ups
+            nn.Sequential(nn.Upsample(scale_factor=2), *conv_bn_relu(deep, width)) for deep, width in upward
         )
-        self.gates = nn.ModuleList(AttentionGate(width) for _, width in ups)
-        self.up = nn.ModuleList(nn.Sequential(*double_conv(deep, width)) for deep, width in ups)
+        self.gates = nn.ModuleList(AttentionGate(width) for _, width in upward)
+        self.up = nn.ModuleList(nn.Sequential(*double_conv(deep, width)) for deep, width in upward)
         self.head = nn.Conv2d(WIDTHS[0], classes, 1)
         self.initialize()
 
@@ -54,4 +55,4 @@ class AttentionUNet(Network):
         for enlarge, gate, level in zip(self.enlarge, self.gates, self.up, strict=True):
             x = enlarge(x)
             x = level(torch.cat([gate(x, skips.pop()), x], 1))
-        return only(self.head(x))
+        return Output.of_logits(self.head(x))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.attention import AttentionLayer, ChannelAttention, PositionAttention, conv_bn_prelu
+from models.attention import AttentionLayer, ChannelAttention, PositionAttention
 from models.multi_scale import SCALES, WIDTH, MultiScale
-from models.network import Output, heads
+from models.network import Output, conv_bn_prelu, heads
 
 
 class DAF(MultiScale):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from models.attention import ChannelAttention, PositionAttention
 from models.backbone import Backbone
-from models.network import Network, Output, only
+from models.network import Network, Output
 
 
 class DANet(Network):
@@ -37,7 +37,7 @@ class DANet(Network):
         deepest = self.backbone(image)[-1]
         position, channel = self.position(deepest), self.channel(deepest)
         features = (position + channel, position, channel)
-        return only(*(head(x) for head, x in zip(self.heads, features, strict=True)))
+        return Output.of_logits(*(head(x) for head, x in zip(self.heads, features, strict=True)))
 
 
 def _conv_bn_relu(in_channels: int, out_channels: int) -> nn.Sequential:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.backbone import Backbone
-from models.network import BatchNorm, Network, Output, only
+from models.network import BatchNorm, Network, Output
 
 
 class PAN(Network):
@@ -32,7 +32,7 @@ class PAN(Network):
         x = self.pyramid(deepest)
         for up, skip in zip(self.up, reversed(maps), strict=True):
             x = up(x, skip)
-        return only(x)
+        return Output.of_logits(x)
 
 
 class FeaturePyramidAttention(nn.Module):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.network import BatchNorm, Network, Output, only
-from utils import InputError
+from models.network import BatchNorm, Network, Output
+from utils import OptionError
 
 
 class SegmentationModel(Network):
     """The architecture `name` (such as "UnetPlusPlus") of the library, with its own decoder and initialization.
 
-    Raises InputError where the library is missing, knows no such architecture or encoder, or cannot download weights;
-    also (forward) for images of another size than an encoder takes that takes one only.
+    Raises OptionError where the library is missing, knows no such architecture or encoder, or cannot download weights;
+    also (forward) for images of another size, where an encoder takes only one.
     """
 
     multiple, smallest = 32, 64
@@ -24,13 +24,13 @@ class SegmentationModel(Network):
         try:
             import segmentation_models_pytorch as smp
         except ImportError:
-            raise InputError(
-                f"--model smp.{name} needs a library that is not installed: pip install segmentation-models-pytorch"
+            raise OptionError(
+                f"model smp.{name}: needs a library that is not installed: pip install segmentation-models-pytorch"
             ) from None
         known = smp.MODEL_ARCHITECTURES_MAPPING
         if name.lower() not in known:
             names = sorted(architecture.__name__ for architecture in known.values())
-            raise InputError(f"--model smp.{name}: no such architecture; there are {', '.join(names)}")
+            raise OptionError(f"model smp.{name}: no such architecture; there are {', '.join(names)}")
         weights = "imagenet" if pretrained else None
         try:
             self.network = smp.create_model(name, backbone, weights, channels, classes)
@@ -38,13 +38,13 @@ class SegmentationModel(Network):
             from huggingface_hub.constants import HF_HUB_CACHE
 
             reason = str(error.__cause__ or error).splitlines()[0]
-            raise InputError(
-                f"--pretrained: the weights of {backbone} could not be downloaded from huggingface.co ({reason}); copy "
-                f"{HF_HUB_CACHE} from a machine that has them, or leave out --pretrained"
+            raise OptionError(
+                f"pretrained: the weights of {backbone} could not be downloaded from huggingface.co ({reason}); copy "
+                f"{HF_HUB_CACHE} from a machine that has them, or train from scratch"
             ) from None
         except (KeyError, ValueError) as error:
             reason = str(error).strip("\"'").splitlines()[0]
-            raise InputError(f"--model smp.{name} --backbone {backbone}: {reason}") from None
+            raise OptionError(f"backbone {backbone} with model smp.{name}: {reason}") from None
         for module in self.network.modules():
             if type(module) is nn.BatchNorm2d:
                 module.__class__ = BatchNorm  # the last batch of an epoch may be a single image
@@ -52,7 +52,7 @@ class SegmentationModel(Network):
     def maps(self, image: Tensor) -> Output:
         """Padded image (B, C, H, W) -> Output with one map of logits at full size."""
         try:
-            return only(self.network(image))
+            return Output.of_logits(self.network(image))
         except AssertionError as error:  # timm's of transformers: Input height (64) doesn't match model (224).
             reason = str(error).rstrip(".")
-            raise InputError(f"--backbone takes slices of one size only ({reason}); choose another one") from None
+            raise OptionError(f"backbone: takes slices of one size only ({reason}); choose another one") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.network import Network, Output, only
+from models.network import Network, Output
 
 WIDTHS = (64, 128, 256, 512, 1024)
 
@@ -21,11 +21,13 @@ class UNet(Network):
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
-        self.down = nn.ModuleList(map(_double_conv, (channels, *WIDTHS), WIDTHS))
+        before = (channels, *WIDTHS[:-1])
+        downward = list(zip(before, WIDTHS, strict=True))
+        upward = [(deep, width) for width, deep in reversed(downward[1:])]
+        self.down = nn.ModuleList(_double_conv(shallow, width) for shallow, width in downward)
         self.pool = nn.MaxPool2d(2)
-        ups = list(zip(WIDTHS[:0:-1], WIDTHS[-2::-1], strict=True))
-        self.enlarge = nn.ModuleList(nn.ConvTranspose2d(deep, width, 2, stride=2) for deep, width in ups)
-        self.up = nn.ModuleList(_double_conv(deep, width) for deep, width in ups)
+        self.enlarge = nn.ModuleList(nn.ConvTranspose2d(deep, width, 2, stride=2) for deep, width in upward)
+        self.up = nn.ModuleList(_double_conv(deep, width) for deep, width in upward)
         self.head = nn.Conv2d(WIDTHS[0], classes, 1)
         self.initialize()
 
@@ -37,7 +39,7 @@ class UNet(Network):
         x = skips.pop()
         for enlarge, level in zip(self.enlarge, self.up, strict=True):
             x = level(torch.cat([skips.pop(), enlarge(x)], 1))
-        return only(self.head(x))
+        return Output.of_logits(self.head(x))
 
 
 def _double_conv(in_channels: int, out_channels: int) -> nn.Sequential:

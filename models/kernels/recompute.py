@@ -11,8 +11,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from models.attention import AttentionLayer, SemanticModule
+from models.attention import AttentionLayer
 from models.ms_dual_guided import FineDecoder
+from models.semantic import SemanticModule
+from utils import OptionError
 
 BLOCKS = (BasicBlock, Bottleneck, AttentionLayer, SemanticModule, FineDecoder)
 
@@ -20,11 +22,12 @@ BLOCKS = (BasicBlock, Bottleneck, AttentionLayer, SemanticModule, FineDecoder)
 def recompute_activations(model: nn.Module) -> None:
     """Let the blocks of `model` keep only their inputs for the backward pass, which computes the rest once more.
 
-    Blocks are those of residual backbones and of refinement steps. Raises ValueError where there are none.
+    Blocks are those of residual backbones and of refinement steps. Raises OptionError where there are none.
     """
     blocks = [module for module in model.modules() if isinstance(module, BLOCKS)]
     if not blocks:
-        raise ValueError(f"{type(model).__name__} has no blocks to recompute")
+        name = type(model).__name__
+        raise OptionError(f"recompute: {name} has no blocks to recompute; choose smaller batches instead")
     for block in blocks:
         block.forward = functools.partial(_forward, block, block.forward)
 

@@ -13,10 +13,11 @@ from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from data.dataset import SliceDataset
 from data.folder import DataFolder
-from data.slices import SliceDataset
 from data.volumes import Volume
-from utils import atomic_path
+from metrics import Metric
+from utils import atomic_path, ceil_div
 
 # Okabe and Ito's colors, told apart by color-blind eyes; after eight classes they begin again.
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00", "#FFFFFF")
@@ -32,11 +33,11 @@ def save_overview(path: Path, volumes: list[Volume], dataset: SliceDataset, most
         len(volumes), 3, figsize=(7.5, 2.6 * len(volumes) + 0.4), squeeze=False, layout="constrained"
     )
     for row, volume in zip(axes, volumes, strict=True):
-        indices = dataset.subjects()[volume.subject]
-        places = dataset.places(indices)
-        k = fullest(volume.target[places])
-        place, number = places[k], dataset.slices[indices[k]].number
-        for axis, overlay in zip(row, (None, volume.target[place], volume.prediction[place]), strict=True):
+        indices, positions = dataset.subjects()[volume.subject], dataset.positions(volume.subject)
+        k = fullest(volume.target[positions])
+        truth, prediction = volume.target[positions[k]], volume.prediction[positions[k]]
+        number = dataset.slices[indices[k]].number
+        for axis, overlay in zip(row, (None, truth, prediction), strict=True):
             _draw(axis, dataset[indices[k]][0].numpy(), overlay, len(dataset.labels.names))
         row[0].set_ylabel(f"subject {volume.subject}, slice {number}", fontsize=8)
     for axis, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
@@ -70,20 +71,20 @@ def save_montage(path: Path, images: np.ndarray, segmentation: np.ndarray, names
         found = np.arange(len(segmentation))
     shown = found[np.unique(np.linspace(0, len(found) - 1, 6).round().astype(int))]
     figure, axes = plt.subplots(2, len(shown), figsize=(1.8 * len(shown), 4), squeeze=False, layout="constrained")
-    for column, place in enumerate(shown):
-        for axis, overlay in zip(axes[:, column], (None, segmentation[place]), strict=True):
-            _draw(axis, images[:, place], overlay, len(names))
-        axes[0, column].set_title(f"slice {place + 1} of {len(segmentation)}", fontsize=8)
+    for column, k in enumerate(shown):
+        for axis, overlay in zip(axes[:, column], (None, segmentation[k]), strict=True):
+            _draw(axis, images[:, k], overlay, len(names))
+        axes[0, column].set_title(f"slice {k + 1} of {len(segmentation)}", fontsize=8)
     _save(figure, path, names)
 
 
 def save_boxes(
-    path: Path, values: dict[str, dict[tuple[str, str], dict[str, float]]], classes: list[str], metric: str
+    path: Path, values: dict[str, dict[tuple[str, str], dict[str, float]]], classes: list[str], metric: Metric
 ) -> None:
     """Write box plots (PNG, PDF), a panel for each class and their mean: row -> (class, metric) -> subject -> value."""
     panels = [*classes, "mean"]
     columns = min(len(panels), 3)
-    lines = -(-len(panels) // columns)
+    lines = ceil_div(len(panels), columns)
     height = 0.9 + 0.26 * len(values)
     figure, axes = plt.subplots(
         lines, columns, figsize=(PAGE * columns / 3, height * lines), squeeze=False, sharey=True, layout="constrained"
@@ -91,11 +92,12 @@ def save_boxes(
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis, label in zip(axes.flat, panels, strict=False):
-        known = [[v for v in of_row[label, metric].values() if np.isfinite(v)] for of_row in values.values()]
+        scores = [np.array(list(of_row[label, metric.name].values())) for of_row in values.values()]
+        known = [of_row[np.isfinite(of_row)] for of_row in scores]
         axis.boxplot(known, orientation="horizontal", widths=0.6, showfliers=False, manage_ticks=False)
-        for place, points in enumerate(known, 1):
-            axis.plot(points, np.full(len(points), place), "o", color=COLORS[5], markersize=3, alpha=0.6)
-        axis.set_title(f"{label}, {metric} %" if metric in ("DSC", "VS") else f"{label}, {metric}", fontsize=8)
+        for line, points in enumerate(known, 1):
+            axis.plot(points, np.full(len(points), line), "o", color=COLORS[5], markersize=3, alpha=0.6)
+        axis.set_title(f"{label}, {metric.title}", fontsize=8)
         axis.tick_params(labelsize=7)
         axis.grid(axis="x", linewidth=0.3)
     axes[0, 0].set_yticks(range(1, len(values) + 1), list(values))
@@ -172,11 +174,11 @@ def overlay(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
 def overlays(volumes: Sequence[Volume], dataset: SliceDataset, most: int = 3) -> Iterator[tuple[str, np.ndarray]]:
     """Of the first `most` subjects: name, and their fullest slice as uint8 (H, 2 W, 3), truth beside prediction."""
     for volume in volumes[:most]:
-        indices = dataset.subjects()[volume.subject]
-        places = dataset.places(indices)
-        k = fullest(volume.target[places])
+        indices, positions = dataset.subjects()[volume.subject], dataset.positions(volume.subject)
+        k = fullest(volume.target[positions])
         image = dataset[indices[k]][0][0].numpy()
-        yield volume.subject, np.hstack([overlay(image, v[places[k]]) for v in (volume.target, volume.prediction)])
+        truth, prediction = (overlay(image, array[positions[k]]) for array in (volume.target, volume.prediction))
+        yield volume.subject, np.hstack([truth, prediction])
 
 
 def fullest(targets: Sequence[np.ndarray]) -> int:

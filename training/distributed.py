@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch._subclasses.fake_tensor import FakeTensor
 
 from utils import InputError
 
@@ -53,7 +52,7 @@ def process_group() -> Iterator[None]:
     except RuntimeError as error:
         if not _lost(error):
             raise
-        message = f"process {rank()} of {world()} has lost another one, which was killed or failed"
+        message = f"process {rank()} of {world_size()} has lost another one, which was killed or failed"
         raise ConnectionError(f"{message}; the same command with --resume goes on from the last checkpoint") from None
     finally:
         if dist.is_initialized():
@@ -71,14 +70,14 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def from_first(compute: Callable[[], T]) -> T:
     """What `compute` returns in the first process, in all of them. Where it fails there, the others end silently."""
-    if world() == 1:
+    if world_size() == 1:
         return compute()
     if rank() == 0:
         try:
@@ -95,61 +94,65 @@ def from_first(compute: Callable[[], T]) -> T:
     return box[1]
 
 
-def share(items: Sequence[T]) -> list[T]:
+def shard(items: Sequence[T]) -> list[T]:
     """This process's part of `items`."""
-    return list(items[rank() :: world()])
+    return list(items[rank() :: world_size()])
 
 
 def gather(items: list[T]) -> list[T]:
-    """The items that the processes made of their `share`, in the order of the whole, in all of them."""
-    if world() == 1:
+    """The items that the processes made of their `shard`, in the order of the whole, in all of them."""
+    if world_size() == 1:
         return items
-    parts: list[Any] = [None] * world()
+    parts: list[Any] = [None] * world_size()
     dist.all_gather_object(parts, items)
-    turns = range(max(map(len, parts)))
-    return [part[turn] for turn in turns for part in parts if turn < len(part)]
+    longest = max(len(part) for part in parts)
+    return [part[k] for k in range(longest) for part in parts if k < len(part)]
 
 
-def add_up(values: Sequence[float]) -> list[float]:
+def all_reduce_sum(values: Sequence[float]) -> list[float]:
     """The sums of `values` over all processes."""
-    if world() == 1:
+    if world_size() == 1:
         return list(values)
     total = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(total)
     return total.tolist()
 
 
-class Total(torch.autograd.Function):
+def on_any(condition: bool) -> bool:
+    """Whether `condition` holds in any of the processes."""
+    return all_reduce_sum([condition])[0] > 0
+
+
+class AllReduceSum(torch.autograd.Function):
     """The sum of a tensor over all processes, through which gradients flow back into each of them."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:
         total = own.clone()
-        if world() > 1 and not isinstance(own, FakeTensor):  # `memory.step_memory` has no content to add up
-            dist.all_reduce(total)
+        dist.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return Total.forward(ctx, grad)
+        return AllReduceSum.forward(ctx, grad)
 
 
 def distribute(model: nn.Module, device: torch.device) -> nn.Module:
     """The model to train: its gradients are averaged over the processes, and it begins with the first one's weights."""
-    if world() == 1:
+    if world_size() == 1:
         return model
     # Every step uses the same weights (static_graph); those that none uses, such as PSPNet's, are not waited for then.
     return nn.parallel.DistributedDataParallel(model, [device] if device.type == "cuda" else None, static_graph=True)
 
 
-def share_statistics(model: nn.Module) -> None:
+def broadcast_statistics(model: nn.Module) -> None:
     """Give all processes the running statistics of the first one, which is what the checkpoints hold."""
-    if world() > 1:
+    if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Go on when all processes are here."""
-    if world() > 1:
+    if world_size() > 1:
         dist.barrier()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
-from config import Config
+from config import OptimizationConfig
 
 
 class Optimization:
@@ -16,26 +16,27 @@ class Optimization:
 
     Args:
         network: the network, not what distributes it over processes.
-        config: lr, betas, schedule, plateau_epochs, plateau_factor, epochs.
-        steps: in an epoch.
+        options: rate, moments, schedule and its length.
+        iterations: in an epoch.
     """
 
-    def __init__(self, network: nn.Module, config: Config, steps: int) -> None:
+    def __init__(self, network: nn.Module, options: OptimizationConfig, iterations: int) -> None:
         self.parameters = list(network.parameters())
-        self.optimizer = torch.optim.Adam(self.parameters, config.lr, config.betas, fused=True)
-        self.each_step = config.schedule == "one_cycle"
-        if self.each_step:
-            self.schedule = OneCycleLR(self.optimizer, config.lr, config.epochs * steps, cycle_momentum=False)
+        self.optimizer = torch.optim.Adam(self.parameters, options.lr, options.betas, fused=True)
+        self.per_iteration = options.schedule == "one_cycle"
+        if self.per_iteration:
+            total = options.epochs * iterations
+            self.schedule = OneCycleLR(self.optimizer, options.lr, total, cycle_momentum=False)
         else:
             # PyTorch lowers the rate after more than `patience` bad epochs, the paper after 50; eps would keep small
             # rates from falling.
             self.schedule = ReduceLROnPlateau(
-                self.optimizer, "max", config.plateau_factor, config.plateau_epochs - 1, 0.0, "abs", eps=0.0
+                self.optimizer, "max", options.plateau_factor, options.plateau_epochs - 1, 0.0, "abs", eps=0.0
             )
 
     @property
     def lr(self) -> float:
-        """The rate of the next step."""
+        """The rate of the next iteration."""
         return self.optimizer.param_groups[0]["lr"]
 
     def norm(self) -> Tensor:
@@ -43,16 +44,16 @@ class Optimization:
         return torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
     def step(self, skip: bool) -> None:
-        """One step with the gradients that the weights have; `skip`: only the rate goes on."""
+        """Change the weights by the gradients that they have; with `skip`, only the rate goes on."""
         if not skip:
             self.optimizer.step()
-        if self.each_step:
+        if self.per_iteration:
             self.schedule.step()
         self.optimizer.zero_grad()  # frees the gradients, so that the next forward pass has their memory
 
     def end_epoch(self, score: float) -> None:
         """Tell the validation's score, of which more is better."""
-        if not self.each_step:
+        if not self.per_iteration:
             self.schedule.step(score)
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,16 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from config import OF_THE_DATA, Config, changeable, parse_config, read_run
+from config import GROUP_OF, OF_THE_DATA, changeable, differences, parse_config, read_run
 from utils import InputError, write_json
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1
 
@@ -63,16 +63,14 @@ def check(run: Run) -> bool:
     before = read_run(run.folder / "config.json")
     if before is None:
         return False
-    names = {field.name for field in fields(Config)} - (changeable(before) - {"data"}) - {*OF_THE_DATA}
-    changed = [name for name in sorted(names) if getattr(before, name) != getattr(wanted, name)]
+    names = GROUP_OF.keys() - (changeable(before) - {"data"}) - OF_THE_DATA
     if before.data.resolve() == wanted.data.resolve():
-        changed = [name for name in changed if name != "data"]
-    difference = ", ".join(f"{name} {getattr(before, name)} -> {getattr(wanted, name)}" for name in changed)
-    if before.epochs > wanted.epochs and "epochs" not in changed:
-        difference = f"{difference}, " * bool(difference) + f"epochs {before.epochs} -> {wanted.epochs}"
-    if difference:
-        raise InputError(f"{run.folder}: was trained with other settings ({difference}); choose another --out")
-    return before.epochs < wanted.epochs
+        names -= {"data"}
+    fewer = wanted.optimization.epochs < before.optimization.epochs
+    changed = differences(before, wanted, names | {"epochs"} if fewer else names)
+    if changed:
+        raise InputError(f"{run.folder}: was trained with other settings ({changed}); choose another --out")
+    return before.optimization.epochs < wanted.optimization.epochs
 
 
 def run_all(runs: list[Run], manifest: Path, jobs: int) -> None:
@@ -82,27 +80,33 @@ def run_all(runs: list[Run], manifest: Path, jobs: int) -> None:
     """
     _begin(runs, manifest)
     waiting = [run for run in runs if run.state == "waiting"]
-    slots: list[tuple[Run, subprocess.Popen] | None] = [None] * jobs
+    slots: dict[int, _Slot] = {}
     try:
-        while waiting or any(slots):
-            for k, slot in enumerate(slots):
-                if slot and slot[1].poll() is not None:
-                    _end(slot[0], _last_line(slot[0].log, slot[1].returncode))
-                    slots[k] = slot = None
+        while waiting or slots:
+            for k in range(jobs):
+                if k in slots and slots[k].process.poll() is not None:
+                    ended = slots.pop(k)
+                    _end(ended.run, _last_line(ended.run.log, ended.process.returncode))
                     _write(runs, manifest)
-                if slot is None and waiting:
+                if k not in slots and waiting:
                     run = waiting.pop(0)
-                    slots[k] = run, _start(run, k, jobs)
+                    slots[k] = _Slot(run, _start(run, k, jobs))
                     _write(runs, manifest)
             time.sleep(0.1)
     finally:
-        for _, process in filter(None, slots):
-            process.terminate()
+        for slot in slots.values():
+            slot.process.terminate()
+
+
+class _Slot(NamedTuple):
+    """A training that is going on."""
+
+    run: Run
+    process: subprocess.Popen
 
 
 def _start(run: Run, slot: int, jobs: int) -> subprocess.Popen:
-    """Start one training, on the GPU of its slot, or with its share of the cores."""
-    run.folder.mkdir(parents=True, exist_ok=True)
+    """Start one training, on the GPU of its slot, or with its part of the cores."""
     environment = dict(os.environ)
     gpus = visible_gpus()
     if gpus:
@@ -111,16 +115,23 @@ def _start(run: Run, slot: int, jobs: int) -> subprocess.Popen:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
     run.state = "running"
     print(f"{run.row}, {run.fold}: {run.folder}", flush=True)
-    with run.log.open("a") as log:
-        command = [sys.executable, str(ROOT / "main.py"), *run.arguments()]
+    return _train(run.arguments(), run.log, environment)
+
+
+def _train(arguments: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen:
+    """Start main.py, whose output goes to the end of `log`; it ends when this process does."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(ROOT / "main.py"), *arguments]
+    with log.open("a") as file:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, preexec_fn=_die_with_parent
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, preexec_fn=_follow_parent
         )
 
 
-def _die_with_parent() -> None:
+def _follow_parent() -> None:
     """Whatever kills this program must also end its trainings, or a second call would meet them."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # submitit's, which SLURM sends to every process of a job
 
 
 def visible_gpus() -> list[str]:
@@ -134,17 +145,17 @@ def visible_gpus() -> list[str]:
 class TrainingJob:
     """What runs on a node of the cluster. submitit requeues it when it is preempted or out of time; it then resumes."""
 
-    def __call__(self, arguments: list[str]) -> None:
-        """Train and score: main.py with these arguments."""
-        from main import main
+    def __call__(self, arguments: list[str], log: Path) -> None:
+        """Train and score: main.py with these arguments. Raises RuntimeError with the last line of a failed one."""
+        code = _train(arguments, log, dict(os.environ)).wait()
+        if code:
+            raise RuntimeError(_last_line(log, code))
 
-        main(parse_config(arguments))
-
-    def checkpoint(self, arguments: list[str]) -> Any:
+    def checkpoint(self, arguments: list[str], log: Path) -> Any:
         """The job to put back into the queue."""
         import submitit
 
-        return submitit.helpers.DelayedSubmission(self, arguments)
+        return submitit.helpers.DelayedSubmission(self, arguments, log)
 
 
 def submit_all(runs: list[Run], manifest: Path, jobs: int, options: dict[str, Any], cluster: str = "slurm") -> None:
@@ -159,28 +170,25 @@ def submit_all(runs: list[Run], manifest: Path, jobs: int, options: dict[str, An
     except ImportError:
         raise InputError("--slurm needs a library that is not installed: pip install submitit") from None
     folder = manifest.parent / "slurm"
-    earlier = {run["folder"]: run["job"] for run in _read(manifest)}
+    # A training of days may need many slots of time; each goes on where the last one ended.
+    limits = {"slurm_max_num_timeout": 1000} if cluster == "slurm" else {}
     try:
-        # A training of days may need many slots of time; each goes on where the last one ended.
-        limits = {"slurm_max_num_timeout": 1000} if cluster == "slurm" else {}
         executor = submitit.AutoExecutor(folder, cluster=cluster, **limits)
         executor.update_parameters(**{"name": manifest.parent.name, "slurm_array_parallelism": jobs, **options})
     except (RuntimeError, NameError, TypeError, ValueError) as error:
         raise InputError(f"--slurm: {str(error).splitlines()[0]}") from None
+    earlier = {run["folder"]: run["job"] for run in _read(manifest)}
     _begin(runs, manifest)
     waiting = [run for run in runs if run.state == "waiting"]
     active = {}
-    for run in waiting:
-        run.job = earlier.get(str(run.folder), "")
-        if run.job and cluster == "slurm":
-            job = submitit.SlurmJob(folder, run.job)
-            if not job.done():
-                active[run.job] = job
+    if cluster == "slurm":
+        active = _still_active(waiting, earlier, folder)
     new = [run for run in waiting if run.job not in active]
     # Jobs import this file by name, wherever they are started.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     if new:
-        for run, job in zip(new, executor.map_array(TrainingJob(), [run.arguments() for run in new]), strict=True):
+        jobs_of_new = executor.map_array(TrainingJob(), [run.arguments() for run in new], [run.log for run in new])
+        for run, job in zip(new, jobs_of_new, strict=True):
             run.job, active[job.job_id] = job.job_id, job
             print(f"{run.row}, {run.fold}: job {run.job}, {job.paths.stdout}", flush=True)
     for run in waiting:
@@ -195,6 +203,19 @@ def submit_all(runs: list[Run], manifest: Path, jobs: int, options: dict[str, An
         _write(runs, manifest)
 
 
+def _still_active(waiting: list[Run], earlier: dict[str, str], folder: Path) -> dict[str, Any]:
+    """Id -> job of those that an earlier call has submitted for these runs, and that have not ended."""
+    import submitit
+
+    active = {}
+    for run in waiting:
+        run.job = earlier.get(str(run.folder), "")
+        job = submitit.SlurmJob(folder, run.job) if run.job else None
+        if job and not job.done():
+            active[run.job] = job
+    return active
+
+
 def _begin(runs: list[Run], manifest: Path) -> None:
     for run in runs:
         run.state = "finished" if run.finished() else "waiting"
@@ -203,8 +224,10 @@ def _begin(runs: list[Run], manifest: Path) -> None:
 
 
 def _end(run: Run, last_line: str) -> None:
-    run.state, run.error = ("finished", "") if run.finished() else ("failed", last_line or "ended without a message")
-    if run.error:
+    if run.finished():
+        run.state, run.error = "finished", ""
+    else:
+        run.state, run.error = "failed", last_line or "ended without a message"
         print(f"{run.row}, {run.fold}: failed: {run.error}", flush=True)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +15,12 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from config import WITHOUT_BACKBONE, Config
+from config import Config
 from losses import GuidedLoss
 from models import build_model, recompute_activations
-from utils import is_out_of_memory
+from training.device import Machine
+from training.distributed import world_size
+from utils import OptionError, ceil_div, is_out_of_memory
 
 
 class StepMemory(NamedTuple):
@@ -42,19 +45,20 @@ def step_memory(config: Config, size: tuple[int, int], bfloat16: bool) -> StepMe
 
     What the device's libraries take for themselves is not in it.
     """
-    fake, config = FakeTensorMode(allow_non_fake_inputs=True), replace(config, pretrained=False)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    config = config.change(pretrained=False)
     try:
         with fake:
             model = build_model(config)
     except DataDependentOutputException:  # transformers read the rates of their dropout from a tensor
         model = build_model(config)
     with fake:
-        if config.recompute:
+        if config.machine.recompute:
             recompute_activations(model)
-        image = torch.zeros(1, config.channels, *size)
+        image = torch.zeros(1, config.network.channels, *size)
         target = torch.zeros(1, *size, dtype=torch.int64)
         with LiveBytes() as live, torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            terms = GuidedLoss(dice=config.dice)(model(image), target)
+            terms = GuidedLoss(dice=config.loss.dice)(model(image), target)
             kept = live.bytes
         del terms
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -93,34 +97,78 @@ def available_bytes(device: torch.device) -> int:
     """Memory that a process could still take: of the GPU, or of the machine and its control group."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(fields["MemAvailable"].split()[0]) * 1024
+    fields = _read_fields("/proc/meminfo")
+    available = int(fields["MemAvailable:"]) * 1024
     with contextlib.suppress(OSError, ValueError):  # no control groups, or "max"
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        fields = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        fields = _read_fields("/sys/fs/cgroup/memory.stat")
         cache = int(fields["active_file"]) + int(fields["inactive_file"])  # given back when it is needed
         available = min(available, limit - used + cache)
     return available
 
 
-def advice(config: Config, size: tuple[int, int], bfloat16: bool, available: int, processes: int) -> str:
-    """Flags with which a step should fit into `available` bytes in each of the processes."""
-    ways = []
-    for recompute in {config.recompute, config.model not in WITHOUT_BACKBONE}:
-        memory = step_memory(replace(config, recompute=recompute), size, bfloat16)
-        slices = processes * min(memory.fits(available), -(-config.batch_size // processes))
-        if slices:
-            flags = f"--batch_size {min(slices, config.batch_size)}" + " --recompute" * recompute
-            ways.append(f"{flags} (about {memory.of(-(-slices // processes)) / 2**30:.1f} GiB)")
-    return f"try {' or '.join(ways)}" if ways else "take a smaller --backbone, fewer --steps, or smaller slices"
+def _read_fields(path: str) -> dict[str, str]:
+    """A file of lines "name number ...": name -> number."""
+    lines = [line.split() for line in Path(path).read_text().splitlines()]
+    return {words[0]: words[1] for words in lines}
 
 
-@contextlib.contextmanager
-def explain_out_of_memory(advise: Callable[[], str]) -> Iterator[None]:
-    """Raises MemoryError with advice in its message where the block runs out of memory."""
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise MemoryError(f"out of memory in a training step; {advise()}") from None
+@dataclass(frozen=True)
+class MemoryBudget:
+    """What a training step needs against what there is, in each process."""
+
+    config: Config
+    size: tuple[int, int]
+    """Rows and columns of the largest slice."""
+    bfloat16: bool
+    available: int
+    """Bytes."""
+    processes: int
+
+    @classmethod
+    def of(cls, config: Config, size: tuple[int, int], machine: Machine) -> MemoryBudget:
+        """The budget now; processes on one CPU share its memory."""
+        processes = world_size()
+        available = available_bytes(machine.device)
+        if machine.device.type == "cpu":
+            available //= processes
+        return cls(config, size, machine.bfloat16, available, processes)
+
+    @cached_property
+    def needed(self) -> int:
+        """Bytes of a step as it is configured."""
+        own = ceil_div(self.config.optimization.batch_size, self.processes)
+        return step_memory(self.config, self.size, self.bfloat16).of(own)
+
+    def advice(self) -> str:
+        """Flags with which a step should fit."""
+        ways = [self._way(recompute) for recompute in sorted({self.config.machine.recompute, True})]
+        known = [way for way in ways if way]
+        if not known:
+            return "take a smaller --backbone, fewer --steps, or smaller slices"
+        return f"try {' or '.join(known)}"
+
+    def _way(self, recompute: bool) -> str:
+        """The flags with or without recomputation; an empty text where not even a slice fits."""
+        try:
+            memory = step_memory(self.config.change(recompute=recompute), self.size, self.bfloat16)
+        except OptionError:  # the network has nothing to recompute
+            return ""
+        batch_size = self.config.optimization.batch_size
+        own = min(memory.fits(self.available), ceil_div(batch_size, self.processes))
+        if own == 0:
+            return ""
+        slices = min(own * self.processes, batch_size)
+        flag = " --recompute" if recompute else ""
+        return f"--batch_size {slices}{flag} (about {memory.of(own) / 2**30:.1f} GiB)"
+
+    @contextlib.contextmanager
+    def explain_out_of_memory(self) -> Iterator[None]:
+        """Raises MemoryError with advice in its message where the block runs out of memory."""
+        try:
+            yield
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryError(f"out of memory in a training step; {self.advice()}") from None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from models.attention import at_least_float32
+from models.network import at_least_float32
 
 
 def synchronize_batch_norm(model: nn.Module) -> None:

@@ -1,0 +1,104 @@
+"""Which slices make a batch, and how they become one."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from data.dataset import SliceDataset
+from utils import InputError, ceil_div
+
+IGNORED = -100  # target of pixels that pad a batch; cross-entropy leaves them out
+
+
+class ShuffledBatches:
+    """Batch sampler for training: every slice once in an epoch, in an order that follows from seed and epoch alone.
+
+    Of several processes, each takes every `world_size`-th slice of a batch. A last batch with fewer slices than
+    processes goes to all of them as a whole, so that `SyncBatchNorm` has its statistics, and counts in the first alone.
+    """
+
+    def __init__(self, dataset: SliceDataset, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.slices, self.batch_size, self.seed = len(dataset), batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.begin(epoch=0)
+
+    def begin(self, epoch: int, iteration: int = 0) -> None:
+        """Go on with `epoch` at an iteration, counted from 0."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        self.order = torch.randperm(self.slices, generator=generator).tolist()
+        self.epoch, self.iteration = epoch, iteration
+
+    def batch(self, iteration: int) -> list[int]:
+        """The slices of an iteration, of all processes together."""
+        return self.order[iteration * self.batch_size :][: self.batch_size]
+
+    def weight(self, iteration: int) -> float:
+        """What the loss of this process counts in the mean over the processes, so that each slice counts the same."""
+        batch = self.batch(iteration)
+        if len(batch) < self.world_size:
+            return self.world_size if self.rank == 0 else 0
+        return len(batch[self.rank :: self.world_size]) * self.world_size / len(batch)
+
+    def __len__(self) -> int:
+        return ceil_div(self.slices, self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for iteration in range(self.iteration, len(self)):
+            batch = self.batch(iteration)
+            yield batch if len(batch) < self.world_size else batch[self.rank :: self.world_size]
+
+
+class SubjectBatches:
+    """Batch sampler for evaluation: the slices of `subjects` in order, at most `batch_size` in each, of one subject."""
+
+    def __init__(self, dataset: SliceDataset, subjects: Sequence[str], batch_size: int) -> None:
+        indices = dataset.subjects()
+        self.batches = [
+            indices[subject][start : start + batch_size]
+            for subject in subjects
+            for start in range(0, len(indices[subject]), batch_size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
+def read_batches(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of `loader`; an InputError in one of its processes is raised here as it was there.
+
+    Its processes begin with SIGTERM and SIGUSR1 blocked: clusters send these to every process of a job, and it is the
+    training that decides what to do.
+    """
+    try:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
+        try:
+            batches = iter(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield from batches
+        return
+    except InputError as error:
+        # Without its traceback, which holds PyTorch's loader in a cycle, the processes end now and in order.
+        message = error.with_traceback(None).args[0]
+    if loader.num_workers > 0:
+        # PyTorch hands on the text of the process's traceback; its last line is the error's.
+        message = message.rstrip().rpartition(f"\n{InputError.__module__}.InputError: ")[2]
+    raise InputError(message)
+
+
+def collate(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Stack a batch; smaller slices are padded at the right and bottom, images with 0 and targets with IGNORED."""
+    height, width = (max(target.shape[axis] for _, target in items) for axis in (0, 1))
+    margins = [(0, width - target.shape[1], 0, height - target.shape[0]) for _, target in items]
+    images = [F.pad(image, margin) for (image, _), margin in zip(items, margins, strict=True)]
+    targets = [F.pad(target, margin, value=IGNORED) for (_, target), margin in zip(items, margins, strict=True)]
+    return torch.stack(images), torch.stack(targets)

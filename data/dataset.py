@@ -1,0 +1,95 @@
+"""The slices of a split as a dataset of tensors: pairs of image and target."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from config import AugmentationConfig
+from data.augment import augment
+from data.description import Labels
+from data.png import read_pair
+from utils import InputError
+
+DIGITS = "0123456789"  # not str.isdigit(), which takes those of all scripts
+
+
+def natural(text: str) -> list[tuple[int, int, str]]:
+    """Sort key that puts 2 before 10, also where a number has more digits than Python converts."""
+    parts = (part for part in re.split(r"([0-9]+)", text) if part)
+    return [(0, len(part.lstrip("0")), part.lstrip("0")) if part[0] in DIGITS else (1, 0, part) for part in parts]
+
+
+class Slice(NamedTuple):
+    """One slice's files."""
+
+    subject: str
+    number: int
+    images: tuple[Path, ...]
+    mask: Path
+    shape: tuple[int, int, int] | None = None
+    """Channels, rows and columns when it was checked."""
+
+
+class SliceDataset(Dataset):
+    """The slices of one split, subject by subject and in the order of their numbers.
+
+    Item i is the image, float32 (channels, H, W) in [0, 1], and the target, int64 (H, W). An augmentation is drawn from
+    (seed, epoch, i) alone, so that an epoch is the same for any number of workers. Raises InputError for files that
+    have changed since they were checked.
+    """
+
+    def __init__(
+        self, slices: Sequence[Slice], labels: Labels, augmentation: AugmentationConfig | None = None, seed: int = 0
+    ) -> None:
+        self.slices = sorted(slices, key=lambda s: (natural(s.subject), s.subject, s.number))
+        self.labels = labels
+        self.augmentation = augmentation
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        item = self.slices[index]
+        image, codes = read_pair(item.images, item.mask)
+        if item.shape not in (None, image.shape):
+            raise InputError(
+                f"{item.images[0]}: was {_shape(item.shape)} and is {_shape(image.shape)} now; leave the data as it is "
+                "during training, then resume"
+            )
+        target = self.labels.to_classes(codes, item.mask)
+        if self.augmentation is not None:
+            rng = np.random.default_rng([self.seed, self.epoch, index])
+            image, target = augment(image, target, self.augmentation, rng)
+        return torch.from_numpy(image), torch.from_numpy(target.astype(np.int64))
+
+    def fingerprint(self) -> str:
+        """A text that is the same for the same slices only."""
+        names = "\n".join(f"{item.subject} {item.number}" for item in self.slices)
+        return hashlib.sha256(names.encode()).hexdigest()
+
+    def subjects(self) -> dict[str, list[int]]:
+        """Subject -> indices of its slices, in the order of their numbers."""
+        indices: dict[str, list[int]] = {}
+        for index, item in enumerate(self.slices):
+            indices.setdefault(item.subject, []).append(index)
+        return indices
+
+    def positions(self, subject: str) -> list[int]:
+        """Where a subject's slices are in its volume (`data.volumes.assemble`), in the order of `subjects`."""
+        numbers = [self.slices[index].number for index in self.subjects()[subject]]
+        return [number - numbers[0] for number in numbers]
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} channels of {shape[1]} x {shape[2]} pixels"

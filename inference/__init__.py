@@ -1,0 +1,1 @@
+"""Segmentation of whole subjects and of new scans with trained networks."""

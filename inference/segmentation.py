@@ -1,0 +1,82 @@
+"""Subjects through a network: the slices of a data set for scores, the slices of a scan for its segmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from config import EvaluationConfig
+from data.batches import SubjectBatches
+from data.dataset import SliceDataset
+from data.volumes import Volume, assemble, largest_components
+from training.device import Machine
+from training.distributed import gather, shard
+from training.epoch import progress
+
+
+def segment_split(
+    model: nn.Module, dataset: SliceDataset, options: EvaluationConfig, machine: Machine, title: str
+) -> list[Volume]:
+    """All subjects of a split, each segmented in one of the processes, in the order of the data set."""
+    own = shard(list(dataset.subjects()))
+    return gather(list(segment_subjects(model, dataset, own, options, machine, title)))
+
+
+@torch.inference_mode()
+def segment_subjects(
+    model: nn.Module,
+    dataset: SliceDataset,
+    subjects: Sequence[str],
+    options: EvaluationConfig,
+    machine: Machine,
+    title: str = "segment",
+) -> Iterator[Volume]:
+    """Segment the slices of `subjects`, one forward pass each, and yield them as volumes, subject by subject."""
+    model.eval()
+    indices_of = dataset.subjects()
+    batches = SubjectBatches(dataset, subjects, options.eval_batch_size)
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=machine.workers, pin_memory=machine.pin_memory)
+    waiting = list(subjects)
+    predictions, targets = [], []
+    for image, target in progress(loader, title, "batch"):
+        with machine.autocast():
+            logits = model(machine.copy(image))
+        predictions.extend(logits.argmax(1).to("cpu", torch.uint8).numpy())
+        targets.extend(target.to(torch.uint8).numpy())
+        subject = waiting[0]  # a batch has slices of one subject only
+        if len(predictions) == len(indices_of[subject]):
+            numbers = [dataset.slices[index].number for index in indices_of[subject]]
+            prediction = np.stack(predictions)
+            if options.largest_component:
+                prediction = largest_components(prediction)
+            yield Volume(subject, assemble(numbers, prediction), assemble(numbers, targets))
+            waiting.pop(0)
+            predictions, targets = [], []
+
+
+@torch.inference_mode()
+def segment_volume(
+    models: Sequence[nn.Module], images: np.ndarray, batch_size: int, machine: Machine, flips: bool
+) -> np.ndarray:
+    """Images float32 (channels, D, H, W) -> class probabilities float32 (classes, D, H, W).
+
+    They are the mean over `models` (in eval mode) and, with `flips`, over the slices flipped along neither, either and
+    both of their axes.
+    """
+    turns = [(), (-1,), (-2,), (-2, -1)] if flips else [()]
+    slices = torch.from_numpy(np.ascontiguousarray(images.swapaxes(0, 1)))
+    probabilities = []
+    for batch in slices.split(batch_size):
+        batch = machine.copy(batch)
+        total = torch.zeros(())
+        for model in models:
+            for axes in turns:
+                with machine.autocast():
+                    logits = model(batch.flip(axes))
+                total = total + logits.float().softmax(1).flip(axes).cpu()
+        probabilities.append(total / (len(models) * len(turns)))
+    return torch.cat(probabilities).numpy().swapaxes(0, 1)

@@ -1,0 +1,1 @@
+"""What one looks at: the page of a run, the page of several runs, figures, TensorBoard."""

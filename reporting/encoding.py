@@ -1,0 +1,57 @@
+"""Pictures and masks as text inside a page."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from data.png import read_image
+from reporting.figures import COLORS
+
+JPEG = {"format": "JPEG", "quality": 92}  # of CHAOS's slices: 0.6 grey values off in the mean, 10 of PNG's 24 KB
+
+
+@functools.lru_cache(maxsize=4096)  # the page is written after every epoch, and images do not change
+def encode_image(path: Path) -> str:
+    """The first channel of an image file as a grey JPEG in base64."""
+    grey = np.rint(255 * read_image(path)[0]).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(grey).save(file, **JPEG)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def encode_classes(classes: np.ndarray) -> str:
+    """Class indices uint8 (H, W) -> base64 of a PNG in the colors of the classes, transparent where background."""
+    colors = [to_rgb(COLORS[k % len(COLORS)]) for k in range(255)]
+    return _encode_indexed(classes, [(0.0, 0.0, 0.0), *colors], transparency=0)
+
+
+def _encode_indexed(indices: np.ndarray, colors: Sequence[Sequence[float]], **options: int) -> str:
+    picture = Image.fromarray(indices).convert("P")
+    picture.putpalette([round(255 * value) for color in colors for value in color])
+    file = io.BytesIO()
+    picture.save(file, "PNG", **options)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def encode_mask(classes: np.ndarray) -> str:
+    """uint8 of any shape -> base64 of a zlib stream, which browsers unpack by themselves, to the bit.
+
+    Level 1: three times as fast as the default, for a page that is written after each epoch.
+    """
+    return base64.b64encode(zlib.compress(classes.tobytes(), 1)).decode()
+
+
+def encode_heat(values: np.ndarray) -> str:
+    """(H, W) -> base64 of a PNG in matplotlib's viridis, from the least to the largest value."""
+    stretched = (values - values.min()) * (255 / (np.ptp(values) or 1))
+    return _encode_indexed(stretched.round().astype(np.uint8), plt.get_cmap("viridis").colors)

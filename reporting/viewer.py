@@ -1,0 +1,104 @@
+"""The slice viewer of a page: images, truth and prediction of as many subjects as fit."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data.dataset import SliceDataset
+from data.geometry import Geometry
+from data.volumes import Volume
+from reporting.encoding import encode_image, encode_mask
+
+
+class Segmented(NamedTuple):
+    """Segmented subjects of a split with their images."""
+
+    split: str
+    """"val" or "test"."""
+    dataset: SliceDataset
+    volumes: Sequence[Volume]
+    geometry: dict[str, Geometry]
+    """Subject -> where its slices lie, for the sides of its pixels."""
+
+
+def confusion(volume: Volume, classes: int) -> np.ndarray:
+    """(D, classes, classes): of each slice, the number of pixels by class in the truth and class in the prediction."""
+    pairs = volume.target.astype(np.int32) * classes + volume.prediction
+    counts = [np.bincount(plane.ravel(), minlength=classes**2) for plane in pairs]
+    return np.stack(counts).reshape(-1, classes, classes)
+
+
+def mean_dice(counts: np.ndarray) -> np.ndarray:
+    """Mean Dice over the classes that truth or prediction has, (...), of counts (..., classes, classes).
+
+    NaN where there is only background.
+    """
+    hits = np.diagonal(counts, axis1=-2, axis2=-1)[..., 1:]
+    sizes = (counts.sum(-1) + counts.sum(-2))[..., 1:]
+    present = sizes > 0
+    dice = np.where(present, 2 * hits / np.maximum(sizes, 1), 0).sum(-1)
+    return np.where(present.any(-1), dice / np.maximum(present.sum(-1), 1), np.nan)
+
+
+def worst_slice(counts: np.ndarray) -> int:
+    """The slice with the lowest `mean_dice`, of several the one with the most wrong pixels."""
+    dice = np.nan_to_num(mean_dice(counts), nan=2)
+    wrong = counts.sum((1, 2)) - np.trace(counts, axis1=1, axis2=2)
+    return int(np.lexsort((-wrong, dice))[0])
+
+
+def view(segmented: Segmented, volumes: list[Volume], counts: dict[str, np.ndarray], room: int) -> list[dict[str, Any]]:
+    """What the viewer holds of as many of `volumes` as `room` bytes take.
+
+    Where not even the first one fits, it is cut to the slices about its worst.
+    """
+    subjects: list[dict[str, Any]] = []
+    for volume in volumes:
+        slices = list(range(len(segmented.dataset.subjects()[volume.subject])))
+        subject = _subject(segmented, volume, slices, counts[volume.subject])
+        while not subjects and len(slices) > 1 and _size(subject) > room:
+            worst = subject["worst"]
+            near = sorted(slices, key=lambda k: abs(k - slices[0] - worst))
+            slices = sorted(near[: len(slices) // 2])
+            subject = _subject(segmented, volume, slices, counts[volume.subject])
+        if _size(subject) > room:
+            break
+        room -= _size(subject)
+        subjects.append(subject)
+    return subjects
+
+
+def _size(subject: dict[str, Any]) -> int:
+    return len(json.dumps(subject))
+
+
+def _subject(segmented: Segmented, volume: Volume, slices: list[int], counts: np.ndarray) -> dict[str, Any]:
+    """Of some of a subject's slices, counted from 0: images as JPEG, class indices as zlib streams, all in base64."""
+    indices = [segmented.dataset.subjects()[volume.subject][k] for k in slices]
+    files = [segmented.dataset.slices[index] for index in indices]
+    of_all = segmented.dataset.positions(volume.subject)
+    positions = [of_all[k] for k in slices]
+    dice = mean_dice(counts[positions])
+    width, height, _ = segmented.geometry[volume.subject].spacing or (1.0, 1.0, 1.0)
+    rows, columns = volume.target.shape[1:]
+    return {
+        "subject": volume.subject,
+        "numbers": [item.number for item in files],
+        "size": [rows, columns],
+        "aspect": columns * width / (rows * height),
+        "dice": [finite(float(value)) for value in dice],
+        "worst": worst_slice(counts[positions]),
+        "images": [encode_image(item.images[0]) for item in files],
+        "truth": encode_mask(volume.target[positions]),
+        "prediction": encode_mask(volume.prediction[positions]),
+    }
+
+
+def finite(value: float) -> float | None:
+    """The value as JSON can hold it."""
+    return value if math.isfinite(value) else None

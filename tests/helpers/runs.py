@@ -1,0 +1,39 @@
+"""Runs of main.py on tiny data, and comparisons of their folders."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import torch
+
+from training.checkpoint import load_checkpoint
+
+ON_CPU = ["--device", "cpu", "--amp", "off", "--workers", "0"]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a table."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def timeless(rows: list[dict]) -> list[dict]:
+    """Rows of a log without what differs from run to run."""
+    return [{key: value for key, value in row.items() if key not in ("seconds", "memory_gib")} for row in rows]
+
+
+def same_result(first: Path, second: Path) -> None:
+    """Weights, optimizer, log and scores are the same, bit for bit."""
+    before, after = (load_checkpoint(folder / "last.pt") for folder in (first, second))
+    torch.testing.assert_close(after["model"], before["model"], rtol=0, atol=0)
+    torch.testing.assert_close(after["optimization"], before["optimization"], rtol=0, atol=0)
+    assert after["data"] == before["data"]
+    for part in ("epoch", "best"):
+        assert after["progress"][part] == before["progress"][part]
+    assert timeless(after["progress"]["log"]) == timeless(before["progress"]["log"])
+    for name in ("log.csv", "test.csv"):
+        rows = [timeless(read_csv(folder / name)) for folder in (first, second)]
+        assert rows[0] == rows[1]
+    best = [load_checkpoint(folder / "best.pt")["model"] for folder in (first, second)]
+    torch.testing.assert_close(*best, rtol=0, atol=0)

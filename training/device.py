@@ -1,0 +1,101 @@
+"""The device of a training and what depends on it: precision, loader processes, memory."""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import dataclass
+
+import torch
+
+import config
+from utils import InputError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where tensors live and how they are computed with."""
+
+    device: torch.device
+    bfloat16: bool
+    """Whether networks compute in bfloat16 where autocast does."""
+    workers: int
+    """Processes that load slices; 0: the training process loads them itself."""
+
+    @classmethod
+    def of(cls, options: config.Machine) -> Machine:
+        """The machine that `options` describe. Raises InputError for a device that cannot be used."""
+        device = select_device(options.device)
+        if options.deterministic and device.type == "cuda":
+            use_deterministic_kernels()
+        return cls(device, use_bfloat16(options.amp, device), loader_workers(options.workers, device))
+
+    @property
+    def pin_memory(self) -> bool:
+        """Whether batches should lie in memory from which a GPU copies without waiting."""
+        return self.device.type == "cuda"
+
+    @property
+    def precision(self) -> str:
+        """The type that networks compute in."""
+        return "bfloat16" if self.bfloat16 else "float32"
+
+    def autocast(self) -> torch.autocast:
+        """The context in which networks run."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+    def copy(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) on the device, in the layout that convolutions want there."""
+        return images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+
+
+def select_device(name: str) -> torch.device:
+    """The torch device called `name`; "auto" is the first visible GPU, or the CPU with one line that says so."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))  # torchrun counts the processes of a node
+        print("No GPU is visible: running on the CPU.")
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+        if torch.empty(0, device=device).is_meta:
+            raise RuntimeError("it computes nothing")
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {name}: cannot be used ({reason}); choose auto, cpu or cuda:N") from None
+    return device
+
+
+def use_deterministic_kernels() -> None:
+    """Let GPUs compute the same result every time; PyTorch warns of kernels for which it has no such variant."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS wants it for that
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def use_bfloat16(amp: str, device: torch.device) -> bool:
+    """Whether to autocast to bfloat16: `amp` is "on", "off" or "auto", where the device has instructions for it."""
+    if amp != "auto":
+        return amp == "on"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def loader_workers(workers: int | str, device: torch.device) -> int:
+    """Processes that load data: `workers`, or for "auto" 2 beside a GPU and none on the CPU, which they would slow."""
+    if workers != "auto":
+        return int(workers)
+    return 2 if device.type == "cuda" else 0
+
+
+def device_name(device: torch.device) -> str:
+    """What kind of device it is, and which."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    return f"{device.type} ({name})"
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory so far in GiB: that PyTorch has taken on a GPU, else that this process has taken."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,71 @@
+"""What a training is made of, as its configuration says."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from config import Config, LossConfig, OptimizationConfig
+from data.batches import ShuffledBatches, collate
+from data.dataset import SliceDataset
+from losses import GuidedLoss
+from models import build_model, recompute_activations, synchronize_batch_norm
+from training.device import Machine
+from training.distributed import AllReduceSum, rank, world_size
+from training.run import has_checkpoint
+from utils import InputError
+
+
+def check_batches(options: OptimizationConfig) -> None:
+    """Raises InputError where a batch has not a slice for each process."""
+    if options.batch_size < world_size():
+        raise InputError(f"--batch_size {options.batch_size}: fewer slices than processes; give {world_size()} or more")
+
+
+def training_loader(dataset: SliceDataset, config: Config, machine: Machine) -> DataLoader:
+    """This process's part of the shuffled batches."""
+    batch_size, seed = config.optimization.batch_size, config.machine.seed
+    return DataLoader(
+        dataset,
+        batch_sampler=ShuffledBatches(dataset, batch_size, seed, rank(), world_size()),
+        num_workers=machine.workers,
+        collate_fn=collate,
+        pin_memory=machine.pin_memory,
+    )
+
+
+def training_network(config: Config, machine: Machine) -> nn.Module:
+    """The network on its device. Raises OptionError as `build_model` does."""
+    if has_checkpoint(config.out):  # the weights of a run that goes on need no others to start from
+        config = config.change(pretrained=False)
+    network = build_model(config)
+    network.to(machine.device, memory_format=torch.channels_last)
+    if config.machine.recompute:
+        recompute_activations(network)
+    if config.machine.sync_batch_norm and world_size() > 1:
+        synchronize_batch_norm(network)
+    return network
+
+
+def training_loss(options: LossConfig) -> GuidedLoss:
+    """The loss; its sums run over all processes."""
+    return GuidedLoss(**asdict(options), all_reduce=AllReduceSum.apply if world_size() > 1 else None)
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What a run depends on besides its configuration."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "device": f"{device.type} ({name})",
+        "CPU cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "Python": platform.python_version(),
+        "PyTorch": torch.__version__,
+        "CUDA": str(torch.version.cuda),
+        "system": platform.system(),
+    }
