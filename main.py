@@ -17,8 +17,6 @@ if __name__ == "__main__":  # --help and mistakes in flags do not wait for PyTor
 
 import time
 
-from data.folder import open_data
-from data.splits import read_split
 from inference.segmentation import segment_split
 from metrics import format_table
 from models import check_network
@@ -30,7 +28,7 @@ from training.memory import MemoryBudget
 from training.optimization import Optimization
 from training.run import Run
 from training.scores import validation_scores, write_test
-from training.setup import check_batches, environment, training_loader, training_loss, training_network
+from training.setup import check_batches, environment, open_data_of, training_loader, training_loss, training_network
 from training.signals import StopSignal
 from training.terminal import epoch_line, introduce
 from utils import seed_everything
@@ -46,7 +44,7 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
     seed_everything(config.machine.seed)
 
     # ---------------------------------------------------------------- data
-    data = from_first(lambda: open_data(config.data, subjects=config.split_file and read_split(config.split_file)))
+    data = from_first(open_data_of, config)
     config = config.change(channels=data.channels, classes=len(data.labels.names))
     train_set = data.dataset("train", config.augmentation, config.machine.seed)
     val_set, test_set = data.dataset("val"), data.dataset("test")

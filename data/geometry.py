@@ -147,6 +147,14 @@ def _are_lengths(values: Any) -> bool:
     return _are_numbers(values, 3, 1 / LONGEST)
 
 
+def _are_counts(values: Any) -> bool:
+    return _are_numbers(values, 3, 1, (int,))
+
+
+def _are_coordinates(values: Any) -> bool:
+    return _are_numbers(values, 3)
+
+
 def _are_axes(values: Any) -> bool:
     if not _are_numbers(values, 9):
         return False
@@ -158,10 +166,10 @@ def _is_grid(values: Any) -> bool:
     return (
         isinstance(values, dict)
         and values.keys() == {"size", "spacing", "origin"}
-        and _are_numbers(values["size"], 3, 1, (int,))
+        and _are_counts(values["size"])
         and math.prod(values["size"]) <= MAX_VOXELS
         and _are_lengths(values["spacing"])
-        and _are_numbers(values["origin"], 3)
+        and _are_coordinates(values["origin"])
     )
 
 
@@ -172,9 +180,9 @@ def _is_code(value: Any) -> bool:
 
 # What `Geometry` takes from a subject's entry in dataset.json: a test of each value, and what it must be in words.
 CHECKS = {
-    "size": (lambda values: _are_numbers(values, 3, 1, (int,)), "three whole numbers (columns, rows, slices)"),
+    "size": (_are_counts, "three whole numbers (columns, rows, slices)"),
     "spacing": (_are_lengths, "three lengths in mm (x, y, z)"),
-    "origin": (lambda values: _are_numbers(values, 3), "a position in mm (x, y, z)"),
+    "origin": (_are_coordinates, "a position in mm (x, y, z)"),
     "direction": (_are_axes, "nine numbers, three axes at right angles, row by row"),
     "original": (_is_grid, f"size, spacing and origin of a scan of at most {MAX_VOXELS:,} voxels"),
     "orientation": (_is_code, "an axis code such as LPS"),

@@ -131,23 +131,23 @@ def _parts(content: bytes) -> dict[bytes, bytes]:
     if not content.startswith(BEGINNING):
         raise ValueError("it does not begin as one")
     parts: dict[bytes, bytes] = {}
-    pixels, place, kind = [], 8, b""
+    pixels, offset, kind = [], 8, b""
     while kind != b"IEND":
-        if place + 12 > len(content):
+        if offset + 12 > len(content):
             raise ValueError("it ends early")
-        size, kind = struct.unpack_from(">I4s", content, place)
-        end = place + 8 + size
-        if content[end : end + 4] != struct.pack(">I", zlib.crc32(memoryview(content)[place + 4 : end])):
-            raise ValueError(f"the part from byte {place} to {end + 4} is damaged or cut")
+        size, kind = struct.unpack_from(">I4s", content, offset)
+        end = offset + 8 + size
+        if content[end : end + 4] != struct.pack(">I", zlib.crc32(memoryview(content)[offset + 4 : end])):
+            raise ValueError(f"the part from byte {offset} to {end + 4} is damaged or cut")
         if kind == b"IDAT":
-            pixels.append(content[place + 8 : end])
+            pixels.append(content[offset + 8 : end])
         elif kind in parts:
             raise ValueError(f"it has {kind.decode()} twice")
         elif kind in (b"IHDR", b"PLTE"):
-            parts[kind] = content[place + 8 : end]
+            parts[kind] = content[offset + 8 : end]
         elif kind[0] & 32 == 0 and kind != b"IEND":  # a capital: what it changes cannot be left out
             raise ValueError(f"it has an unknown part {kind!r}")
-        place = end + 4
+        offset = end + 4
     return parts | {b"IDAT": b"".join(pixels)}
 
 

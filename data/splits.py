@@ -21,9 +21,11 @@ PROTOCOLS = {"chaos-mr": ((13, 2, 5), 3), "hvsmr": ((6, 2, 2), 5), "msd": ((388,
 
 def shuffled(subjects: Sequence[str], seed: int) -> list[str]:
     """The subjects in an order that follows from seed and names alone, in any version of any library."""
-    return sorted(
-        subjects, key=lambda subject: hashlib.sha256(f"{seed}:{subject}".encode(errors="surrogateescape")).digest()
-    )
+
+    def draw(subject: str) -> bytes:
+        return hashlib.sha256(f"{seed}:{subject}".encode(errors="surrogateescape")).digest()
+
+    return sorted(subjects, key=draw)
 
 
 def split_counts(text: str) -> tuple[int, ...]:

@@ -148,6 +148,9 @@ class TrainingJob:
     def __call__(self, arguments: list[str], log: Path) -> None:
         """Train and score: main.py with these arguments. Raises RuntimeError with the last line of a failed one."""
         code = _train(arguments, log, dict(os.environ)).wait()
+        # SLURM sends SIGTERM to every process of a job. It stops main.py alone: this job ends when submitit says so.
+        while code == os.EX_TEMPFAIL:
+            code = _train(arguments, log, dict(os.environ)).wait()
         if code:
             raise RuntimeError(_last_line(log, code))
 

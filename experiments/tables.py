@@ -91,8 +91,8 @@ class Table:
 
     def mark(self, row: str, column: Column) -> str:
         """The number of the footnote of a cell, or nothing."""
-        places = [(name, place) for name, place, _ in self.footnotes()]
-        return str(places.index((row, column)) + 1) if (row, column) in places else ""
+        marked = [(name, of_name) for name, of_name, _ in self.footnotes()]
+        return str(marked.index((row, column)) + 1) if (row, column) in marked else ""
 
     def rows(self) -> list[dict[str, Any]]:
         """All numbers, a dictionary for each row and column: what the CSV holds."""

@@ -49,22 +49,17 @@ def inspect(model: nn.Module, image: Tensor, point: tuple[int, int]) -> Inspecti
         return None
     raw, refined, steps = [], [], [StepMaps([], [], []) for _ in model.steps]
     with contextlib.ExitStack() as hooks:
-
-        def watch(module: nn.Module, sink: list[Any], take: Callable[..., Any] = _output) -> None:
-            handle = module.register_forward_hook(lambda *call: sink.append(take(*call)))
-            hooks.callback(handle.remove)
-
         for head in model.raw_heads or []:
-            watch(head, raw)
+            _watch(hooks, head, raw)
         for head in model.refined_heads[-1]:
-            watch(head, refined)
+            _watch(hooks, head, refined)
         for maps, step in zip(steps, model.steps, strict=True):
             for layer in step.position or []:
-                watch(layer[1], maps.attention, partial(_attention_of, point))
+                _watch(hooks, layer[1], maps.attention, partial(_attention_of, point))
             if isinstance(step.semantic, SemanticModule):
-                watch(step.semantic, maps.reconstruction, _reconstructions)
+                _watch(hooks, step.semantic, maps.reconstruction, _reconstructions)
             for guide in step.guide or []:
-                watch(guide, maps.guide)
+                _watch(hooks, guide, maps.guide)
         prediction = model.eval()(image)
 
     height, width = image.shape[-2:]
@@ -96,6 +91,18 @@ def inspect(model: nn.Module, image: Tensor, point: tuple[int, int]) -> Inspecti
 
 def _output(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
     return output
+
+
+def _watch(
+    hooks: contextlib.ExitStack, module: nn.Module, sink: list[Any], take: Callable[..., Any] | None = None
+) -> None:
+    """Put what `take` makes of each call of a module, by default its output, into `sink` until `hooks` end."""
+    take = take or _output
+
+    def keep(*call: Any) -> None:
+        sink.append(take(*call))
+
+    hooks.callback(module.register_forward_hook(keep).remove)
 
 
 def _reconstructions(module: SemanticModule, inputs: tuple[Any], output: tuple[Any, ...]) -> tuple[Tensor, ...]:

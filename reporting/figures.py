@@ -157,8 +157,8 @@ def save_grid(path: Path, rows: Sequence[Row], titles: Sequence[str], names: Seq
 
 def _window(marked: np.ndarray) -> tuple[slice, slice]:
     """Rows and columns of a square about what is marked in (H, W), with a margin, and half the image at least."""
-    places = np.argwhere(marked if marked.any() else ~marked)
-    low, high, size = places.min(0), places.max(0) + 1, np.array(marked.shape)
+    pixels = np.argwhere(marked if marked.any() else ~marked)
+    low, high, size = pixels.min(0), pixels.max(0) + 1, np.array(marked.shape)
     length = np.minimum(size, round(max(1.3 * (high - low).max(), size.max() / 2)))
     first = np.clip((low + high - length) // 2, 0, size - length)
     return slice(first[0], first[0] + length[0]), slice(first[1], first[1] + length[1])

@@ -72,7 +72,8 @@ def read_tables(folder: Path) -> dict[str, Any]:
     scores = _read_table(folder / "test.csv") if summary else []
     config = read_run(folder / "config.json")
     prefix = "val_dsc "
-    names = [key.removeprefix(prefix) for key in (log[0] if log else {}) if key.startswith(prefix)]
+    columns = log[0] if log else {}
+    names = [key.removeprefix(prefix) for key in columns if key.startswith(prefix)]
     return {
         "name": folder.resolve().name,
         "config": config and config.to_dict(),

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from config import Config, read_run
-from data.folder import Identity, open_data
-from data.splits import read_split
+from data.folder import Identity
 from inference.segmentation import segment_subjects
 from models import build_model
 from reporting.viewer import Segmented
 from training.checkpoint import load_checkpoint
 from training.device import Machine
+from training.setup import open_data_of
 from utils import InputError
 
 
@@ -36,7 +36,7 @@ def segment_run(folder: Path, device: str) -> tuple[Segmented, nn.Module]:
     checkpoint = load_checkpoint(folder / "best.pt", machine.device)
     trained = Config.from_dict(checkpoint["config"]).change(pretrained=False)
     identity = Identity.from_dict(checkpoint["data"])
-    data = open_data(config.data, subjects=config.split_file and read_split(config.split_file))
+    data = open_data_of(config)
     known = identity.labels, trained.network.channels, identity.preparation
     if known != (data.labels, data.channels, data.preparation):
         raise InputError(f"{config.data}: has other classes, channels or preparation than {folder} was trained on")

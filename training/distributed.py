@@ -75,13 +75,16 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def from_first(compute: Callable[[], T]) -> T:
-    """What `compute` returns in the first process, in all of them. Where it fails there, the others end silently."""
+def from_first(compute: Callable[..., T], *arguments: Any) -> T:
+    """What `compute(*arguments)` returns in the first process, in all of them; it is called in no other.
+
+    Where it fails there, the others end silently.
+    """
     if world_size() == 1:
-        return compute()
+        return compute(*arguments)
     if rank() == 0:
         try:
-            result = compute()
+            result = compute(*arguments)
         except BaseException:
             dist.broadcast_object_list([False, None])
             raise

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -121,23 +121,21 @@ def train_one_epoch(training: Training, epoch: Epoch, title: str) -> None:
             # All that is drawn at random follows from the position, so a resumed run draws the same.
             seed_everything(batches.seed, epoch.number, epoch.iteration, rank())
             statistics.keep()
-            values = forward_and_backward(training, image, target, batches.weight(epoch.iteration))
-            finite = all(math.isfinite(value) for value in values)
-            *sums, broken, stopped = all_reduce_sum([*values[:-1], not finite, bool(training.stop.received)])
-            means = [value / batches.world_size for value in sums]
+            own = forward_and_backward(training, image, target, batches.weight(epoch.iteration))
+            outcome = agree(own, batches.world_size, bool(training.stop.received))
             lr = optimization.lr
             batch = batches.batch(epoch.iteration)
-            optimization.step(skip=bool(broken))
+            optimization.step(skip=not outcome.finite)
             epoch.iteration += 1
-            if broken:
+            if outcome.finite:
+                epoch.add(outcome.losses, len(batch))
+            else:
                 statistics.restore()
                 epoch.skipped += 1
                 report_skipped(training, epoch, batch)
-            else:
-                epoch.add(means, len(batch))
             clock.tick()
-            bar.set_postfix_str(f"loss {means[0]:.3f}, lr {lr:.1e}", False)
-            if stopped:
+            bar.set_postfix_str(f"loss {outcome.losses[0]:.3f}, lr {lr:.1e}", False)
+            if outcome.stop:
                 break
     if epoch.slices == 0 and not training.interrupted(epoch):
         raise FloatingPointError(f"epoch {epoch.number + 1}: no batch had a finite loss and gradient; {REMEDY}")
@@ -152,6 +150,25 @@ def forward_and_backward(training: Training, image: torch.Tensor, target: torch.
     (terms.total * weight).backward()
     norm = training.optimization.norm()
     return (torch.stack([*terms, norm]) * weight).tolist()  # waits for the device
+
+
+class Outcome(NamedTuple):
+    """What all processes together make of an iteration."""
+
+    losses: list[float]
+    """The loss and its terms, means over the slices of all processes."""
+    finite: bool
+    """Whether loss and gradient are, in every process."""
+    stop: bool
+    """Whether a signal to stop has come to any of them."""
+
+
+def agree(own: Sequence[float], world_size: int, stop: bool) -> Outcome:
+    """One exchange between the processes: `own` is what `forward_and_backward` returned here."""
+    *losses, _norm = own
+    broken = not all(math.isfinite(value) for value in own)
+    *sums, any_broken, any_stop = all_reduce_sum([*losses, broken, stop])
+    return Outcome([total / world_size for total in sums], any_broken == 0, any_stop > 0)
 
 
 def report_skipped(training: Training, epoch: Epoch, batch: Sequence[int]) -> None:
@@ -177,7 +194,7 @@ class Clock:
         """An iteration is done."""
         if self.epoch.iteration == 1:  # the first iteration also sets everything up
             self.began = time.monotonic()
-        if self.epoch.number == 0 and self.epoch.iteration == 3 < self.iterations:
+        if self.epoch.number == 0 and self.epoch.iteration == 3 and self.iterations > 3:
             seconds = (time.monotonic() - self.began) / 2 * self.iterations
             tqdm.write(f"time     about {duration(seconds)} an epoch, without validation")
 

@@ -50,7 +50,7 @@ class Run:
         self.config, self.identity = config, identity
         self.network, self.optimization = network, optimization
         self.progress = Progress()
-        self.folder = from_first(lambda: claim_folder(config.out, config.preset))
+        self.folder = from_first(claim_folder, config.out, config.preset)
         self.resumed = self._resume()
 
     def _resume(self) -> str:

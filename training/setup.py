@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader
 from config import Config, LossConfig, OptimizationConfig
 from data.batches import ShuffledBatches, collate
 from data.dataset import SliceDataset
+from data.folder import DataFolder, open_data
+from data.splits import read_split
 from losses import GuidedLoss
 from models import build_model, recompute_activations, synchronize_batch_norm
 from training.device import Machine
@@ -25,6 +27,12 @@ def check_batches(options: OptimizationConfig) -> None:
     """Raises InputError where a batch has not a slice for each process."""
     if options.batch_size < world_size():
         raise InputError(f"--batch_size {options.batch_size}: fewer slices than processes; give {world_size()} or more")
+
+
+def open_data_of(config: Config) -> DataFolder:
+    """The data set, split by its folders or by the split file."""
+    subjects = read_split(config.split_file) if config.split_file else None
+    return open_data(config.data, subjects=subjects)
 
 
 def training_loader(dataset: SliceDataset, config: Config, machine: Machine) -> DataLoader:

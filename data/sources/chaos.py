@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +82,7 @@ class ChaosCT:
         if len(masks) != len(series.files):
             raise InputError(f"{root / 'Ground'}: has {len(masks)} masks for {len(series.files)} slices")
         by_name = dict(zip(sorted(series.files, key=lambda path: natural(path.name)), masks, strict=True))
-        label = _stack(series, [by_name[path] for path in series.files], lambda codes: (codes > 0).astype(np.uint8))
+        label = _stack(series, [by_name[path] for path in series.files], ct_classes)
         return Case([series.image], label, [subject])
 
 
@@ -92,6 +92,11 @@ def mr_classes(codes: np.ndarray) -> np.ndarray:
     for k, (low, high) in enumerate(MR_RANGES, 1):
         classes[(codes > low) & (codes < high)] = k
     return classes
+
+
+def ct_classes(codes: np.ndarray) -> np.ndarray:
+    """Grey values -> 1 for the liver, whatever value it has; 0 is background."""
+    return (codes > 0).astype(np.uint8)
 
 
 def _subjects(folder: Path, inside: str) -> list[str]:
@@ -109,7 +114,7 @@ def _masks(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in folder.glob("*.png") if not path.name.startswith(".")}
 
 
-def _stack(series: Series, masks: list[Path], to_classes) -> sitk.Image:
+def _stack(series: Series, masks: list[Path], to_classes: Callable[[np.ndarray], np.ndarray]) -> sitk.Image:
     """The masks, in the order of the series' slices, as a volume on its grid."""
     size = series.image.GetSize()
     classes = []

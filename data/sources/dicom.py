@@ -17,7 +17,7 @@ from utils import InputError, atomic_path
 MAX_TILT = 0.5  # degrees; it shifts slices by a pixel (0.9 mm) in 100 mm, while rounded positions stay below 0.1
 POSITION, ORIENTATION, SPACING, SERIES = "0020|0032", "0020|0037", "0028|0030", "0020|000e"
 THICKNESS = ("0018|0088", "0018|0050")  # SpacingBetweenSlices, SliceThickness
-# Patient, study, frame of reference and place of a slice: what its segmentation shares with it.
+# Patient, study, frame of reference and position of a slice: what its segmentation shares with it.
 COPIED = (
     "0010|0010", "0010|0020", "0010|0030", "0010|0040", "0020|000d", "0020|0010", "0008|0020", "0008|0030", "0008|0050",
     "0020|0052", "0020|0013", "0018|0050", POSITION, ORIENTATION,
@@ -180,8 +180,8 @@ def _slice_gap(slices: list[_Slice], normal: np.ndarray) -> float:
     """The distance of neighboring slices in mm, which must be the same all along."""
     if len(slices) == 1:
         return slices[0].thickness
-    places = np.array([item.position @ normal for item in slices])
-    gaps = np.diff(places)
+    heights = np.array([item.position @ normal for item in slices])
+    gaps = np.diff(heights)
     gap = float(np.median(gaps))
     for k, distance in enumerate(gaps):
         pair = f"{slices[k + 1].path} and {slices[k].path.name}"
@@ -189,7 +189,7 @@ def _slice_gap(slices: list[_Slice], normal: np.ndarray) -> float:
             raise InputError(f"{pair}: lie at the same position; keep one of the two")
         if abs(distance - gap) > 0.1 * gap:
             raise InputError(f"{pair}: are {distance:.2f} mm apart, the others {gap:.2f} mm; slices are missing")
-    return float((places[-1] - places[0]) / (len(slices) - 1))
+    return float((heights[-1] - heights[0]) / (len(slices) - 1))
 
 
 def _check_straight(slices: list[_Slice], normal: np.ndarray, folder: Path) -> None:
