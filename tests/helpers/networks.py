@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 import models
@@ -23,6 +24,14 @@ class TinyNetwork(Network):
     def maps(self, image: Tensor) -> Output:
         """Image (B, C, H, W) -> Output with one map of logits at full size."""
         return Output.of_logits(self.layers(image))
+
+
+class BulkyNetwork(TinyNetwork):
+    """The same with checkpoints of 4 MB."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__(channels, classes)
+        self.ballast = nn.Parameter(torch.rand(2**20))
 
 
 def register(patch: pytest.MonkeyPatch) -> None:

@@ -8,65 +8,28 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
+from torch.utils.data import DataLoader
 
-from checkpoint import StopSignal, load_checkpoint
-from config import Config
-from data.augment import Augmentation
+from config import AugmentationConfig, Config
+from data.batches import ShuffledBatches, collate
 from data.folder import open_data
-from data.slices import ShuffledBatches, collate
-from distributed import distribute, gather, process_group, rank, share, share_statistics, world
-from engine import Epoch, train_one_epoch
-from losses import GuidedLoss
-from models import build_model, synchronize_batch_norm
-from optimization import Optimization
-from tests.processes import command, ended, signaled, start, start_all
-from tests.test_main import read_csv
-from tests.test_reliability import arguments
+from models import build_model, recompute_activations, synchronize_batch_norm
+from tests.helpers.processes import command, ended, run_to_end, signaled, start_all
+from tests.helpers.runs import ON_CPU, arguments, read_csv
+from training.checkpoint import load_checkpoint
+from training.device import Machine
+from training.distributed import broadcast_statistics, distribute, gather, process_group, rank, shard, world_size
+from training.epoch import Epoch, Training, train_one_epoch
+from training.optimization import Optimization
+from training.setup import training_loss
+from training.signals import StopSignal
 
-ROOT = Path(__file__).parents[1]
-
-
-@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 9), st.integers(0, 5), st.integers(0, 9))
-@settings(deadline=None)
-def test_processes_share_the_batches(slices, batch, processes, epoch, skip):
-    """Every slice counts once in an epoch and as much as any other, in the order of one process, from any step on."""
-    batch = max(batch, processes)
-    dataset = range(slices)
-    alone = ShuffledBatches(dataset, batch, 3)
-    alone.begin(epoch)
-    steps = list(alone)
-    assert sorted(index for step in steps for index in step) == list(dataset)
-    assert [len(step) for step in steps[:-1]] == [batch] * (len(steps) - 1)
-    shares = [ShuffledBatches(dataset, batch, 3, k, processes) for k in range(processes)]
-    start = min(skip, len(steps))
-    for part in shares:
-        part.begin(epoch, start)
-    parts = [list(part) for part in shares]
-    assert [len(part) for part in parts] == [len(steps) - start] * processes
-    for step in range(start, len(steps)):
-        counted: dict[int, float] = {}
-        for part, own in zip(shares, parts, strict=True):
-            indices = own[step - start]
-            for index in indices:  # DistributedDataParallel takes the mean over the processes of the means over slices
-                counted[index] = counted.get(index, 0) + part.weight(step) / processes / len(indices)
-        counted = {index: weight for index, weight in counted.items() if weight}
-        assert counted == pytest.approx(dict.fromkeys(steps[step], 1 / len(steps[step])))
-
-
-def test_order_differs_between_epochs_and_seeds():
-    orders = set()
-    for seed in (0, 1):
-        for epoch in (0, 1):
-            batches = ShuffledBatches(range(50), 50, seed)
-            batches.begin(epoch)
-            orders.add(tuple(next(iter(batches))))
-    assert len(orders) == 4
+ROOT = Path(__file__).parents[2]
 
 
 def normalize(folder: Path, x: torch.Tensor, weight: torch.Tensor) -> None:
@@ -108,61 +71,69 @@ def test_synchronized_batch_norm_against_one_batch(tmp_path):
         assert part["count"] == 1
 
 
-def steps_in_float64(data: Path, out: Path, batch_size: int, recompute: bool, dice: float, options: dict) -> None:
-    """An epoch of two steps, in one process or in several."""
+def epoch_in_float64(data: Path, out: Path, batch_size: int, recompute: bool, values: dict[str, Any]) -> None:
+    """An epoch of two iterations, in one process or in several."""
     with process_group():
+        config = Config.of(backbone="resnet18", batch_size=batch_size, **values)
         torch.manual_seed(0)
-        model = build_model(Config(backbone="resnet18", **options)).double()
-        if world() > 1:
+        model = build_model(config).double()
+        if world_size() > 1:
             synchronize_batch_norm(model)
         if recompute:
-            from models import recompute_activations
-
             recompute_activations(model)
-        training = distribute(model, torch.device("cpu"))
-        dataset = open_data(data).dataset("train", Augmentation())
-        loader = torch.utils.data.DataLoader(
+        dataset = open_data(data).dataset("train", AugmentationConfig())
+        loader = DataLoader(
             dataset,
-            batch_sampler=ShuffledBatches(dataset, batch_size, 0, rank(), world()),
+            batch_sampler=ShuffledBatches(dataset, batch_size, 0, rank(), world_size()),
             collate_fn=lambda items: collate([(image.double(), target) for image, target in items]),
         )
-        optimization = Optimization(model, Config(**options), len(loader))
-        criterion, epoch, device = GuidedLoss(dice=dice), Epoch(0), torch.device("cpu")
-        train_one_epoch(training, loader, criterion, optimization, device, False, epoch, 0, StopSignal(), "")
-        torch.save({"model": model.state_dict(), "losses": epoch.losses()}, out.with_suffix(f".{rank()}.pt"))
+        machine = Machine(torch.device("cpu"), bfloat16=False, workers=0)
+        optimization = Optimization(model, config.optimization, len(loader))
+        distributed = distribute(model, machine.device)
+        loss = training_loss(config.loss)
+        epoch = Epoch(0)
+        train_one_epoch(Training(distributed, loader, loss, optimization, machine, 0, StopSignal()), epoch, "")
+        own, first = model.state_dict(), {}
+        for name, value in own.items():
+            first[name] = value.clone()
+            if world_size() > 1:
+                torch.distributed.broadcast(first[name], 0)
+        as_first = all(torch.equal(first[name], value) for name, value in own.items())
+        torch.save({"losses": epoch.losses(), "as_first": as_first}, out.with_suffix(f".{rank()}.pt"))
+        if rank() == 0:
+            torch.save(own, out.with_suffix(".model.pt"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("processes", "batch_size", "recompute", "dice", "options"),
+    ("processes", "batch_size", "recompute", "values"),
     [
-        (2, 4, False, 0.0, {}),
-        (2, 5, True, 0.0, {}),
-        (3, 4, False, 1.0, {"guidance": False, "steps": 1, "lr": 1e-4}),
+        (2, 4, False, {}),
+        (2, 5, True, {"steps": 1}),
+        (3, 4, False, {"dice": 1.0, "guidance": False, "steps": 1, "lr": 1e-4}),
     ],
 )
-def test_processes_equal_one_on_the_same_global_batch(
-    make_data, tmp_path, processes, batch_size, recompute, dice, options
-):
+def test_processes_equal_one_on_the_same_global_batch(make_data, tmp_path, processes, batch_size, recompute, values):
     """In float64 with synchronized batch normalization: losses, weights and statistics to 1e-9 of their size.
 
     With Dice at a smaller rate: its gradients near zero are rounded more coarsely, and Adam makes whole steps of them.
     """
     data = make_data({"train": ["1", "2"], "val": ["3"], "test": ["4"]}, numbers=(1, 2, 3))
-    alone = start(steps_in_float64, data, tmp_path / "one", batch_size, False, dice, options, output=tmp_path / "out")
-    assert ended(alone) == 0, (tmp_path / "out").read_text()
-    settings = batch_size, recompute, dice, options
-    parts = start_all(steps_in_float64, data, tmp_path / "all", *settings, output=tmp_path / "all", world=processes)
+    alone = run_to_end(epoch_in_float64, data, tmp_path / "one", batch_size, False, values, output=tmp_path / "out")
+    assert alone == 0, (tmp_path / "out").read_text()
+    options = batch_size, recompute, values
+    parts = start_all(epoch_in_float64, data, tmp_path / "all", *options, output=tmp_path / "all", world_size=processes)
     assert [ended(process) for process in parts] == [0] * processes, (tmp_path / "all.0").read_text()
     one, *several = (torch.load(tmp_path / name) for name in ("one.0.pt", *(f"all.{k}.pt" for k in range(processes))))
     for other in several:
-        assert other["losses"] == several[0]["losses"]
+        assert other == several[0] and other["as_first"]
     assert several[0]["losses"] == pytest.approx(one["losses"], rel=1e-9)
     copied = 0 < 6 % batch_size < processes
-    for other in several:
-        for key, value in one["model"].items():
-            # A last batch that every process has: its unbiased variance is then another one.
-            if not (copied and key.endswith("running_var")):
-                torch.testing.assert_close(other["model"][key], value, rtol=1e-9, atol=1e-9)
+    expected, weights = (torch.load(tmp_path / name) for name in ("one.model.pt", "all.model.pt"))
+    for key, value in expected.items():
+        # A last batch that every process has: its unbiased variance is then another one.
+        if not (copied and key.endswith("running_var")):
+            torch.testing.assert_close(weights[key], value, rtol=1e-9, atol=1e-9)
 
 
 class HalfUsed(nn.Module):
@@ -197,28 +168,28 @@ def test_weights_that_no_step_uses_are_not_waited_for(tmp_path):
             assert idle is None
 
 
-def share_running_statistics(folder: Path) -> None:
+def give_statistics(folder: Path) -> None:
     with process_group():
         norm = nn.BatchNorm2d(2)
         norm.running_mean.fill_(rank() + 1)
-        share_statistics(norm)
+        broadcast_statistics(norm)
         torch.save(norm.running_mean, folder / f"{rank()}.pt")
 
 
 def test_running_statistics_are_those_of_the_first_process(tmp_path):
-    processes = start_all(share_running_statistics, tmp_path, output=tmp_path / "out")
+    processes = start_all(give_statistics, tmp_path, output=tmp_path / "out")
     assert [ended(process) for process in processes] == [0, 0], (tmp_path / "out.0").read_text()
     assert [torch.load(tmp_path / f"{k}.pt").tolist() for k in (0, 1)] == [[1, 1], [1, 1]]
 
 
-def gather_shares(count: int, out: Path) -> None:
+def gather_shards(count: int, out: Path) -> None:
     with process_group():
-        out.with_suffix(f".{rank()}").write_text(repr(gather([item * 10 for item in share(range(count))])))
+        out.with_suffix(f".{rank()}").write_text(repr(gather([item * 10 for item in shard(range(count))])))
 
 
 @pytest.mark.parametrize("count", [1, 4, 5])
 def test_gathered_in_order(tmp_path, count):
-    for process in start_all(gather_shares, count, tmp_path / "items", output=tmp_path / "out"):
+    for process in start_all(gather_shards, count, tmp_path / "items", output=tmp_path / "out"):
         assert ended(process) == 0
     for k in (0, 1):
         assert (tmp_path / f"items.{k}").read_text() == repr([item * 10 for item in range(count)])
@@ -226,7 +197,7 @@ def test_gathered_in_order(tmp_path, count):
 
 @pytest.fixture
 def data(make_data) -> Path:
-    """Four training steps of two slices; three test subjects for two processes."""
+    """Four iterations of two slices; three test subjects for two processes."""
     return make_data({"train": ["1", "2"], "val": ["3", "5"], "test": ["4", "6", "7"]}, numbers=(1, 2, 3, 4))
 
 
@@ -240,13 +211,15 @@ def kill_one_process(torchrun: subprocess.Popen, out: Path) -> list[str]:
     return children
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_what_was_killed_then_ends_and_goes_on(data, tmp_path):
     """The real command. A killed process ends all, which start once more; the second time, with a clear line."""
     out, log, torchrun = tmp_path / "run", tmp_path / "log", [sys.executable, "-m", "torch.distributed.run"]
-    script = ["--nproc_per_node=2", "main.py", *arguments(data, out)[:-1]]
+    small = [*ON_CPU, "--backbone", "resnet18", "--steps", "1", "--no_guidance", "--batch_size", "2"]
+    script = ["--nproc_per_node=2", "main.py", *small, "--data", str(data), "--out", str(out)]
     with log.open("w") as file:
-        command = [*torchrun, "--standalone", "--max-restarts=1", *script, "--epochs", "99"]
-        running = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
+        restarting = [*torchrun, "--standalone", "--max-restarts=1", *script, "--epochs", "99"]
+        running = subprocess.Popen(restarting, cwd=ROOT, stdout=file, stderr=file)
         kill_one_process(running, out)
         while "resumed after epoch" not in log.read_text():
             assert running.poll() is None, log.read_text()
@@ -256,12 +229,13 @@ def test_torchrun_restarts_what_was_killed_then_ends_and_goes_on(data, tmp_path)
     assert "error: process 0 of 2 has lost another one" in log.read_text()
     assert "--resume goes on" in log.read_text()
     assert not any(Path(f"/proc/{child}").exists() for child in children)
-    epochs = load_checkpoint(out / "last.pt")["epoch"]["number"]
-    command = [*torchrun, *script, "--epochs", str(epochs + 1), "--resume"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert f"resumed after epoch {epochs}" in done.stdout
-    assert done.stdout.count("Everything is in") == 1  # one process speaks
+    epochs = load_checkpoint(out / "last.pt")["progress"]["epoch"]["number"]
+    flags = [*script[2:], "--epochs", str(epochs + 1), "--resume"]
+    processes = start_all(command, flags, output=tmp_path / "again")
+    assert [ended(process) for process in processes] == [0, 0], (tmp_path / "again.0").read_text()
+    first, second = ((tmp_path / f"again.{k}").read_text() for k in (0, 1))
+    assert f"resumed after epoch {epochs}" in first
+    assert first.count("Everything is in") == 1 and second == ""  # one process speaks
     assert len(read_csv(out / "log.csv")) == epochs + 1
     assert [row["subject"] for row in read_csv(out / "test.csv")][::4] == ["4", "6", "7"]
 
@@ -275,7 +249,7 @@ def test_a_signal_to_one_process_stops_both_and_they_go_on(data, tmp_path):
         if name == "stopped":
             processes = start_all(signaled, flags, 3, signal.SIGUSR1, "1", output=tmp_path / name)
             assert [ended(process) for process in processes] == [75, 75], (tmp_path / "stopped.1").read_text()
-            assert load_checkpoint(out / "last.pt")["epoch"]["step"] == 3
+            assert load_checkpoint(out / "last.pt")["progress"]["epoch"]["iteration"] == 3
         processes = start_all(command, flags, output=tmp_path / name)
         assert [ended(process) for process in processes] == [0, 0], (tmp_path / f"{name}.0").read_text()
         results.append(load_checkpoint(out / "last.pt"))

@@ -13,11 +13,12 @@ from types import SimpleNamespace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config import Config
-from data.slices import Labels
-from terminal import epoch_line, start_up
-from tests.processes import command, ended, start
-from tests.test_reliability import arguments
+from data.description import Labels
+from tests.helpers.processes import command, ended, run_to_end, start
+from tests.helpers.runs import arguments
+from training.epoch import Epoch
+from training.run import Progress
+from training.terminal import describe_data, epoch_line, line
 from utils import duration
 
 
@@ -29,12 +30,11 @@ def test_duration():
 
 @given(st.lists(st.text("abc xyz-", min_size=1, max_size=60), min_size=1, max_size=40), st.text("abc/", min_size=1))
 def test_the_summary_fits_80_columns_and_names_everything(names, path):
-    labels = Labels(("background", *names), tuple(range(len(names) + 1)))
-    split = SimpleNamespace(subjects=lambda: {"1": [0], "2": [1]})
-    data = SimpleNamespace(
-        labels=labels, channels=2, size=(96, 128), splits={"train": [0, 1, 2]}, dataset=lambda name: split
-    )
-    text = start_up(Config(data=Path(path)), data, {"network": "unet", "results": "runs/001"})
+    labels = Labels.indexed(("background", *names), tuple(range(len(names) + 1)))
+    slices = [SimpleNamespace(subject=subject) for subject in ("1", "2", "2")]
+    data = SimpleNamespace(labels=labels, channels=2, size=(96, 128), splits={"train": slices})
+    rows = describe_data(data) | {"network": "unet", "results": "runs/001", "path": path}
+    text = "\n".join(line(title, row) for title, row in rows.items())
     assert max(map(len, text.splitlines())) <= 80
     words = text.split()
     for word in " ".join(["train 2 subjects, 3 slices", "96 x 128", "runs/001", *names]).split():
@@ -45,15 +45,15 @@ def test_the_time_left_follows_from_the_last_epochs():
     log = [
         {"epoch": k, "total": 12.345, "val_dsc": 0.5, "lr": 1e-3, "seconds": s} for k, s in enumerate([900, 60, 60], 1)
     ]
-    assert epoch_line(log[1:], 0.75, 13) == (
+    assert epoch_line(Progress(Epoch(3), 0.75, log[1:]), 13) == (
         "epoch  3/13  loss 12.345  val DSC 50.00 (best 75.00)  lr 1.0e-03  1 min 00 s, 10 min 00 s left"
     )
-    assert epoch_line(log, 0.75, 3).endswith("1 min 00 s")
+    assert epoch_line(Progress(Epoch(3), 0.75, log), 3).endswith("1 min 00 s")
 
 
 def test_no_noise_where_the_output_is_no_terminal(make_data, tmp_path):
     flags = arguments(make_data(), tmp_path / "run", "--epochs", "2")
-    assert ended(start(command, flags, output=tmp_path / "out")) == 0
+    assert run_to_end(command, flags, output=tmp_path / "out") == 0
     text = (tmp_path / "out").read_text()
     assert "\r" not in text and "\x1b" not in text
     assert "%|" not in text
@@ -80,7 +80,9 @@ def test_a_bar_with_loss_rate_and_time_left_in_a_terminal(make_data, tmp_path):
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     data = make_data(numbers=tuple(range(1, 13)))
-    process = start(command, arguments(data, tmp_path / "run", "--epochs", "1"), output=Path(os.ttyname(slave)))
+    slow = ["--model", "ms_dual_guided", "--backbone", "resnet18", "--steps", "1", "--no_guidance"]  # the bar is drawn
+    flags = arguments(data, tmp_path / "run", "--epochs", "1", *slow)  # ten times a second
+    process = start(command, flags, output=Path(os.ttyname(slave)))
     code = ended(process)
     os.close(slave)
     reader.join(5)

@@ -1,0 +1,85 @@
+"""Adam and the schedules of its rate, each against a computation of its own."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from config import OptimizationConfig
+from training.optimization import Optimization
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2)).double()
+
+
+def gradients(network: nn.Module, number: int) -> None:
+    """The gradients of one batch, which follows from its number."""
+    network.zero_grad()
+    x = torch.rand(3, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(number))
+    network(x).square().sum().backward()
+
+
+def test_the_optimizer_is_adam_by_hand():
+    """Kingma & Ba (2015), Algorithm 1, with the paper's rate and moments; no decay of weights, no clipping."""
+    network = small_network()
+    optimization = Optimization(network, OptimizationConfig(), iterations=4)
+    weights = [p.detach().numpy().copy() for p in network.parameters()]
+    first, second = ([np.zeros_like(w) for w in weights] for _ in range(2))
+    for number in range(4):
+        gradients(network, number)
+        grads = [p.grad.numpy().copy() for p in network.parameters()]
+        norm = math.sqrt(sum((g**2).sum() for g in grads))
+        assert float(optimization.norm()) == pytest.approx(norm, rel=1e-12)
+        for k, g in enumerate(grads):
+            first[k] = 0.9 * first[k] + 0.1 * g
+            second[k] = 0.99 * second[k] + 0.01 * g**2
+            m, v = first[k] / (1 - 0.9 ** (number + 1)), second[k] / (1 - 0.99 ** (number + 1))
+            weights[k] = weights[k] - 1e-3 * m / (np.sqrt(v) + 1e-8)
+        optimization.step(skip=False)
+        for ours, expected in zip(network.parameters(), weights, strict=True):
+            np.testing.assert_allclose(ours.detach().numpy(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_one_cycle_follows_its_cosines_also_over_skipped_steps():
+    network = small_network()
+    options = OptimizationConfig(lr=0.02, schedule="one_cycle", epochs=4)
+    optimization = Optimization(network, options, iterations=5)
+    peak, last = 0.3 * 20 - 1, 20 - 1
+    for number in range(20):
+        if number <= peak:
+            low, high, share = 0.02 / 25, 0.02, number / peak
+        else:
+            low, high, share = 0.02, 0.02 / 25 / 1e4, (number - peak) / (last - peak)
+        expected = low + (high - low) * (1 - math.cos(math.pi * share)) / 2
+        assert optimization.lr == pytest.approx(expected, rel=1e-9)
+        gradients(network, number)
+        before = copy.deepcopy(network.state_dict())
+        optimization.step(skip=number % 3 == 1)
+        moved = any(not torch.equal(before[key], value) for key, value in network.state_dict().items())
+        assert moved == (number % 3 != 1)
+
+
+def test_a_resumed_optimization_goes_on_bit_for_bit():
+    options = OptimizationConfig(lr=0.01, schedule="one_cycle", epochs=3)
+    results = []
+    for interrupted in (False, True):
+        network = small_network()
+        optimization = Optimization(network, options, iterations=4)
+        for number in range(12):
+            if interrupted and number == 5:
+                weights, states = copy.deepcopy((network.state_dict(), optimization.state_dict()))
+                network = small_network()
+                optimization = Optimization(network, options, iterations=4)
+                network.load_state_dict(weights)
+                optimization.load_state_dict(states)
+            gradients(network, number)
+            optimization.step(skip=False)
+        results.append(network.state_dict())
+    torch.testing.assert_close(*results, rtol=0, atol=0)
