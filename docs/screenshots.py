@@ -1,4 +1,4 @@
-"""The README's screenshots, by Debian's Chromium: python -m docs.screenshots RUN [RUN...]
+"""The screenshots in docs/report.md, taken with Chromium: python -m docs.screenshots RUN [RUN...]
 
 The first run's report.html must have slices of test subjects; with more runs, their comparison is shown too.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from report import write_comparison
+from reporting.comparison import write_comparison
 from utils import atomic_path
 
 HERE = Path(__file__).resolve().parent
