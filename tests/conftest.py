@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.helpers import networks
+
 torch.set_num_threads(1)  # threads that wait for each other make tiny networks slow on a busy machine
 
 
@@ -20,6 +22,12 @@ def keep_locale() -> Iterator[None]:
     before = locale.setlocale(locale.LC_CTYPE)
     yield
     locale.setlocale(locale.LC_CTYPE, before)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--model tiny is a network that trains in no time; processes of tests.helpers.processes have it anyway."""
+    networks.register(monkeypatch)
 
 
 @pytest.fixture

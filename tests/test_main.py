@@ -1,44 +1,35 @@
-"""The whole command on tiny data: what a run writes, whether its scores are right, and how it resumes."""
+"""main.py on tiny data: what a run writes, whether its scores are right, and how its parts are joined."""
 
 from __future__ import annotations
 
-import csv
 import json
-import math
-import pickle
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from medpy.metric import binary
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensor
 
-from checkpoint import load_checkpoint, save_checkpoint
-from config import Config, parse_config
-from main import main
-from models import build_model
-from utils import InputError, run_folders
+import data.dataset
+import main as main_module
+from config import AugmentationConfig, Config, EvaluationConfig, Group, LossConfig, parse_config
+from main import command
+from models import NETWORKS
+from models.network import Output
+from tests.helpers.networks import TinyNetwork
+from tests.helpers.runs import read_csv, run
+from training.checkpoint import load_checkpoint
+from training.setup import training_loss
+from utils import user_errors
 
 ROOT = Path(__file__).parents[1]
-TINY = ["--backbone", "resnet18", "--steps", "1", "--workers", "0", "--device", "cpu", "--amp", "off"]
 CLASSES = ("background", "liver", "right kidney", "left kidney", "spleen")
-
-
-def run(data: Path, out: Path, *flags: str) -> Path:
-    main(parse_config(["--data", str(data), "--out", str(out), *TINY, *flags]))
-    return out
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+CODES = (0, 63, 126, 189, 252)
 
 
 @pytest.fixture
@@ -57,8 +48,10 @@ def blobs(make_data):
     return root
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_folder_and_right_scores(blobs, tmp_path, capsys):
-    out = run(blobs, tmp_path / "run", "--epochs", "3", "--batch_size", "3", "--eval_batch_size", "3")
+    network = ["--model", "ms_dual_guided", "--backbone", "resnet18", "--steps", "1"]
+    out = run(blobs, tmp_path / "run", *network, "--epochs", "3", "--batch_size", "3", "--eval_batch_size", "3")
     printed = capsys.readouterr().out
     assert "liver" in printed
     assert "spleen" in printed
@@ -69,9 +62,9 @@ def test_a_run_writes_its_folder_and_right_scores(blobs, tmp_path, capsys):
     ]
     np.testing.assert_allclose(total, [float(row["total"]) for row in log], rtol=1e-5)
     best, last = load_checkpoint(out / "best.pt"), load_checkpoint(out / "last.pt")
-    assert best["val_dsc"] == last["best"] == max(float(row["val_dsc"]) for row in log)
+    assert best["val_dsc"] == last["progress"]["best"] == max(float(row["val_dsc"]) for row in log)
     assert Config.from_dict(best["config"]) == Config.from_dict(json.loads((out / "config.json").read_text()))
-    assert best["labels"] == dict(zip(CLASSES, (0, 63, 126, 189, 252), strict=True))
+    assert best["data"]["labels"] == dict(zip(CLASSES, (0, 63, 126, 189, 252), strict=True))
     assert (out / "test.png").stat().st_size > 5000
 
     scores = {(row["subject"], row["class"]): row for row in read_csv(out / "test.csv")}
@@ -108,188 +101,183 @@ def test_a_run_writes_its_folder_and_right_scores(blobs, tmp_path, capsys):
     assert summary["overall"]["dsc"]["mean"] == pytest.approx(mean)
 
 
-def test_a_run_from_pretrained_weights_resumes_without_them(make_data, tmp_path, monkeypatch):
-    """Where the cluster's nodes have no connection, or the cache is gone."""
-    built = []
-
-    def build(config):
-        built.append(config.pretrained)
-        return build_model(replace(config, pretrained=False))
-
-    monkeypatch.setattr("main.build_model", build)
-    flags = ("--no-guidance", "--pretrained")
-    out = run(make_data(), tmp_path / "run", "--epochs", "1", *flags)
-    run(make_data(), out, "--epochs", "2", *flags, "--resume")
-    assert built == [True, False]
-    assert json.loads((out / "config.json").read_text())["pretrained"]
-
-
-def test_last_partial_batch_is_trained_on(make_data, tmp_path):
+def test_last_partial_batch_is_trained_on(make_data, tmp_path, tiny):
     """Three slices in a batch of eight: the released code would train on nothing."""
-    out = run(make_data(numbers=(1, 2, 3)), tmp_path / "run", "--epochs", "1")
+    out = run(make_data(numbers=(1, 2, 3)), tmp_path / "run", "--epochs", "1", "--batch_size", "8")
     assert np.isfinite(float(read_csv(out / "log.csv")[0]["total"]))
     checkpoint = load_checkpoint(out / "last.pt")
     assert all(state["step"] == 1 for state in checkpoint["optimization"]["optimizer"]["state"].values())
 
 
-def test_a_run_is_not_overwritten_or_turned_into_another(tmp_path):
-    out = tmp_path / "run"
-    out.mkdir()
-    (out / "config.json").write_text(json.dumps(parse_config(TINY).to_dict()))
-    with pytest.raises(InputError, match="holds a run already"):
-        run(tmp_path, out)
-    with pytest.raises(InputError, match=r"another configuration \(lr 0.001 -> 0.5\)"):
-        parse_config(["--out", str(out), "--resume", "--lr", "0.5"])
-    parse_config(["--out", str(out), "--resume", "--channels", "3", "--classes", "9"])  # the data says how many
-    for content in (b"{}", b"[]", b"\xff", b"{"):
-        (out / "config.json").write_bytes(content)
-        with pytest.raises(InputError, match=r"config\.json"):
-            parse_config(["--out", str(out), "--resume"])
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("seed", 2**32), ("seed", -1), ("rotation_degrees", math.nan), ("rotation_degrees", math.inf)]
-)
-def test_values_that_cannot_work_are_refused(name, value):
-    with pytest.raises(InputError, match=f"--{name} {value}: must lie between"):
-        Config(**{name: value})
-
-
-def test_encoders_of_the_library_are_for_its_networks():
-    assert parse_config(["--model", "smp.Segformer", "--backbone", "mit_b0"]).backbone == "mit_b0"
-    with pytest.raises(InputError, match="--backbone mit_b0: must be resnet18, "):
-        Config(backbone="mit_b0")
-
-
-def test_a_device_that_computes_nothing_is_refused(make_data, tmp_path):
-    with pytest.raises(InputError, match="--device meta: cannot be used"):
-        run(make_data(), tmp_path / "run", "--device", "meta")
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_file_is_no_run_folder(make_data, tmp_path):
-    data = make_data()
-    (tmp_path / "file").write_text("kept")
-    for out in ("file", "file/below"):
-        with pytest.raises(InputError, match=f"--out .*{out}: is a file"):
-            run(data, tmp_path / out, "--epochs", "1")
-    assert (tmp_path / "file").read_text() == "kept"
-
-
-def test_flags_without_effect_are_named():
-    flags = ["--preset", "modern", "--model", "unet", "--guidance", "--steps", "3"]
-    assert parse_config(flags).notes() == ["--steps, --guidance without effect: only of --model ms_dual_guided"]
-    assert parse_config(["--preset", "modern", "--beta", "1", "--plateau_epochs", "3"]).notes() == [
-        "--beta without effect: only with --guidance",
-        "--plateau_epochs without effect: only with --schedule plateau",
-    ]
-    assert parse_config(["--model", "unet", "--backbone", "resnet18"]).notes() == [
-        "--backbone without effect: --model unet has none"
-    ]
-    assert parse_config(["--preset", "modern", "--model", "smp.Unet"]).notes() == []
-    assert parse_config(["--steps", "3", "--no-guidance"]).notes() == []
-
-
-def test_numbered_run_folders_and_resume_of_the_newest(make_data, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    flags = ["--data", str(make_data()), *TINY]
-    for _ in range(2):
-        main(parse_config([*flags, "--epochs", "1", "--preset", "quick"]))
-    assert sorted(path.name for path in Path("runs").iterdir()) == ["001-quick", "002-quick"]
-    main(parse_config(["--resume", "--epochs", "2"]))
-    assert [len(read_csv(Path("runs") / name / "log.csv")) for name in ("001-quick", "002-quick")] == [1, 2]
-
-
-def test_the_newest_run_has_the_largest_number(tmp_path):
-    for name in ("999-paper", "1000-quick", "002-paper", "2nd-try", "notes"):
-        (tmp_path / name).mkdir()
-    assert [path.name for path in run_folders(tmp_path)] == ["002-paper", "999-paper", "1000-quick"]
-
-
-class Malicious:
-    def __reduce__(self):
-        return (exec, ("raise SystemExit('code from a checkpoint ran')",))
-
-
-def test_checkpoints_cannot_run_code(tmp_path):
-    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Malicious()))
-    torch.save({"model": Malicious()}, tmp_path / "zip.pt")
-    (tmp_path / "noise.pt").write_bytes(b"noise")
-    for name in ("evil.pt", "zip.pt", "noise.pt", "missing.pt"):
-        with pytest.raises(InputError, match=name):
-            load_checkpoint(tmp_path / name)
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(position=st.floats(0, 1), bit=st.integers(0, 7), cut=st.booleans())
-def test_damaged_checkpoints_are_noticed(tmp_path_factory, position, bit, cut):
-    """A flipped bit or a missing end is either refused or without any effect."""
-    path = tmp_path_factory.mktemp("damage") / "last.pt"
-    whole = {"model": {"weight": torch.arange(300.0)}, "epoch": 3, "log": [{"loss": 0.25}]}
-    save_checkpoint(path, whole)
-    content = bytearray(path.read_bytes())
-    at = int(position * (len(content) - 1))
-    if cut:
-        content = content[:at]
-    else:
-        content[at] ^= 1 << bit
-    path.write_bytes(content)
-    try:
-        read = load_checkpoint(path)
-    except InputError as error:
-        assert "last.pt" in str(error)
-    else:
-        torch.testing.assert_close(read, whole, rtol=0, atol=0)
-
-
-def test_resumed_equals_uninterrupted_also_from_the_checkpoint_before(blobs, tmp_path, capsys):
-    """Three epochs; and one, two, then three, of which the last goes on from previous.pt, since last.pt is damaged."""
-    flags = ("--batch_size", "3", "--plateau_epochs", "1")
-    straight = run(blobs, tmp_path / "straight", "--epochs", "3", *flags)
-    resumed = run(blobs, tmp_path / "resumed", "--epochs", "1", *flags)
-    main(parse_config(["--out", str(resumed), "--resume", "--epochs", "2"]))
-    content = bytearray((resumed / "last.pt").read_bytes())
-    content[len(content) // 2] ^= 1
-    (resumed / "last.pt").write_bytes(content)
-    capsys.readouterr()
-    main(parse_config(["--out", str(resumed), "--resume", "--epochs", "3"]))
-    printed = capsys.readouterr().out
-    assert "last.pt: " in printed and "going on from previous.pt" in printed and "resumed after epoch 1" in printed
-    before, after = (load_checkpoint(folder / "last.pt") for folder in (straight, resumed))
-    torch.testing.assert_close(before["model"], after["model"], rtol=0, atol=0)
-    assert before["optimization"]["schedule"] == after["optimization"]["schedule"]
-    timeless = [
-        [{k: v for k, v in row.items() if k not in ("seconds", "memory_gib")} for row in c["log"]]
-        for c in (before, after)
-    ]
-    assert timeless[0] == timeless[1]
-    assert (straight / "test.csv").read_text() == (resumed / "test.csv").read_text()
-    for name in ("last.pt", "previous.pt"):
-        (resumed / name).write_bytes(b"noise")
-    with pytest.raises(InputError, match=r"last.pt.*previous.pt.*start again"):
-        run(blobs, resumed, "--epochs", "4", *flags, "--resume")
-
-
-def test_a_failed_write_leaves_the_old_checkpoint(tmp_path):
-    path = tmp_path / "last.pt"
-    save_checkpoint(path, {"epoch": 1})
-    with pytest.raises((AttributeError, pickle.PicklingError)):
-        save_checkpoint(path, {"epoch": lambda: 2})
-    assert load_checkpoint(path) == {"epoch": 1}
-    assert [item.name for item in tmp_path.iterdir()] == ["last.pt"]
+@pytest.mark.slow
+def test_mistakes_end_with_code_2_and_without_traceback(tmp_path):
+    """Of the real command: before PyTorch is loaded, and after it. The others are the same path in this process."""
+    for flags, expected in (
+        (["--preset", "best"], "--preset"),
+        (["--data", "nowhere"], "nowhere/train: no such folder"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "main.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 2
+        assert expected in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--data", "nowhere"], "nowhere/train: no such folder"),
         (["--steps", "0"], "--steps 0: must be at least 1"),
-        (["--preset", "best"], "--preset"),
-        (["--device", "cuda:7"], "--device cuda:7"),
+        (["--device", "cuda:7"], "error: --device cuda:7: cannot be used"),
+        (["--model", "best"], "error: --model best: must be ms_dual_guided"),
+        (["--backbone", "mit_b0"], "error: --backbone mit_b0: must be resnet18"),
+        (["--pretrained"], "error: --pretrained: torchvision has no ImageNet weights for resnext101_32x4d"),
+        (["--model", "unet", "--recompute"], "error: --recompute: UNet has no blocks to recompute"),
+        (["--no_position_attention", "--no_channel_attention"], "error: --no_position_attention and"),
     ],
 )
-def test_mistakes_end_with_code_2_and_without_traceback(flags, expected):
-    done = subprocess.run([sys.executable, "main.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert expected in done.stderr
-    assert "Traceback" not in done.stderr
+def test_mistakes_name_the_flag(make_data, tmp_path, flags, expected, capsys):
+    data = ["--data", str(make_data()), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    with pytest.raises(SystemExit) as ending, user_errors():
+        command(parse_config([*data, *flags]))
+    assert ending.value.code == 2
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------- how the parts are joined
+
+
+class Watched(TinyNetwork):
+    """Keeps the images that it has seen, by its mode."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__(channels, classes)
+        self.seen: dict[bool, list[np.ndarray]] = {True: [], False: []}
+
+    def forward(self, image: torch.Tensor) -> Output | torch.Tensor:
+        if not isinstance(image, FakeTensor):  # the estimate of memory
+            self.seen[self.training].extend(image.numpy().copy())
+        return super().forward(image)
+
+
+@pytest.fixture
+def built(monkeypatch) -> list[Watched]:
+    """The networks that main.py has trained, in their order."""
+    networks: list[Watched] = []
+
+    def build(channels: int, classes: int) -> Watched:
+        network = Watched(channels, classes)
+        if not isinstance(network.layers[0].weight, FakeTensor):
+            networks.append(network)
+        return network
+
+    monkeypatch.setitem(NETWORKS, "tiny", build)
+    return networks
+
+
+def grey(data: Path, split: str) -> set[bytes]:
+    """The images of a split as the network should see them."""
+    paths = (data / split / "Img").iterdir()
+    return {(np.asarray(Image.open(path), np.float32) / np.float32(255)).tobytes() for path in paths}
+
+
+def test_only_training_slices_are_augmented(make_data, tmp_path, built):
+    data = make_data(numbers=(1, 2, 3))
+    run(data, tmp_path / "run", "--epochs", "1", "--flip_probability", "1", "--rotation_probability", "0")
+    (network,) = built
+    assert {image[0, ::-1, ::-1].tobytes() for image in network.seen[True]} == grey(data, "train")
+    assert {image.tobytes() for image in network.seen[False]} == grey(data, "val") | grey(data, "test")
+
+
+def test_every_epoch_draws_anew(make_data, tmp_path, built):
+    data = make_data(numbers=tuple(range(8)))
+    run(data, tmp_path / "run", "--epochs", "2", "--rotation_probability", "0", "--batch_size", "8")
+    (network,) = built
+    first, second = ({image.tobytes() for image in network.seen[True][part]} for part in (slice(8), slice(8, 16)))
+    assert len(first) == len(second) == 8
+    assert first != second
+
+
+def test_every_hyperparameter_arrives_where_it_belongs(make_data, tmp_path, built, monkeypatch):
+    """The groups of the configuration are what the parts get; each part's own tests hold what it does with them."""
+    given = {}
+
+    def recorded(name, function):
+        def call(*values, **named):
+            given[name] = [value for value in (*values, *named.values()) if isinstance(value, Group)]
+            return function(*values, **named)
+
+        return call
+
+    monkeypatch.setattr("data.dataset.augment", recorded("augmentation", data.dataset.augment))
+    monkeypatch.setattr("main.training_loss", recorded("loss", main_module.training_loss))
+    monkeypatch.setattr("main.segment_split", recorded("evaluation", main_module.segment_split))
+    drawn = {
+        "flip_probability": 0.1, "rotation_probability": 0.2, "rotation_degrees": 3.0, "affine_probability": 0.4,
+        "intensity_probability": 0.6,
+    }  # fmt: skip
+    weights = {"alpha": 0.9, "beta": 0.8, "gamma": 0.7, "dice": 0.3}
+    flags = [text for name, value in (drawn | weights).items() for text in (f"--{name}", str(value))]
+    flags += ["--schedule", "one_cycle", "--epochs", "2", "--largest_component"]
+    out = run(make_data(numbers=(1, 2, 3)), tmp_path / "run", *flags)
+    assert given["augmentation"] == [AugmentationConfig(**drawn)]
+    assert given["loss"] == [LossConfig(**weights)]
+    assert given["evaluation"] == [EvaluationConfig(largest_component=True)]
+    schedule = load_checkpoint(out / "last.pt")["optimization"]["schedule"]
+    assert schedule["total_steps"] == schedule["last_epoch"] == 4  # two iterations in each of two epochs
+
+
+def test_the_weights_of_the_loss_arrive(monkeypatch):
+    options = LossConfig(alpha=0.9, beta=0.8, gamma=0.7, dice=0.3)
+    loss = training_loss(options)
+    assert (loss.alpha, loss.beta, loss.gamma, loss.dice) == (0.9, 0.8, 0.7, 0.3)
+
+
+def test_the_first_epoch_with_the_best_score_is_chosen(make_data, tmp_path, built, monkeypatch):
+    """Also over an interruption; the rate falls after the second epoch without a better score."""
+    scores = [0.5, 0.7, 0.6, 0.7, 0.65, 0.1]
+    data, flags = make_data(), ("--lr", "0.01", "--plateau_epochs", "2")
+
+    def script() -> None:
+        values = iter(np.repeat(scores, 4))  # four classes of one subject
+        monkeypatch.setattr("training.scores.dice", lambda *_: float(next(values)))
+
+    script()
+    out = run(data, tmp_path / "run", "--epochs", "3", *flags)
+    run(data, out, "--epochs", "6", *flags)
+    script()
+    two = run(data, tmp_path / "two", "--epochs", "2", *flags)
+    best = load_checkpoint(out / "best.pt")
+    assert (best["epoch"], best["val_dsc"]) == (2, 0.7)
+    torch.testing.assert_close(best["model"], load_checkpoint(two / "last.pt")["model"], rtol=0, atol=0)
+    assert (out / "test.csv").read_text() == (two / "test.csv").read_text()
+    assert json.loads((out / "test.json").read_text())["best_epoch"] == 2
+    log = read_csv(out / "log.csv")
+    assert [float(row["val_dsc"]) for row in log] == pytest.approx(scores)
+    assert [float(row["lr"]) for row in log] == pytest.approx([0.01] * 4 + [0.005] * 2)
+
+
+def test_segmentations_have_the_values_of_the_labels(make_data, tmp_path, built):
+    """Not the class indices, and not the grey values of the masks."""
+    data, values = make_data(), (0, 300, 2, 4, 9)
+    names = ("background", "a", "b", "c", "d")
+    labels, of_volumes = (dict(zip(names, numbers, strict=True)) for numbers in (CODES, values))
+    (data / "dataset.json").write_text(json.dumps({"labels": labels, "values": of_volumes}))
+    out = run(data, tmp_path / "run", "--epochs", "1")
+    segmentation = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "predictions" / "3.nii.gz")))
+    masks = np.stack([np.asarray(Image.open(data / "test" / "GT" / f"Subj_3slice_{k}.png")) for k in (1, 2)])
+    assert len(np.unique(segmentation)) > 1
+    for row in read_csv(out / "test.csv"):
+        ours, truth = segmentation == of_volumes[row["class"]], masks == labels[row["class"]]
+        assert float(row["dsc"]) == pytest.approx(2 * (ours & truth).sum() / (ours.sum() + truth.sum()))
+
+
+def test_slices_of_several_sizes_train_together(make_data, tmp_path, built):
+    data = make_data(size=(40, 48))
+    make_data({"train": ["4"], "val": [], "test": ["5"]}, size=(48, 40))
+    out = run(data, tmp_path / "run", "--epochs", "1", "--batch_size", "4")
+    assert [image.shape for image in built[0].seen[True]] == [(1, 48, 48)] * 4
+    for subject, size in (("3", (48, 40)), ("5", (40, 48))):
+        image = sitk.ReadImage(str(out / "predictions" / f"{subject}.nii.gz"))
+        assert image.GetSize() == (*size, 2)

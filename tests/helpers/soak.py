@@ -1,4 +1,4 @@
-"""Long runs: python -m tests.soak [EPOCHS] trains on the sample at tiny size and watches memory and open files."""
+"""Long runs: python -m tests.helpers.soak [EPOCHS] trains on the sample at tiny size, and watches memory and files."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.processes import command, ended, start
+from tests.helpers.processes import command, ended, start
 
-FLAGS = ["--backbone", "resnet18", "--steps", "1", "--no-guidance", "--device", "cpu", "--amp", "off"]
+ON_CPU = ["--device", "cpu", "--amp", "off"]
+SMALL = ["--backbone", "resnet18", "--steps", "1", "--no_guidance"]
 
 
 def shrink(sample: Path, out: Path) -> None:
@@ -26,11 +27,11 @@ def shrink(sample: Path, out: Path) -> None:
             Image.fromarray(np.asarray(Image.open(path))[::2, ::2]).save(target)
 
 
-def soak(folder: Path, epochs: int) -> dict[str, Any]:
+def soak(folder: Path, epochs: int, network: list[str]) -> dict[str, Any]:
     """Train; return resident memory (MiB) and open files after each epoch, and the growth after the first third."""
-    shrink(Path(__file__).parents[1] / "dataset", folder / "data")
-    flags = ["--data", str(folder / "data"), "--out", str(folder / "run"), "--epochs", str(epochs), *FLAGS]
-    process = start(command, flags, output=folder / "output.log")
+    shrink(Path(__file__).parents[2] / "dataset", folder / "data")
+    flags = ["--data", str(folder / "data"), "--out", str(folder / "run"), "--epochs", str(epochs)]
+    process = start(command, [*flags, *ON_CPU, *network], output=folder / "output.log")
     proc, log = Path(f"/proc/{process.pid}"), folder / "run" / "log.csv"
     memory, files, seen = [], [], 0
     while process.exitcode is None:
@@ -53,7 +54,7 @@ def soak(folder: Path, epochs: int) -> dict[str, Any]:
 if __name__ == "__main__":
     epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 300
     with tempfile.TemporaryDirectory() as folder:
-        result = soak(Path(folder), epochs)
+        result = soak(Path(folder), epochs, SMALL)
     print(json.dumps({"epochs": epochs, "growth_mib": round(result["growth_mib"], 1),
                       "memory_mib": [round(m) for m in result["memory_mib"][:: max(1, epochs // 20)]],
                       "open_files": sorted(set(result["files"]))}))  # fmt: skip

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
+import inspect
 import sys
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from config import Config
+from config import Config, NetworkConfig
 from losses import GuidedLoss
-from models import build_model
-from models.backbone import Backbone
+from models import NETWORKS, build_model, check_network, describe_network, unused_options
+from models.backbone import BACKBONES, Backbone
 from models.baselines.attention_unet import AttentionGate
-from utils import InputError
+from utils import InputError, OptionError
 
-ROOT = Path(__file__).parents[1]
 MODELS = ["unet", "attention_unet", "danet", "pan", "daf", "daf_pam", "daf_cam", "daf_dual"]
 
 
@@ -48,13 +45,13 @@ def count(config: Config) -> int:
     ],
 )
 def test_parameters_equal_table_viii_or_differ_for_a_stated_reason(options, paper, difference):
-    assert count(Config(**options)) == paper + difference
+    assert count(Config.of(**options)) == paper + difference
 
 
 @pytest.mark.parametrize("model", [*MODELS, "smp.Unet", "smp.DeepLabV3Plus"])
 def test_any_size_and_batch_and_no_dead_layers(model):
     torch.manual_seed(0)
-    network = build_model(Config(model=model, backbone="resnet18", channels=2, classes=3))
+    network = build_model(Config.of(model=model, backbone="resnet18", channels=2, classes=3))
     for parameter in (p for name, p in network.named_parameters() if name.endswith("gamma")):
         torch.nn.init.constant_(parameter, 0.5)  # at 0 the attention weights have no influence yet
     for batch, height, width in ((1, 33, 47), (2, 64, 48)):
@@ -70,7 +67,7 @@ def test_supervised_maps():
     image = torch.rand(2, 1, 48, 48)
     expected = {"unet": (0, 1), "attention_unet": (0, 1), "pan": (0, 1), "danet": (0, 3), "daf": (4, 4)}
     for model, (raw, refined) in expected.items():
-        output = build_model(Config(model=model, backbone="resnet18"))(image)
+        output = build_model(Config.of(model=model, backbone="resnet18"))(image)
         assert (len(output.raw), len(output.refined)) == (raw, refined), model
 
 
@@ -108,7 +105,7 @@ def test_attention_gate_by_hand():
 def test_daf_by_its_formula(model):
     """Wang et al.: F''_s = refine(cat(F'_s, attention(cat(F'_s, F_MS)) * F_MS)); the prediction is the maps' mean."""
     torch.manual_seed(0)
-    network = build_model(Config(model=model, backbone="resnet18", classes=3)).double().eval()
+    network = build_model(Config.of(model=model, backbone="resnet18", classes=3)).double().eval()
     for name, parameter in network.named_parameters():
         if name.endswith("gamma"):
             torch.nn.init.constant_(parameter, 0.5)
@@ -131,7 +128,7 @@ def test_daf_by_its_formula(model):
 
 def test_danet_predicts_by_the_sum_of_its_branches():
     torch.manual_seed(0)
-    network = build_model(Config(model="danet", backbone="resnet18", classes=3)).double().eval()
+    network = build_model(Config.of(model="danet", backbone="resnet18", classes=3)).double().eval()
     for branch in (network.position, network.channel):
         torch.nn.init.constant_(branch[1].gamma, 0.5)
     image = torch.rand(1, 1, 64, 96, dtype=torch.float64)
@@ -149,7 +146,7 @@ def test_danet_predicts_by_the_sum_of_its_branches():
 
 def test_smp_is_the_library_s_network():
     smp = pytest.importorskip("segmentation_models_pytorch")
-    network = build_model(Config(model="smp.UnetPlusPlus", backbone="resnet34", classes=3)).eval()
+    network = build_model(Config.of(model="smp.UnetPlusPlus", backbone="resnet34", classes=3)).eval()
     theirs = smp.UnetPlusPlus("resnet34", encoder_weights=None, in_channels=1, classes=3).eval()
     theirs.load_state_dict(network.network.state_dict())
     image = torch.rand(1, 1, 64, 96)
@@ -160,14 +157,14 @@ def test_smp_is_the_library_s_network():
 @pytest.mark.parametrize("side", [32, 96])
 def test_smp_pan_takes_small_images(side):
     pytest.importorskip("segmentation_models_pytorch")
-    network = build_model(Config(model="smp.PAN", backbone="resnet18"))
+    network = build_model(Config.of(model="smp.PAN", backbone="resnet18"))
     assert network(torch.rand(1, 1, side, side)).refined[0].shape == (1, 5, side, side)
 
 
 def test_smp_transformers_take_one_size():
     pytest.importorskip("segmentation_models_pytorch")
-    network = build_model(Config(model="smp.DPT", backbone="tu-vit_tiny_patch16_224")).eval()
-    with pytest.raises(InputError, match=r"--backbone takes slices of one size only \(.*224.*\); choose another one"):
+    network = build_model(Config.of(model="smp.DPT", backbone="tu-vit_tiny_patch16_224")).eval()
+    with pytest.raises(InputError, match=r"backbone: takes slices of one size only \(.*224.*\); choose another one"):
         network(torch.rand(1, 1, 64, 64))
 
 
@@ -179,27 +176,48 @@ def test_smp_pretrained_without_a_connection(monkeypatch):
 
     monkeypatch.setattr(smp.encoders, "hf_hub_download", refuse)
     with pytest.raises(InputError, match=r"weights of resnet18 .*huggingface\.co \(Connection refused\); copy /"):
-        build_model(Config(model="smp.Unet", backbone="resnet18", pretrained=True))
+        build_model(Config.of(model="smp.Unet", backbone="resnet18", pretrained=True))
 
 
 def test_smp_mistakes(monkeypatch):
-    config = Config(model="smp.Unet", backbone="resnet18")
+    config = Config.of(model="smp.Unet", backbone="resnet18")
     with pytest.raises(InputError, match=r"smp.Best: no such architecture; there are .*UnetPlusPlus"):
-        build_model(replace(config, model="smp.Best"))
-    with pytest.raises(InputError, match="--backbone wide_resnet50_2"):
-        build_model(replace(config, backbone="wide_resnet50_2"))
+        build_model(config.change(model="smp.Best"))
+    with pytest.raises(InputError, match="backbone wide_resnet50_2"):
+        build_model(config.change(backbone="wide_resnet50_2"))
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
     with pytest.raises(InputError, match="pip install segmentation-models-pytorch"):
         build_model(config)
 
 
 def test_unknown_models_are_refused():
-    with pytest.raises(InputError, match=r"--model best: must be ms_dual_guided, .*smp.NAME"):
-        Config(model="best")
-    with pytest.raises(InputError, match="unet has no backbone"):
-        Config(model="unet", pretrained=True)
-    flags = ["--pretrained", "--device", "cpu"]  # the default backbone has no ImageNet weights
-    done = subprocess.run([sys.executable, "main.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert "no ImageNet weights" in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(OptionError, match=r"model best: must be ms_dual_guided, .*smp.NAME"):
+        build_model(Config.of(model="best"))
+    with pytest.raises(OptionError, match="backbone mit_b0: must be resnet18, "):
+        build_model(Config.of(backbone="mit_b0"))
+    with pytest.raises(OptionError, match="pretrained: unet has no backbone"):
+        build_model(Config.of(model="unet", pretrained=True))
+    check_network(Config.of(model="smp.Segformer", backbone="mit_b0").network)  # the library's encoders
+
+
+def test_a_network_takes_the_options_that_its_constructor_names():
+    unused = {
+        name: unused_options(Config.of(model=name).network) for name in ("ms_dual_guided", "unet", "daf", "smp.Unet")
+    }
+    assert unused["ms_dual_guided"] == set()
+    assert {"backbone", "pretrained", "variant", "steps", "guidance"} <= unused["unet"]
+    assert {"channels", "classes", "model"}.isdisjoint(unused["unet"])
+    assert unused["unet"] - unused["daf"] == {"backbone", "pretrained", "variant"}
+    assert unused["unet"] - unused["smp.Unet"] == {"backbone", "pretrained"}
+    assert unused_options(Config.of(guidance=False).network) == {"encoder_decoder", "neutral_guide"}
+    assert describe_network(Config.of(model="unet").network) == "unet"
+    assert describe_network(Config.of(guidance=False).network) == "ms_dual_guided without guidance, resnext101_32x4d"
+    assert describe_network(Config.of(model="smp.Unet").network) == "smp.Unet, resnext101_32x4d"
+
+
+def test_the_help_names_every_network():
+    help_text = inspect.getsource(NetworkConfig)
+    assert all(name in help_text for name in NETWORKS)
+    for name in BACKBONES:
+        short = name.replace("wide_resnet", "").replace("resnext101_", "").replace("resnet", "")
+        assert short in help_text, name

@@ -1,4 +1,4 @@
-"""The network and the loss against what the released code computes in float64 (tests/data, see its docstring)."""
+"""The network and the loss against what the released code computes in float64 (tests/reference, see its docstring)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import torch
 from losses import GuidedLoss
 from models import load_released
 
-DATA = Path(__file__).parent / "data"
+REFERENCE = Path(__file__).parents[1] / "reference"
 
 
 @pytest.fixture(scope="module")
 def reference():
-    return dict(np.load(DATA / "released_forward.npz"))
+    return dict(np.load(REFERENCE / "released_forward.npz"))
 
 
 @pytest.fixture(scope="module")
 def state_dict():
-    spec = importlib.util.spec_from_file_location("released_weights", DATA / "released_weights.py")
+    spec = importlib.util.spec_from_file_location("released_weights", REFERENCE / "released_weights.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.released_state_dict("dev:")

@@ -1,0 +1,107 @@
+"""Scans for the tests: random volumes in any orientation, DICOM slices, and the place of the real ones."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy.spatial.transform import Rotation
+
+REAL = Path(__file__).parents[3] / "shared" / "data"
+needs_real_data = pytest.mark.skipif(not REAL.exists(), reason="the real scans are not beside the repository")
+ORIENTATIONS = [
+    "".join(code)
+    for axes in itertools.permutations(("RL", "AP", "IS"))
+    for code in itertools.product(*axes)
+]  # fmt: skip
+UPRIGHT = np.eye(3)
+
+
+# ---------------------------------------------------------------- volumes
+
+
+def make_scan(seed: int, code: str, angles=(0.0, 0.0, 0.0), size=(7, 5, 6)) -> tuple[sitk.Image, sitk.Image]:
+    """A random image and label of `size` (x, y, z), turned by Euler angles in degrees, then brought to axes `code`."""
+    rng = np.random.default_rng(seed)
+    scans = []
+    for array in (rng.normal(100, 30, size[::-1]).astype(np.float32), rng.integers(0, 4, size[::-1], np.uint8)):
+        scan = sitk.GetImageFromArray(array)
+        scan.SetSpacing((1.25, 0.8, 7.7))
+        scan.SetOrigin((-30.5, 12.25, 100.0))
+        scan.SetDirection(Rotation.from_euler("xyz", angles, degrees=True).as_matrix().ravel())
+        scans.append(sitk.DICOMOrient(scan, code))
+    return scans[0], scans[1]
+
+
+def write_scan(folder: Path, subject: str, *scan: sitk.Image) -> None:
+    """Write image and label."""
+    for kind, volume in zip(("image", "label"), scan, strict=True):
+        sitk.WriteImage(volume, folder / f"{kind}_{subject}.nii.gz")
+
+
+def write_scans(folder: Path, size: tuple[int, int, int]) -> Path:
+    """Write four subjects, s0 to s3, in four orientations to a new folder; return it."""
+    folder.mkdir()
+    for seed, code in enumerate(("LAS", "RPI", "ASL", "SRP")):
+        write_scan(folder, f"s{seed}", *make_scan(seed, code, (5, -4, 8), size))
+    return folder
+
+
+def read_array(path: Path) -> np.ndarray:
+    """The voxels of a volume, (D, H, W)."""
+    return sitk.GetArrayFromImage(sitk.ReadImage(path))
+
+
+def assert_same_scan(ours: sitk.Image, original: sitk.Image) -> None:
+    """Voxels and grid are the same."""
+    np.testing.assert_array_equal(sitk.GetArrayViewFromImage(ours), sitk.GetArrayViewFromImage(original))
+    assert_same_grid(ours, original)
+
+
+def assert_same_grid(ours: sitk.Image, original: sitk.Image, atol: float = 2e-4) -> None:
+    """Size, spacing, position and axes are the same."""
+    assert ours.GetSize() == original.GetSize()
+    for part in ("GetSpacing", "GetOrigin", "GetDirection"):
+        np.testing.assert_allclose(getattr(ours, part)(), getattr(original, part)(), atol=atol)
+
+
+# ---------------------------------------------------------------- DICOM
+
+
+def slice_position(k: int, direction=UPRIGHT, gap: float = 5.5) -> np.ndarray:
+    """Where the first pixel of a series' slice k lies, in mm."""
+    return np.array([-20.0, 10.0, 30.0]) + np.asarray(direction)[:, 2] * gap * k
+
+
+def write_dicom(
+    path: Path,
+    pixels: np.ndarray,
+    position,
+    direction=UPRIGHT,
+    spacing=(1.5, 1.25),
+    series="1.2.3",
+    charset="ISO_IR 100",
+) -> None:
+    """One CT or MR slice; spacing is (x, y). SliceThickness lies, as in CHAOS CT."""
+    image = sitk.GetImageFromArray(pixels.astype(np.int16))
+    image.SetSpacing(spacing)
+    tags = {
+        "0008|0060": "MR",
+        "0008|0005": charset,
+        "0010|0010": "X",
+        "0018|0050": "9.9",
+        "0020|000e": series,
+        "0020|0032": "\\".join(f"{x:.6g}" for x in position),
+        "0020|0037": "\\".join(f"{x:.8g}" for x in np.asarray(direction)[:, :2].T.ravel()),
+    }
+    for tag, value in tags.items():
+        image.SetMetaData(tag, value)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    writer.SetImageIO("GDCMImageIO")
+    writer.SetFileName(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer.Execute(image)
