@@ -18,8 +18,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import Output
-from models.attention import ChannelAttention, PositionAttention, SemanticModule
+from models.attention import ChannelAttention, PositionAttention
+from models.network import Output
+from models.semantic import SemanticModule
 
 
 class PlainPositionAttention(PositionAttention):

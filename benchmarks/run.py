@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,10 +26,6 @@ sys.path.insert(0, str(ROOT))
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from checkpoint import StopSignal
-from data.slices import ShuffledBatches, collate
-from engine import Epoch, segment_subjects, segment_volume, train_one_epoch
-from optimization import Optimization
 from PIL import Image
 from scipy import ndimage
 from torch import Tensor, nn
@@ -38,15 +33,21 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain
-from config import PRESETS, Config
-from data.augment import Augmentation
+from config import PRESETS, AugmentationConfig, EvaluationConfig, MachineConfig, OptimizationConfig
+from data.batches import ShuffledBatches, collate
 from data.folder import CHAOS_LABELS, open_data
+from inference.segmentation import segment_subjects, segment_volume
 from losses import GuidedLoss
 from metrics import dice, score_subject
 from models import build_model
-from utils import loader_workers, use_bfloat16, write_json, write_text
+from training.device import Machine
+from training.epoch import Epoch, Training, train_one_epoch
+from training.optimization import Optimization
+from training.signals import StopSignal
+from utils import write_json, write_text
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+MACHINE = Machine.of(MachineConfig(device=DEVICE.type))
 BATCH = 8 if DEVICE.type == "cuda" else 2
 SIZES, STEPS = (128, 256, 384, 512), (1, 2, 3, 5)
 CLASSES = 5
@@ -74,7 +75,7 @@ def measure_inference(way: str, slices: int = 40, size: int = 256, batch: int = 
 
     def run(images: np.ndarray) -> None:
         if way == "fast":
-            segment_volume([model], images, batch, DEVICE, use_bfloat16("auto", DEVICE), flips=False).argmax(0)
+            segment_volume([model], images, batch, MACHINE, flips=False).argmax(0)
             return
         for k in range(images.shape[1]):
             plain.segment(model, torch.from_numpy(images[:, k : k + 1]).to(DEVICE))
@@ -105,30 +106,27 @@ def measure_epoch(way: str, size: int = 256, slices: int = 8) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         _write_data(Path(name), size, slices)
         data = open_data(Path(name))
-        augmentation = Augmentation()
-        workers = 0 if way == "plain" else loader_workers("auto", DEVICE)
-        train_set = data.dataset("train", augmentation)
+        train_set, val_set = data.dataset("train", AugmentationConfig()), data.dataset("val")
+        workers = 0 if way == "plain" else MACHINE.workers
         batches = ShuffledBatches(train_set, BATCH, seed=0)
         loader = DataLoader(train_set, batch_sampler=batches, num_workers=workers, collate_fn=collate)
         model = _network(way)
-        optimization = Optimization(model, Config(), len(batches))
+        optimization = Optimization(model, OptimizationConfig(), len(batches))
         waiting: list[float] = []
 
         def plain_way() -> None:
             model.train()
             for image, target in loader:
                 plain.train_step(model, optimization.optimizer, image.to(DEVICE), target.to(DEVICE))
-            val = data.dataset("val")
-            subjects = {
-                subject: [(val[i][0][None].to(DEVICE), val[i][1].numpy().astype(np.uint8)) for i in indices]
-                for subject, indices in val.subjects().items()
-            }
+            subjects = {}
+            for subject, indices in val_set.subjects().items():
+                pairs = [val_set[index] for index in indices]
+                subjects[subject] = [(image[None].to(DEVICE), target.byte().numpy()) for image, target in pairs]
             plain.evaluate(model, subjects, CLASSES, Path(name))
 
         def fast_way() -> None:
-            bfloat16 = use_bfloat16("auto", DEVICE)
-            _train(model, _Watched(loader, waiting), optimization, bfloat16)
-            for volume in segment_subjects(model, data.dataset("val"), 16, workers, DEVICE, bfloat16, ""):
+            _train(model, _Watched(loader, waiting), optimization)
+            for volume in segment_subjects(model, val_set, list(val_set.subjects()), EvaluationConfig(), MACHINE):
                 for k in range(1, CLASSES):
                     dice(volume.prediction == k, volume.target == k)
 
@@ -178,27 +176,28 @@ CASES: dict[str, Callable[..., Any]] = {
 
 def _network(way: str, steps: int = 2) -> nn.Module:
     torch.manual_seed(0)
-    model = build_model(replace(PRESETS["released"], steps=steps))
+    model = build_model(PRESETS["released"].change(steps=steps))
     return plain.make_plain(model).to(DEVICE) if way == "plain" else model.to(**CHANNELS_LAST)
 
 
 def _training_step(way: str, size: int, batch: int, steps: int) -> Callable[[], None]:
-    """A step as the plain loop makes it, or as `engine.train_one_epoch` does."""
+    """A step as the plain loop makes it, or as `train_one_epoch` does."""
     model = _network(way, steps).train()
     image = torch.rand(batch, 1, size, size).to(DEVICE)
     target = torch.randint(0, CLASSES, (batch, size, size), device=DEVICE)
     if way == "plain":
         optimizer = torch.optim.Adam(model.parameters(), 1e-3, (0.9, 0.99))
         return lambda: plain.train_step(model, optimizer, image, target)
-    slices = list(zip(image.cpu(), target.cpu(), strict=True))
-    loader, bfloat16 = DataLoader(slices, batch_sampler=ShuffledBatches(slices, batch, 0)), use_bfloat16("auto", DEVICE)
-    optimization = Optimization(model, Config(), len(loader))
-    return lambda: _train(model, loader, optimization, bfloat16)
+    slices = _InMemory(zip(image.cpu(), target.cpu(), strict=True))
+    loader = DataLoader(slices, batch_sampler=ShuffledBatches(slices, batch, seed=0))
+    optimization = Optimization(model, OptimizationConfig(), len(loader))
+    return lambda: _train(model, loader, optimization)
 
 
-def _train(model: nn.Module, loader: Any, optimization: Optimization, bfloat16: bool) -> None:
+def _train(model: nn.Module, loader: Any, optimization: Optimization) -> None:
     """An epoch as main.py trains it."""
-    train_one_epoch(model, loader, GuidedLoss(), optimization, DEVICE, bfloat16, Epoch(0), 0, StopSignal(), "")
+    training = Training(model, loader, GuidedLoss(), optimization, MACHINE, max_skipped=0, stop=StopSignal())
+    train_one_epoch(training, Epoch(0), title="")
 
 
 def _timed(run: Callable[[], Any]) -> float:
@@ -248,6 +247,12 @@ def _write_data(root: Path, size: int, slices: int) -> None:
             noise = np.random.default_rng(k).integers(0, 50, label.shape, np.uint8)
             Image.fromarray(50 * label + noise).save(root / split / "Img" / f"Subj_{subject}slice_{k}.png")
             Image.fromarray(codes[label]).save(root / split / "GT" / f"Subj_{subject}slice_{k}.png")
+
+
+class _InMemory(list):
+    """Pairs of image and target, as a `SliceDataset` gives them."""
+
+    epoch = 0
 
 
 class _Watched:

@@ -57,8 +57,10 @@ def random_splits(subjects: Sequence[str], counts: Sequence[int], repeats: int, 
 
 def fold_split(subjects: Sequence[str], fold: int, folds: int, seed: int) -> Split:
     """Fold number `fold` (from 1) of `folds`: it is the test set, the next one the validation set, the rest trains."""
-    if not 3 <= folds <= len(subjects) or not 1 <= fold <= folds:
-        raise OptionError(f"fold {fold} of {folds}: there must be 3 to {len(subjects)} folds, and it one of them")
+    if not 3 <= folds <= len(subjects):
+        raise OptionError(f"folds {folds}: must be 3 to {len(subjects)}, the number of subjects")
+    if not 1 <= fold <= folds:
+        raise OptionError(f"fold {fold}: must be 1 to {folds}")
     order = shuffled(subjects, seed)
     test = order[fold - 1 :: folds]
     val = order[fold % folds :: folds]

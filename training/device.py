@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-import config
+from config import MachineConfig
 from utils import InputError
 
 
@@ -23,7 +23,7 @@ class Machine:
     """Processes that load slices; 0: the training process loads them itself."""
 
     @classmethod
-    def of(cls, options: config.Machine) -> Machine:
+    def of(cls, options: MachineConfig) -> Machine:
         """The machine that `options` describe. Raises InputError for a device that cannot be used."""
         device = select_device(options.device)
         if options.deterministic and device.type == "cuda":

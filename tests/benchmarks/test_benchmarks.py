@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from benchmarks import plain
-from config import Config
+from config import Config, EvaluationConfig
 from data.folder import open_data
-from engine import segment_subjects
+from inference.segmentation import segment_subjects
 from losses import GuidedLoss
 from metrics import dice, score_subject
 from models import build_model
+from training.device import Machine
 
-SMALL = Config(backbone="resnet18", variant="released")
+SMALL = Config.of(backbone="resnet18", variant="released")
 
 
 def pair(config: Config):
@@ -30,10 +31,11 @@ def pair(config: Config):
     return ours, plain.make_plain(copy.deepcopy(ours))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_training_is_that_of_the_plain_formulation(variant):
     """Losses, gradients and running statistics of two steps, in float64 and channels_last."""
-    ours, theirs = pair(Config(backbone="resnet18", variant=variant))
+    ours, theirs = pair(Config.of(backbone="resnet18", variant=variant))
     ours = ours.to(memory_format=torch.channels_last)
     image, target = torch.rand(2, 1, 64, 48, dtype=torch.float64), torch.randint(0, 5, (2, 64, 48))
     for _ in range(2):
@@ -87,7 +89,8 @@ def test_evaluation_is_that_of_the_plain_loop(make_data, tmp_path):
     dataset = data.dataset("val")
     slices = [(image[None], target.numpy().astype(np.uint8)) for image, target in dataset]
     expected = plain.evaluate(theirs, {"2": slices}, 5, tmp_path)
-    (volume,) = segment_subjects(ours, dataset, 2, 0, torch.device("cpu"), False, "")
+    machine = Machine(torch.device("cpu"), bfloat16=False, workers=0)
+    (volume,) = segment_subjects(ours, dataset, ["2"], EvaluationConfig(eval_batch_size=2), machine)
     # Between slices 2 and 10 there is nothing, in prediction and truth alike.
     assert volume.prediction.shape[0] == 10
     scores = [dice(volume.prediction == k, volume.target == k) for k in range(1, 5)]

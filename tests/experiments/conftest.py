@@ -1,0 +1,53 @@
+"""Finished runs with scores that can be added up by hand; networks without weights."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from experiments.results import Result, read_result
+from reproduce import slug
+
+DICE = {
+    "MS-Dual-Guided": {"1": (0.90, 0.80), "2": (0.70, 0.60), "3": (0.95, 0.85)},
+    "DAF": {"1": (0.80, 0.70), "2": (0.65, 0.45), "3": (0.90, 0.90)},
+}
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> dict[str, Path]:
+    """Run folders with the scores above: what main.py writes, with the numbers of two classes."""
+    folders = {}
+    for name, subjects in DICE.items():
+        folders[name] = folder = tmp_path / slug(name)
+        folder.mkdir()
+        rows = [
+            {"subject": subject, "class": label, "dsc": dsc, "vs": dsc, "msd": 2 - dsc, "hd95": 10 * dsc}
+            for subject, pair in subjects.items()
+            for label, dsc in zip(("liver", "spleen"), pair, strict=True)
+        ]
+        with (folder / "test.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        cost = {"parameters": 1234567, "epochs": 4, "seconds": 3725.0, "memory_gib": 1.26}
+        (folder / "test.json").write_text(json.dumps(cost))
+        (folder / "log.csv").write_text("epoch,val_dsc,seconds\n1,0.5,1800\n2,0.75,900\n")
+    return folders
+
+
+@pytest.fixture
+def results(finished: dict[str, Path]) -> list[Result]:
+    """The results of these runs, the proposed network's first."""
+    return [read_result(name, [folder]) for name, folder in finished.items()]
+
+
+@pytest.fixture
+def no_initialization(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks whose parts are looked at need no weights; to draw them takes most of the time."""
+    for name in ("kaiming_normal_", "kaiming_uniform_", "xavier_normal_", "normal_"):
+        monkeypatch.setattr(nn.init, name, lambda tensor, *_, **__: tensor)

@@ -1,0 +1,50 @@
+"""The page of several runs, in a real browser."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import wilcoxon
+
+import report
+from tests.helpers.browser import check_silence, needs_browser, show, texts
+from tests.helpers.pages import CONFIG, write_run
+from utils import write_json
+
+MINUS = "\N{MINUS SIGN}"
+
+
+@needs_browser
+def test_the_page_of_several_runs(tmp_path, browser):
+    rng = np.random.default_rng(1)
+    runs, values = [], {}
+    for name, shift in (("ours", 0.1), ("unet", 0.0), ("daf", 0.05)):
+        values[name] = rng.uniform(0.4, 0.8, (6, 2)) + shift
+        rows = [
+            {"subject": str(s), "class": c, "dsc": v, "vs": v, "msd": 3 - v, "assd": 3 - v, "hd95": 9 - v}
+            for s, pair in enumerate(values[name].tolist()) for c, v in zip(("liver", "spleen"), pair, strict=True)
+        ]  # fmt: skip
+        log = [{"epoch": k, "total": 1 / k, "val_dsc": 0.1 * k, "seconds": 1.0} for k in range(1, 2 + len(runs))]
+        runs.append(write_run(tmp_path / name, ["liver", "spleen"], rows, log))
+    write_json(tmp_path / "unet" / "config.json", CONFIG.change(model="unet").to_dict())
+    report.main(report.Options(tuple(runs), out=tmp_path / "compared"))
+    page = tmp_path / "compared" / "report.html"
+    show(browser, page)
+    check_silence(browser, page)
+    table = {row[0]: row for row in texts(browser, "#runs")[1:]}
+    for name, of_run in values.items():
+        means = 100 * of_run.mean(1)
+        assert table[name][1] == f"{means.mean():.2f} ± {means.std(ddof=1):.2f}"
+    tests = {(row[0], row[1]): row for row in texts(browser, "#tests")[1:]}
+    difference = (values["unet"] - values["ours"]).mean(1)
+    row = tests["unet", "DSC"]
+    assert float(row[3].replace(MINUS, "-")) == pytest.approx(100 * difference.mean(), abs=0.006)
+    assert row[4] == f"{wilcoxon(difference).pvalue:.3f}"
+    assert {name for name, _ in tests} == {"unet", "daf"}
+    header, *rows = texts(browser, "#classes")
+    assert header == ["class", "unet", "daf", "ours"]
+    spleen = 100 * values["daf"][:, 1]
+    assert rows[1][2] == f"{spleen.mean():.2f} ± {spleen.std(ddof=1):.2f}"
+    worst = [row[0] for row in texts(browser, "#subjects")[1:]]
+    assert worst == [str(k) for k in np.argsort(values["ours"].mean(1))]
+    assert texts(browser, "#differences")[1:] == [["model", "unet", "ms_dual_guided", "ms_dual_guided"]]
