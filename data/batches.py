@@ -78,17 +78,19 @@ def read_batches(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
     Its processes begin with SIGTERM and SIGUSR1 blocked: clusters send these to every process of a job, and it is the
     training that decides what to do.
     """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
     try:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
-        try:
-            batches = iter(loader)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        batches = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
         yield from batches
         return
     except InputError as error:
-        # Without its traceback, which holds PyTorch's loader in a cycle, the processes end now and in order.
         message = error.with_traceback(None).args[0]
+    # The traceback and this name hold PyTorch's iterator. Without them its processes end now and in order; in a cycle
+    # with an error, they would wait for the end of the program and, with SIGTERM blocked, beyond it.
+    del batches
     if loader.num_workers > 0:
         # PyTorch hands on the text of the process's traceback; its last line is the error's.
         message = message.rstrip().rpartition(f"\n{InputError.__module__}.InputError: ")[2]

@@ -39,8 +39,8 @@ def on_own_grid(scan: Scan, probabilities: np.ndarray, ensemble: Ensemble) -> Se
     slices = assemble(scan.numbers, list(ensemble.classify(probabilities)))
     image = to_scan(slices, scan.geometry)
     if scan.geometry.was_resampled:
-        maps = [sitk.GetArrayViewFromImage(each) for each in probability_maps(scan, probabilities)]
-        image = like(image, ensemble.classify(np.stack(maps)))
+        maps = probability_maps(scan, probabilities)  # a view of an image is good as long as the image is there
+        image = like(image, ensemble.classify(np.stack([sitk.GetArrayViewFromImage(each) for each in maps])))
     return Segmentation(scan, ensemble.labels, slices, image)
 
 

@@ -1,4 +1,4 @@
-"""The layout on disk: what is read, what is refused and how, and the augmentation."""
+"""The layout on disk: what is read, and what is refused and how."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.augment import Augmentation
+from data.description import Labels
 from data.folder import open_data
-from data.png import read_codes, read_image
-from data.slices import Labels, Slice, SliceDataset, SubjectBatches, collate
-from utils import InputError
-
-SAMPLE_PAIR = Path(__file__).parents[2] / "shared" / "data" / "chaos_sample_pair"
+from tests.helpers.errors import assert_clear, assert_one_line
+from tests.helpers.files import NO_FILES, remove
+from tests.helpers.png import GREY, encode, flat, png, save_png, write_tree
+from utils import InputError, printable
 
 
 def test_slices_are_paired_by_name_and_sorted_by_number(make_data):
@@ -44,74 +43,6 @@ def test_slices_are_paired_by_name_and_sorted_by_number(make_data):
     np.testing.assert_array_equal(target.numpy() * 63, codes)
 
 
-def save_png(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:
-    Image.fromarray(pixels, mode).save(path)
-    return path
-
-
-def test_bit_depths_are_read_without_loss(tmp_path):
-    rng = np.random.default_rng(1)
-    wide = rng.integers(0, 2**16, (5, 7), np.uint16)
-    path = save_png(tmp_path / "wide.png", wide)
-    np.testing.assert_allclose(read_image(path)[0], wide / np.float32(65535), rtol=1e-7)
-    np.testing.assert_array_equal(read_codes(path), wide)
-
-    rgb = rng.integers(0, 256, (5, 7, 3), np.uint8)
-    path = save_png(tmp_path / "rgb.png", rgb)
-    np.testing.assert_array_equal(read_image(path) * 255, rgb.transpose(2, 0, 1).astype(np.float32))
-    with pytest.raises(InputError, match=r"rgb\.png.*colors"):
-        read_codes(path)
-    np.testing.assert_array_equal(read_codes(save_png(tmp_path / "g.png", np.repeat(rgb[..., :1], 3, 2))), rgb[..., 0])
-
-    bits = rng.integers(0, 2, (5, 7)).astype(bool)
-    path = save_png(tmp_path / "bits.png", bits)
-    np.testing.assert_array_equal(read_codes(path), bits)
-    np.testing.assert_array_equal(read_image(path)[0], bits)
-
-
-@pytest.mark.parametrize("depth", [1, 2, 4, 8])
-def test_palettes_give_indices_as_masks_and_colors_as_images(tmp_path, depth):
-    indices = np.random.default_rng(depth).integers(0, min(2**depth, 9), (5, 7), np.uint8)
-    picture = Image.fromarray(indices, "P")
-    colors = [(3 * k % 256, 5 * k % 256, 255 - k) for k in range(2**depth)]
-    picture.putpalette([value for color in colors for value in color])
-    picture.save(tmp_path / "palette.png", bits=depth)
-    np.testing.assert_array_equal(read_codes(tmp_path / "palette.png"), indices)
-    expected = np.array(colors)[indices].transpose(2, 0, 1)
-    np.testing.assert_allclose(read_image(tmp_path / "palette.png") * 255, expected, atol=1e-4)
-
-    picture.putpalette([value for k in range(2**depth) for value in (9 * k % 256,) * 3])
-    picture.save(tmp_path / "grey.png", bits=depth)
-    np.testing.assert_allclose(read_image(tmp_path / "grey.png") * 255, [9 * indices.astype(int) % 256], atol=1e-4)
-
-
-@pytest.mark.parametrize("depth", [2, 4])
-def test_low_depth_grey_masks_keep_their_indices(tmp_path, depth):
-    """Pillow writes no grey PNG of 2 or 4 bits, so this one is put together by hand."""
-    import struct
-    import zlib
-
-    indices = np.arange(8).reshape(2, 4) % 2**depth
-    bits = ["".join(f"{value:0{depth}b}" for value in row) for row in indices]
-    lines = b"".join(b"\0" + int(row, 2).to_bytes(len(row) // 8, "big") for row in bits)
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", 4, 2, depth, 0, 0, 0, 0)
-    path = tmp_path / "low.png"
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
-    np.testing.assert_array_equal(read_codes(path), indices)
-    np.testing.assert_allclose(read_image(path)[0], indices / (2**depth - 1), rtol=1e-6)
-
-
-def test_images_with_alpha_are_refused(tmp_path):
-    path = save_png(tmp_path / "alpha.png", np.zeros((4, 4, 4), np.uint8))
-    with pytest.raises(InputError, match=r"alpha\.png.*alpha channel"):
-        read_image(path)
-
-
 def test_several_channels(make_data):
     root = make_data()
     for split in ("train", "val", "test"):
@@ -124,7 +55,11 @@ def test_several_channels(make_data):
     torch.testing.assert_close(image[0] + image[1], torch.ones(40, 48))
 
 
+# ---------------------------------------------------------------- labels
+
+
 def write_masks(root: Path, values: list[int]) -> None:
+    """Let every mask begin with these values; the rest is 0."""
     for path in root.glob("*/GT/*.png"):
         mask = np.zeros((40, 48), np.uint8)
         mask.flat[: len(values)] = values
@@ -142,25 +77,37 @@ def write_masks(root: Path, values: list[int]) -> None:
 def test_labels_that_need_no_table(make_data, values, names, codes):
     root = make_data()
     write_masks(root, values)
-    assert open_data(root).labels == Labels(names, codes)
+    assert open_data(root).labels == Labels(names, codes, tuple(range(len(names))))
 
 
 def test_table_in_dataset_json(make_data):
     root = make_data()
     write_masks(root, [0, 4, 200])
-    described = {"labels": {"background": 0, "b": 200, "a": 4}, "subjects": {"1": {"spacing": [1, 2, 3.5]}}}
-    (root / "dataset.json").write_text(json.dumps(described))
+    describe(root, {"labels": {"background": 0, "b": 200, "a": 4}, "subjects": {"1": {"spacing": [1, 2, 3.5]}}})
     data = open_data(root)
-    assert data.labels == Labels(("background", "b", "a"), (0, 200, 4))
+    assert data.labels == Labels(("background", "b", "a"), (0, 200, 4), (0, 1, 2))
     assert data.dataset("train")[0][1].flatten()[:3].tolist() == [0, 2, 1]
-    assert data.geometry["1"]["spacing"] == [1, 2, 3.5]
+    assert data.geometry["1"].spacing == (1, 2, 3.5)
 
 
-def remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+def test_unknown_mask_value_says_which_where_and_how_many(make_data):
+    root = make_data()
+    describe(root, {"labels": {"background": 0, "liver": 63}})
+    write_masks(root, [0, 63])
+    mask = np.zeros((40, 48), np.uint8)
+    mask[20, 30:33] = 64
+    save_png(root / "val/GT/Subj_2slice_2.png", mask)
+    with pytest.raises(InputError) as caught:
+        open_data(root)
+    parts = ("val/GT/Subj_2slice_2.png", "value 64", "row 20, column 30", "3 pixels", "[0, 63]")
+    assert_one_line(caught.value, *parts)
+
+
+# ---------------------------------------------------------------- what is refused
 
 
 def describe(root: Path, content: object) -> None:
+    """Write a dataset.json."""
     (root / "dataset.json").write_text(content if isinstance(content, str) else json.dumps(content))
 
 
@@ -205,10 +152,10 @@ BAD = {
     "labels list": (lambda r: describe(r, {"labels": ["background", "liver"]}), ["labels", "value in the masks"]),
     "labels without background": (lambda r: describe(r, {"labels": {"liver": 1, "spleen": 2}}), ["background"]),
     "labels twice": (lambda r: describe(r, {"labels": {"background": 0, "a": 1, "b": 1}}), ["same value"]),
-    "spacing": (lambda r: describe(r, {"subjects": {"1": {"spacing": [1, 0, 2]}}}), ["spacing of subject 1"]),
+    "spacing": (lambda r: describe(r, {"subjects": {"1": {"spacing": [1, 0, 2]}}}), ["subject 1", "spacing"]),
     "geometry of other slices": (
         lambda r: describe(r, {"subjects": {"1": {"size": [40, 48, 2]}}}),
-        ["subject 1 have 48 x 40 pixels, and 40 x 48 in dataset.json"],
+        ["subject 1", "slices have 48 x 40 pixels, and 40 x 48 in dataset.json"],
     ),
 }  # fmt: skip
 
@@ -220,104 +167,99 @@ def test_bad_input_is_one_clear_line(make_data, case):
     spoil(root)
     with pytest.raises(InputError) as caught:
         open_data(root)
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in expected:
-        assert part in message
+    assert_one_line(caught.value, *expected)
 
 
-def test_unknown_mask_value_says_which_where_and_how_many(make_data):
-    root = make_data()
-    described = {"labels": {"background": 0, "liver": 63}}
-    describe(root, described)
-    write_masks(root, [0, 63])
-    mask = np.zeros((40, 48), np.uint8)
-    mask[20, 30:33] = 64
-    save_png(root / "val/GT/Subj_2slice_2.png", mask)
+@pytest.mark.parametrize("case", NO_FILES)
+@pytest.mark.parametrize("kind", ["Img", "GT"])
+def test_things_that_are_no_files(tmp_path, case, kind):
+    make, expected = NO_FILES[case]
+    plain = png(encode(GREY))
+    path = write_tree(tmp_path, plain, plain, list(range(256))) / "train" / kind / "Subj_aslice_1.png"
+    path.unlink()
+    make(path)
+    with pytest.raises(InputError) as caught:
+        open_data(tmp_path)
+    assert_clear(caught.value, str(path), expected)
+    remove(path)
+    path.with_name("elsewhere").write_bytes(plain)
+    path.symlink_to("elsewhere")  # a good link is as good as the file
+    assert len(open_data(tmp_path).dataset("train")) == 1
+
+
+def test_numbers_that_make_no_volume_are_refused_before_training(tmp_path):
+    plain = png(encode(GREY))
+    root = write_tree(tmp_path, plain, plain, list(range(256)))
+    for kind in ("Img", "GT"):
+        (root / "val" / kind / f"Subj_bslice_{'9' * 20}.png").write_bytes(flat(0))
     with pytest.raises(InputError) as caught:
         open_data(root)
-    message = str(caught.value)
-    for part in ("val/GT/Subj_2slice_2.png", "value 64", "row 20, column 30", "3 pixels", "[0, 63]"):
-        assert part in message
+    assert_clear(caught.value, f"Subj_bslice_{'9' * 20}.png", "number the slices one by one")
 
 
-def test_batches_hold_one_subject_in_order(make_data):
-    data = open_data(make_data({"train": ["1", "2"], "val": ["3"], "test": ["4"]}, numbers=(1, 2, 3, 4, 5)))
-    train = data.dataset("train")
-    assert list(SubjectBatches(train, ["1", "2"], 3)) == [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9]]
-    assert list(SubjectBatches(train, ["2"], 4)) == [[5, 6, 7, 8], [9]]
+# ---------------------------------------------------------------- generated names
+
+ASCII_DIGITS = "0123456789"
+WORD = ASCII_DIGITS + "_-abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# Arabic digits, superscripts, a line break, an escape, a right-to-left mark, a byte that is no text, globs, quotes.
+odd_text = st.text(
+    st.sampled_from([*"aB7_-", "٣", "²", "é", "\n", "\x1b", "\u202e", "\udcff", " ", ".", "*", "[", "'"])
+)
+subject_names = st.one_of(st.sampled_from(["1", "01", "a", "slice_1", "-", "Subj_1"]), odd_text)
+numbers = st.one_of(
+    st.sampled_from(["1", "2", "01", "-1", "-0", "0", "٣", "²", "", "--1", "+1", "1.5", "9" * 20, "9" * 120]),
+    st.integers(-20, 20).map(str),
+)
+endings = st.sampled_from([".png", ".png", ".png", ".png", ".PNG", ".png.png", ".jpg", ".png\n", ""])
+file_names = st.builds("Subj_{}slice_{}{}".format, subject_names, numbers, endings)
 
 
-def test_collate_pads_slices_of_other_sizes():
-    items = [(torch.rand(1, 4, 6), torch.ones(4, 6).long()), (torch.rand(1, 5, 3), torch.ones(5, 3).long())]
-    images, targets = collate(items)
-    assert images.shape == (2, 1, 5, 6)
-    assert torch.equal(images[0, :, :4], items[0][0])
-    assert targets[0, 4].tolist() == [-100] * 6
-    assert targets[1, :, 3:].unique().tolist() == [-100]
-    assert (targets == 1).sum() == 4 * 6 + 5 * 3
-    assert images[1, :, :, 3:].abs().sum() == 0
+def slice_of(name: str) -> tuple[str, int] | None:
+    """Subject and number by the README, without a regular expression."""
+    if not name.startswith("Subj_") or not name.endswith(".png"):
+        return None
+    subject, found, number = name[5:-4].rpartition("slice_")
+    digits = number.removeprefix("-")
+    if not (found and subject and digits and set(subject) <= set(WORD) and set(digits) <= set(ASCII_DIGITS)):
+        return None
+    value = 0
+    for digit in digits:
+        value = 10 * value + ASCII_DIGITS.index(digit)
+    return subject, -value if number.startswith("-") else value
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32), st.integers(33, 64), st.integers(33, 64))
-def test_augmentation_moves_image_and_mask_together(seed, height, width):
-    """A bright disk far from the border stays on its own mask, whatever was drawn."""
-    rows, columns = np.mgrid[:height, :width]
-    disk = (rows - height * 0.45) ** 2 + (columns - width * 0.55) ** 2 < 49
-    image, target = Augmentation()(disk[None].astype(np.float32), disk.astype(np.uint8), np.random.default_rng(seed))
-    assert image.dtype == np.float32
-    assert target.dtype == np.uint8
-    assert image.shape == (1, height, width)
-    assert set(np.unique(target)) <= {0, 1}
-    assert abs(int(target.sum()) - int(disk.sum())) <= 12
-    assert ((image[0] > 0.5) != target.astype(bool)).sum() <= 8
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """One folder for all examples."""
+    return tmp_path_factory.mktemp("names")
 
 
-def test_flips_and_rotations_come_as_often_as_they_should():
-    """Each of the four flips appears in a quarter of the draws, a rotation in half, with angles up to the limit."""
-    corner = np.zeros((33, 33), np.uint8)
-    corner[4:8, 12:15] = 1
-    flips = Augmentation(rotation_probability=0)
-    counts: dict[bytes, int] = {}
-    for seed in range(1000):
-        target = flips(corner[None].astype(np.float32), corner, np.random.default_rng(seed))[1].tobytes()
-        counts[target] = counts.get(target, 0) + 1
-    assert len(counts) == 4
-    assert all(200 < count < 300 for count in counts.values())
-
-    line = np.zeros((65, 65), np.uint8)
-    line[32, 40:60] = 1
-    rotate = Augmentation(flip_probability=0, rotation_degrees=30)
-    angles = []
-    for seed in range(1000):
-        rows, columns = np.nonzero(rotate(line[None].astype(np.float32), line, np.random.default_rng(seed))[1])
-        angles.append(np.degrees(np.arctan2((rows - 32).mean(), (columns - 32).mean())))
-    turned = np.abs(angles) > 1
-    assert 430 < turned.sum() < 520
-    assert 25 < max(angles) < 31
-    assert -31 < min(angles) < -25
-
-
-def test_augmentation_is_a_function_of_seed_epoch_and_index(make_data):
-    data = open_data(make_data(numbers=tuple(range(1, 9))))
-
-    def batches(seed: int, epoch: int, workers: int) -> torch.Tensor:
-        dataset = data.dataset("train", Augmentation(), seed)
-        dataset.epoch = epoch
-        loader = torch.utils.data.DataLoader(dataset, 3, num_workers=workers)
-        return torch.cat([image for image, _ in loader])
-
-    first = batches(0, 1, 0)
-    assert torch.equal(first, batches(0, 1, 2))
-    assert not torch.equal(first, batches(0, 2, 0))
-    assert not torch.equal(first, batches(1, 1, 0))
-
-
-@pytest.mark.skipif(not SAMPLE_PAIR.exists(), reason="the CHAOS sample pair is not beside the repository")
-def test_real_pair():
-    name = "Subj_21slice_22.png"
-    item = Slice("21", 22, (SAMPLE_PAIR / "train" / "Img" / name,), SAMPLE_PAIR / "train" / "GT" / name)
-    image, target = SliceDataset([item], Labels(tuple("abcde"), (0, 63, 126, 189, 252)))[0]
-    assert image.shape[-2:] == target.shape
-    assert target.unique().tolist() == [0, 1, 2, 3]
+@settings(max_examples=120, deadline=None)
+@given(st.lists(file_names, min_size=1, max_size=6, unique=True), st.data())
+def test_pairs_are_of_one_subject_and_number_whatever_the_names(folder, names, data):
+    """Image and mask of a slice hold one value of its own, so that any other pair would show."""
+    root = write_tree(folder, b"", b"", list(range(256)))
+    keys = {name: slice_of(name) for name in names}
+    values = {key: 7 + k for k, key in enumerate(dict.fromkeys(key for key in keys.values() if key))}
+    for kind in ("Img", "GT"):
+        for path in (root / "train" / kind).iterdir():  # of an earlier example, too
+            path.unlink()
+        for name in data.draw(st.permutations(names)):
+            (root / "train" / kind / name).write_bytes(flat(values.get(keys[name], 0)))
+    found = [key for key in keys.values() if key]
+    spans = [abs(m - n) for s, m in found for t, n in found if s == t]
+    bad = not found or len(set(found)) < len(found) or max(spans) >= 10_000 or {s for s, _ in found} & {"b", "c"}
+    try:
+        opened = open_data(root)
+    except InputError as error:
+        assert bad
+        assert_clear(error, printable(str(root / "train")))
+        return
+    assert not bad
+    assert all(note.isprintable() for note in opened.notes)
+    train = opened.dataset("train")
+    assert sorted((item.subject, item.number) for item in train.slices) == sorted(found)
+    for item, (image, target) in zip(train.slices, train, strict=True):
+        own = {values[item.subject, item.number]}
+        assert set((image * 255).unique().tolist()) == own
+        assert set(target.unique().tolist()) == own

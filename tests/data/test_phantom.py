@@ -16,7 +16,7 @@ from data.folder import open_data
 from data.phantom import LABELS, main, phantom_subject, write_dataset
 from utils import InputError
 
-DATASET = Path(__file__).parents[1] / "dataset"
+DATASET = Path(__file__).parents[2] / "dataset"
 ORGANS = [name for name in LABELS if name != "background"]
 
 
@@ -44,6 +44,7 @@ def subjects() -> dict[str, tuple[str, np.ndarray, np.ndarray]]:
     return read_subjects(DATASET)
 
 
+@pytest.mark.slow
 def test_the_committed_data_set_is_what_its_command_writes(tmp_path):
     described = json.loads((DATASET / "dataset.json").read_text())
     assert described["command"] == "python -m data.phantom --seed 0"

@@ -128,7 +128,7 @@ def test_a_split_of_other_subjects_is_not_mixed_in(make_data, tmp_path):
         (["I", "--data", "dataset", "--folds", "-2"], "--folds -2, --repeats 1: must be"),
         (["I", "--data", "dataset", "--split", "10,2,2", "--repeats", "0"], "--repeats 0: must be"),
         (["compare"], "no runs to compare"),
-        (["I", "--data", "dataset", "--folds", "40"], "there must be 3 to 14 folds"),
+        (["I", "--data", "dataset", "--folds", "40"], "--folds 40: must be 3 to 14"),
         (["I", "--data", "dataset", "--split", "1,2"], "--split 1,2: must be three numbers"),
         (["I", "--data", "dataset", "--jobs", "0"], "--jobs 0: must be at least 1"),
         (["I", "--data", "dataset", "--slurm", "days"], "--slurm days: must be NAME=VALUE"),

@@ -10,6 +10,8 @@ import pytest
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
+sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # for volumes so small, starting threads takes longest
+
 REAL = Path(__file__).parents[3] / "shared" / "data"
 needs_real_data = pytest.mark.skipif(not REAL.exists(), reason="the real scans are not beside the repository")
 ORIENTATIONS = [

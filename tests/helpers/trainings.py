@@ -20,6 +20,7 @@ from tests.helpers.networks import TinyNetwork
 from tests.helpers.processes import CONTEXT, command
 from utils import user_errors
 
+CONTEXT.set_forkserver_preload(["main", "reproduce", "tests.helpers.processes"])
 FORK = multiprocessing.get_context("fork")
 TINY_NETWORKS = str(Path(__file__).parent / "tiny_networks")  # for the PYTHONPATH of jobs; see what lies there
 

@@ -1,0 +1,115 @@
+"""DICOM series, read and written: positions, thickness, names of patients, and a tilted gantry."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy.spatial.transform import Rotation
+
+from data.sources.dicom import read_series, write_series
+from data.volumes import like
+from tests.helpers.scans import slice_position, write_dicom
+from utils import InputError
+
+
+def test_dicom_geometry_is_that_of_the_positions(tmp_path):
+    direction = Rotation.from_euler("xyz", (12, -20, 8), degrees=True).as_matrix()
+    pixels = np.random.default_rng(0).integers(-100, 100, (5, 6, 7))
+    for k, name in enumerate("ecadb"):
+        write_dicom(tmp_path / f"{name}.dcm", pixels[k], slice_position(k, direction), direction)
+    series = read_series(tmp_path)
+    assert [path.stem for path in series.files] == list("ecadb")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(series.image), pixels)
+    np.testing.assert_allclose(series.image.GetSpacing(), (1.5, 1.25, 5.5), rtol=1e-4)
+    for k in range(5):
+        np.testing.assert_allclose(
+            series.image.TransformIndexToPhysicalPoint((0, 0, k)), slice_position(k, direction), atol=1e-3
+        )
+
+
+def set_element(path: Path, group: int, element: int, value: bytes) -> None:
+    """Another value in a DICOM file of implicit VR, which is what `write_dicom` writes: tag, length, value."""
+    key, value = struct.pack("<HH", group, element), value + b" " * (len(value) % 2)
+    content = path.read_bytes()
+    there = content.index(key)
+    end = there + 8 + int.from_bytes(content[there + 4 : there + 8], "little")
+    path.write_bytes(content[:there] + key + len(value).to_bytes(4, "little") + value + content[end:])
+
+
+@pytest.mark.parametrize(("between", "thickness", "expected"), [("8", "9.9", 8), ("", "7.5", 7.5), ("", "", 1)])
+def test_a_single_slice_is_as_thick_as_it_says(tmp_path, between, thickness, expected):
+    write_dicom(tmp_path / "a.dcm", np.zeros((6, 7)), slice_position(0))
+    set_element(tmp_path / "a.dcm", 0x18, 0x88, between.encode())
+    set_element(tmp_path / "a.dcm", 0x18, 0x50, thickness.encode())
+    np.testing.assert_allclose(read_series(tmp_path).image.GetSpacing(), (1.5, 1.25, expected), rtol=1e-6)
+
+
+def segmentation_of_patient(folder: Path, charset: str, name: bytes) -> bytes:
+    """The DICOM file that is written for a slice of a patient of this name."""
+    path = folder / "scan" / "a.dcm"
+    write_dicom(path, np.zeros((6, 7)), slice_position(0), charset=charset)
+    set_element(path, 0x10, 0x10, name)
+    series = read_series(folder / "scan")
+    write_series(folder / "out", like(series.image, np.ones((1, 6, 7), np.uint8)), series)
+    return (folder / "out" / "a.dcm").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("charset", "codec", "name"),
+    [
+        ("ISO_IR 100", "latin-1", "Jürgen Müller"),
+        ("ISO_IR 192", "utf-8", "Jürgen Müller"),
+        ("ISO_IR 144", "iso8859-5", "Иван"),
+        ("GB18030", "gb18030", "王小东"),
+    ],
+)
+def test_names_of_patients_keep_their_letters(tmp_path, charset, codec, name):
+    written = segmentation_of_patient(tmp_path, charset, name.encode(codec))
+    assert b"ISO_IR 192" in written
+    assert name.encode("utf-8") in written
+
+
+def test_names_in_a_set_with_escapes_stay_as_they_are(tmp_path):
+    charset, name = r"\ISO 2022 IR 87", b"Yamada=\x1b$B;3ED\x1b(B"
+    written = segmentation_of_patient(tmp_path, charset, name)
+    assert charset.encode() in written
+    assert b"ISO_IR 192" not in written
+    assert name in written
+
+
+@pytest.mark.parametrize(
+    "names", [["1.2.840.113619.2.4", "1.2.840.113619.2.5", "1.2.840.113619.2.6"], ["a", "a.dcm", "b.DCM"]]
+)
+def test_a_written_series_has_a_file_for_each_slice_whatever_their_names(tmp_path, names):
+    for k, name in enumerate(names):
+        write_dicom(tmp_path / "scan" / name, np.full((6, 7), k), slice_position(k))
+    series = read_series(tmp_path / "scan")
+    label = like(series.image, np.arange(3 * 6 * 7, dtype=np.uint8).reshape(3, 6, 7))
+    write_series(tmp_path / "segmentation", label, series)
+    assert sorted(path.name for path in (tmp_path / "segmentation").iterdir()) == sorted(names)
+    for k, name in enumerate(names):
+        written = sitk.ReadImage(tmp_path / "segmentation" / name)
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(written)[0], sitk.GetArrayFromImage(label)[k])
+        position = [float(number) for number in written.GetMetaData("0020|0032").split("\\")]
+        np.testing.assert_allclose(position, slice_position(k), atol=1e-3)
+
+
+@pytest.mark.parametrize("angles", [(0, 0, 0), (12, -20, 8)])
+@pytest.mark.parametrize(("tilt", "axis", "refused"), [(0.1, "x", False), (1.0, "y", True), (-17.5, "x", True)])
+def test_series_of_a_tilted_gantry_are_refused(tmp_path, angles, tilt, axis, refused):
+    """The scanner turns each slice about its rows or columns, while the table moves on along the same line."""
+    table = Rotation.from_euler("xyz", angles, degrees=True)
+    direction = (table * Rotation.from_euler(axis, tilt, degrees=True)).as_matrix()
+    for k in range(40):
+        write_dicom(tmp_path / f"{k}.dcm", np.zeros((6, 7)), slice_position(k, table.as_matrix()), direction)
+    if not refused:
+        assert len(read_series(tmp_path).files) == 40
+        return
+    with pytest.raises(InputError) as caught:
+        read_series(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}: ")
+    assert f"tilted by {abs(tilt)} degrees" in str(caught.value)

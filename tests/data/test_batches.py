@@ -1,0 +1,72 @@
+"""Batches: which slices are in them, and what loader processes say of files that have changed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from data.batches import SubjectBatches, collate, read_batches
+from data.folder import open_data
+from tests.helpers.errors import assert_clear
+from tests.helpers.png import GREY, encode, flat, png, write_tree
+from utils import InputError, printable
+
+
+def test_batches_hold_one_subject_in_order(make_data):
+    data = open_data(make_data({"train": ["1", "2"], "val": ["3"], "test": ["4"]}, numbers=(1, 2, 3, 4, 5)))
+    train = data.dataset("train")
+    assert list(SubjectBatches(train, ["1", "2"], 3)) == [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9]]
+    assert list(SubjectBatches(train, ["2"], 4)) == [[5, 6, 7, 8], [9]]
+
+
+def test_collate_pads_slices_of_other_sizes():
+    items = [(torch.rand(1, 4, 6), torch.ones(4, 6).long()), (torch.rand(1, 5, 3), torch.ones(5, 3).long())]
+    images, targets = collate(items)
+    assert images.shape == (2, 1, 5, 6)
+    assert torch.equal(images[0, :, :4], items[0][0])
+    assert targets[0, 4].tolist() == [-100] * 6
+    assert targets[1, :, 3:].unique().tolist() == [-100]
+    assert (targets == 1).sum() == 4 * 6 + 5 * 3
+    assert images[1, :, :, 3:].abs().sum() == 0
+
+
+CHANGES = {
+    "image vanishes": (lambda image, mask: image.unlink(), "Img", "no such file"),
+    "mask vanishes": (lambda image, mask: mask.unlink(), "GT", "no such file"),
+    "image is cut": (lambda image, mask: os.truncate(image, 60), "Img", "not a readable PNG"),
+    "image of another size": (lambda image, mask: image.write_bytes(flat(0, 40, 32)), "Img", "40 x 32"),
+    "pair of another size": (
+        lambda image, mask: [path.write_bytes(flat(0, 40, 32)) for path in (image, mask)],
+        "Img", "was 1 channels of 32",
+    ),
+    "image in colors": (
+        lambda image, mask: image.write_bytes(png(encode(np.stack([GREY] * 3, 2), 8, 2))), "Img", "is 3 channels",
+    ),
+    "unknown mask value": (lambda image, mask: mask.write_bytes(flat(9)), "GT", "value 9"),
+    "pipe": (lambda image, mask: [image.unlink(), os.mkfifo(image)], "Img", "pipe"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_changes_during_training_are_one_line_from_any_process(tmp_path, case):
+    """The same line without loader processes and with two, which end, and from a folder whose name has a line break."""
+    change, kind, expected = CHANGES[case]
+    root = write_tree(tmp_path / "a\nutils.InputError: b", flat(0), flat(0), [0, 63])
+    data = open_data(root)
+    paths = [root / "train" / kind / "Subj_aslice_1.png" for kind in ("Img", "GT")]
+    change(*paths)
+    before, messages = set(multiprocessing.active_children()), []
+    for workers in (0, 2):
+        loader = DataLoader(data.dataset("train"), 2, num_workers=workers, collate_fn=collate)
+        with pytest.raises(InputError) as caught:
+            list(read_batches(loader))
+        assert_clear(caught.value, f"train/{kind}/Subj_aslice_1.png", expected)
+        messages.append(str(caught.value))
+        assert set(multiprocessing.active_children()) <= before
+    assert messages[0] == messages[1]
+    assert messages[0].startswith(printable(str(root)))

@@ -1,0 +1,51 @@
+"""One slice as tensors: their order, and what is drawn for each."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from config import AugmentationConfig
+from data.dataset import Slice, SliceDataset, natural
+from data.description import Labels
+from data.folder import open_data
+from tests.helpers.scans import REAL, needs_real_data
+
+
+@given(st.lists(st.text("019a-", max_size=5), max_size=6))
+def test_natural_order_is_that_of_numbers(texts):
+    def reference(text: str) -> list[tuple[int, int | str]]:
+        return [(0, int(part)) if part.isdigit() else (1, part) for part in re.findall(r"\d+|\D+", text)]
+
+    assert [reference(text) for text in sorted(texts, key=natural)] == sorted(map(reference, texts))
+    assert natural("9" * 5000) < natural("1" + "0" * 5000)
+    assert natural("a²٣")
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_index(make_data):
+    data = open_data(make_data(numbers=tuple(range(1, 9))))
+
+    def batches(seed: int, epoch: int, workers: int) -> torch.Tensor:
+        dataset = data.dataset("train", AugmentationConfig(), seed)
+        dataset.epoch = epoch
+        loader = DataLoader(dataset, 3, num_workers=workers)
+        return torch.cat([image for image, _ in loader])
+
+    first = batches(0, 1, 0)
+    assert torch.equal(first, batches(0, 1, 2))
+    assert not torch.equal(first, batches(0, 2, 0))
+    assert not torch.equal(first, batches(1, 1, 0))
+
+
+@needs_real_data
+def test_real_pair():
+    folder, name = REAL / "chaos_sample_pair" / "train", "Subj_21slice_22.png"
+    item = Slice("21", 22, (folder / "Img" / name,), folder / "GT" / name)
+    labels = Labels.indexed(tuple("abcde"), (0, 63, 126, 189, 252))
+    image, target = SliceDataset([item], labels)[0]
+    assert image.shape[-2:] == target.shape
+    assert target.unique().tolist() == [0, 1, 2, 3]

@@ -1,0 +1,113 @@
+"""dataset.json: whatever it says is refused in one line, or can be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.description import read_description
+from data.folder import open_data
+from data.preparation import Preparation
+from data.volumes import to_scan, write_nifti
+from tests.helpers.errors import assert_clear
+from tests.helpers.files import NO_FILES
+from tests.helpers.png import GREY, encode, png, write_tree
+from tests.helpers.raw_json import Raw, to_json
+from utils import InputError
+
+plain_values = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 70), st.floats(), st.text(max_size=4), st.sampled_from(["LPS", "RAI"]),
+    st.sampled_from([10**9, 10**400, -(10**30), 1e300, 1e-320, Raw("1e999"), Raw("9" * 5000), Raw("[" * 5000)]),
+    st.just(Raw("[" * 50_000 + "]" * 50_000)),
+)  # fmt: skip
+values = st.recursive(
+    plain_values,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+) | st.lists(st.one_of(st.integers(-2, 2), st.floats(-3, 3)), min_size=2, max_size=9)
+DESCRIBED = {
+    "labels": {"background": 0, "liver": 63},
+    "values": {"background": 0, "liver": 7},
+    "preparation": Preparation(size=32, spacing=(1.5, 1.5), window=(40.0, 400.0)).to_dict(),
+    "subjects": {
+        "1": {
+            "spacing": [1.5, 1.5, 4.0],
+            "origin": [1.0, 2.0, 3.0],
+            "direction": [1, 0, 0, 0, 0.6, -0.8, 0, 0.8, 0.6],
+            "original": {"size": [36, 30, 2], "spacing": [1.5, 1.5, 4.0], "origin": [-1.0, 2.0, 3.0]},
+            "orientation": "RAI",
+        }
+    },
+}
+
+
+def keys_of(value: object, path: tuple = ()) -> list[tuple]:
+    """The path of keys and indices to each value in `value`, itself among them."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return [path, *(place for key, item in inner for place in keys_of(item, (*path, key)))]
+
+
+def replace_at(value, path: tuple, new: object):
+    """`value` with another one at a path of keys and indices."""
+    if not path:
+        return new
+    if isinstance(value, dict):
+        return {key: replace_at(item, path[1:], new) if key == path[0] else item for key, item in value.items()}
+    return [replace_at(item, path[1:], new) if key == path[0] else item for key, item in enumerate(value)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """One folder for all examples; each replaces the files of the one before."""
+    return tmp_path_factory.mktemp("json")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(keys_of(DESCRIBED)), values)
+def test_what_dataset_json_says_is_refused_or_can_be_used(folder, place, value):
+    path = folder / "dataset.json"
+    path.write_text(to_json(replace_at(DESCRIBED, place, value)))
+    try:
+        described = read_description(path)
+    except InputError as error:
+        assert_clear(error, str(path))
+        assert len(str(error)) < 1000 + len(str(path))
+        return
+    volume = np.ones((2, 32, 32), np.uint8)
+    for geometry in described.geometry.values():
+        scan = to_scan(volume, geometry)
+        write_nifti(folder / "volume.nii.gz", scan)
+        assert sitk.ReadImage(folder / "volume.nii.gz").GetSize() == scan.GetSize()
+    if described.preparation is not None:
+        scan = sitk.GetImageFromArray(np.zeros((2, 40, 40), np.float32))
+        assert described.preparation.apply([scan]).images.ndim == 4
+    if described.labels is not None:
+        assert np.array(described.labels.values, np.uint16).tolist() == list(described.labels.values)
+        assert all(name.isprintable() and name.encode() for name in described.labels.names)
+
+
+def test_the_description_itself_is_taken(tmp_path):
+    (tmp_path / "dataset.json").write_text(json.dumps(DESCRIBED))
+    described = read_description(tmp_path / "dataset.json")
+    assert described.labels.to_dict() == {key: DESCRIBED[key] for key in ("labels", "values")}
+    assert described.labels.values == (0, 7)
+    assert {subject: geometry.to_dict() for subject, geometry in described.geometry.items()} == DESCRIBED["subjects"]
+    assert described.preparation.to_dict() == DESCRIBED["preparation"]
+
+
+@pytest.mark.parametrize("case", NO_FILES)
+def test_dataset_json_that_is_no_file(tmp_path, case):
+    plain = png(encode(GREY))
+    path = write_tree(tmp_path, plain, plain, list(range(256))) / "dataset.json"
+    path.unlink()
+    make, _ = NO_FILES[case]
+    make(path)
+    with pytest.raises(InputError) as caught:
+        open_data(tmp_path)
+    assert_clear(caught.value, str(path))

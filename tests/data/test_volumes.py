@@ -1,0 +1,39 @@
+"""Slices put together as volumes, and volumes in files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.volumes import assemble, write_nifti
+from utils import InputError
+
+
+@pytest.mark.parametrize(
+    ("numbers", "error"), [((1, 1), ValueError), ((1, 2, 3), ValueError), ((1, 20231124), InputError)]
+)
+def test_assemble_refuses_what_is_no_volume(numbers, error):
+    with pytest.raises(error):
+        assemble(numbers, [np.zeros((2, 2), np.uint8)] * 2)
+
+
+@settings(deadline=None)
+@given(st.permutations(range(-3, 4)), st.integers(1, 7))
+def test_assemble_puts_each_slice_in_its_place(order, count):
+    numbers = order[:count]
+    volume = assemble(numbers, [np.full((2, 3), number + 10, np.uint8) for number in numbers])
+    assert volume.shape == (max(numbers) - min(numbers) + 1, 2, 3)
+    for number, plane in enumerate(volume, min(numbers)):
+        assert (plane == (number + 10 if number in numbers else 0)).all()
+
+
+def test_files_are_not_written_through_links(tmp_path):
+    (tmp_path / "outside.nii.gz").write_bytes(b"kept")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.nii.gz").symlink_to("../outside.nii.gz")
+    write_nifti(tmp_path / "out" / "a.nii.gz", sitk.GetImageFromArray(np.zeros((2, 3, 4), np.uint8)))
+    assert (tmp_path / "outside.nii.gz").read_bytes() == b"kept"
+    assert not (tmp_path / "out" / "a.nii.gz").is_symlink()

@@ -1,0 +1,47 @@
+"""Probabilities of slices on the scan's own grid."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy.ndimage import map_coordinates
+
+from data.preparation import Preparation
+from data.volumes import largest_components, to_scan
+from inference.results import on_own_grid, write_probabilities, write_segmentation
+from inference.scans import read_scans
+from tests.helpers.scans import read_array
+
+
+@pytest.mark.parametrize("largest", [False, True])
+def test_probabilities_of_resampled_slices_are_interpolated(trained, tmp_path, largest):
+    """Against SciPy at the positions of the scan's voxels; around the slices is background."""
+    (network,) = trained.ensemble().networks
+    identity = replace(network.identity, preparation=Preparation(spacing=(0.7, 1.9), size=44))
+    network = replace(network, identity=identity, config=network.config.change(largest_component=largest))
+    ensemble = replace(trained.ensemble(), networks=[network])
+    (scan,) = read_scans(str(trained.image(2)), "s2", ensemble)
+    probabilities = np.random.default_rng(0).dirichlet(np.full(4, 0.3), scan.images.shape[1:]).transpose(3, 0, 1, 2)
+    probabilities = probabilities.astype(np.float32)
+    result = on_own_grid(scan, probabilities, ensemble)
+    write_segmentation(tmp_path, result, dicom=False)
+    write_probabilities(tmp_path, scan, probabilities)
+
+    image = sitk.ReadImage(trained.image(2))
+    spacing, direction = np.array(scan.geometry.spacing), np.reshape(scan.geometry.direction, (3, 3))
+    voxels = list(np.ndindex(image.GetSize()))
+    points = np.array([image.TransformIndexToPhysicalPoint(voxel) for voxel in voxels])
+    positions = (points - scan.geometry.origin) @ direction / spacing
+    inside = ((positions > -0.5) & (positions < np.array(probabilities.shape[:0:-1]) - 0.5)).all(1)
+    assert 0.2 < inside.mean() < 1
+    expected = np.stack([map_coordinates(each, positions.T[::-1], order=1, mode="nearest") for each in probabilities])
+    expected = np.where(inside, expected, np.eye(4)[0][:, None]).reshape(4, *image.GetSize()).transpose(0, 3, 2, 1)
+    found = read_array(tmp_path / "s2_probabilities.nii.gz")
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    classes = found.argmax(0).astype(np.uint8)
+    written = read_array(tmp_path / "s2.nii.gz")
+    np.testing.assert_array_equal(written, largest_components(classes) if largest else classes)
+    assert (written != sitk.GetArrayFromImage(to_scan(result.slices, scan.geometry))).any()
