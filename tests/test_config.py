@@ -36,7 +36,8 @@ def test_values_out_of_their_range_are_refused(name, value):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("seed", 2**32 - 1), ("rotation_degrees", 180.0), ("flip_probability", 1.0), ("dice", 0.0), ("betas", (0.0, 0.0)),
+        ("seed", 2**32 - 1), ("rotation_degrees", 180.0), ("flip_probability", 1.0), ("dice", 0.0),
+        ("betas", (0.0, 0.0)),
         ("plateau_factor", 1.0), ("max_skipped", 0), ("workers", 0), ("workers", "auto"), ("classes", 2),
     ],
 )  # fmt: skip

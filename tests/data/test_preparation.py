@@ -164,3 +164,14 @@ def test_preparation_survives_json_and_refuses_another_version():
     assert Preparation.from_dict(json.loads(json.dumps(preparation.to_dict()))) == preparation
     with pytest.raises(InputError, match="another version"):
         Preparation.from_dict({"sharpen": 3})
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_percentiles_are_those_of_the_sorted_voxels(bits):
+    volume = np.random.default_rng(0).normal(100, 30, (3, 40, 44))
+    ordered = np.sort(volume.ravel())
+    positions = np.array([0.005, 0.995]) * (ordered.size - 1)
+    low, high = np.interp(positions, np.arange(ordered.size), ordered)
+    expected = np.rint(((volume - low) / (high - low)).clip(0, 1) * (2**bits - 1))
+    ours = Preparation(normalize="percentiles", bits=bits).apply([sitk.GetImageFromArray(volume)]).images[0]
+    assert (ours == expected).mean() > 0.999 and np.abs(ours - expected).max() <= 1
