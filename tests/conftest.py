@@ -13,15 +13,16 @@ from PIL import Image
 
 from tests.helpers import networks
 
+LOCALE = locale.setlocale(locale.LC_CTYPE)
 torch.set_num_threads(1)  # threads that wait for each other make tiny networks slow on a busy machine
 
 
 @pytest.fixture(autouse=True)
 def keep_locale() -> Iterator[None]:
-    """SimpleITK's DICOM reader sets the locale to C, in which Python takes text files for ASCII."""
-    before = locale.setlocale(locale.LC_CTYPE)
+    """SimpleITK's DICOM reader, also in fixtures, sets the locale to C, in which Python takes text files for ASCII."""
+    locale.setlocale(locale.LC_CTYPE, LOCALE)
     yield
-    locale.setlocale(locale.LC_CTYPE, before)
+    locale.setlocale(locale.LC_CTYPE, LOCALE)
 
 
 @pytest.fixture

@@ -234,6 +234,7 @@ def test_the_weights_of_the_loss_arrive(monkeypatch):
     assert (loss.alpha, loss.beta, loss.gamma, loss.dice) == (0.9, 0.8, 0.7, 0.3)
 
 
+@pytest.mark.slow
 def test_the_first_epoch_with_the_best_score_is_chosen(make_data, tmp_path, built, monkeypatch):
     """Also over an interruption; the rate falls after the second epoch without a better score."""
     scores = [0.5, 0.7, 0.6, 0.7, 0.65, 0.1]

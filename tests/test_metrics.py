@@ -72,6 +72,7 @@ def same(ours: dict[str, float], theirs: dict[str, float]) -> None:
         assert value == pytest.approx(theirs[key], abs=1e-9, nan_ok=True), key
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(pairs())
 def test_equal_to_medpy(pair):
@@ -181,6 +182,7 @@ def test_mistakes():
             score_subject(a.astype(int), a * label, names)
 
 
+@pytest.mark.slow
 def test_two_ellipsoids_in_a_whole_volume_equal_medpy():
     grid = np.indices((256, 256, 40), dtype=np.float32)
 

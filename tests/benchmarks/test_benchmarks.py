@@ -52,6 +52,7 @@ def test_training_is_that_of_the_plain_formulation(variant):
         torch.testing.assert_close(buffer, theirs.get_buffer(name), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32():
     """Relative errors of losses and logits; the gradient errs no more than PyTorch's autocast of the plain network.
 
@@ -83,6 +84,7 @@ def test_bfloat16_stays_near_float32():
     assert (gradient - exact).norm() < 1.3 * (usual - exact).norm()
 
 
+@pytest.mark.slow
 def test_evaluation_is_that_of_the_plain_loop(make_data, tmp_path):
     data = open_data(make_data(numbers=(1, 2, 10)))
     ours, theirs = (model.float() for model in pair(SMALL))

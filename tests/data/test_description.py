@@ -68,6 +68,7 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("json")
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(keys_of(DESCRIBED)), values)
 def test_what_dataset_json_says_is_refused_or_can_be_used(folder, place, value):

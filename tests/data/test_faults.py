@@ -120,6 +120,7 @@ def test_names_that_are_no_text_can_be_printed(capsys):
     assert capsys.readouterr().err == "error: a\\udcffb\\n: wrong\\x1b[2J; remove it\n"
 
 
+@pytest.mark.slow
 def test_training_on_constant_images_stays_finite(tmp_path):
     """Slices alone in their batch, as small as slices may be, with one value each in image and mask."""
     root = write_tree(tmp_path, flat(255), flat(0), [0, 63])

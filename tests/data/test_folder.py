@@ -234,6 +234,7 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("names")
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(st.lists(file_names, min_size=1, max_size=6, unique=True), st.data())
 def test_pairs_are_of_one_subject_and_number_whatever_the_names(folder, names, data):

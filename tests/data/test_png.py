@@ -121,6 +121,7 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("examples")
 
 
+@pytest.mark.slow
 @settings(max_examples=70, deadline=None)
 @given(pictures(), st.binary(max_size=9))
 def test_whatever_is_a_slice_is_read_exactly(folder, picture, garbage):
@@ -198,6 +199,7 @@ def spoiled_inside(draw, chunks: Chunks, kind: str) -> Chunks:
     return chunks
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(damaged(), st.booleans())
 def test_damage_is_noticed_or_harmless(folder, content, in_mask):

@@ -38,6 +38,7 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("scan")
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(st.sampled_from(ORIENTATIONS), st.integers(0, 99), st.tuples(*[st.floats(-30, 30)] * 3))
 def test_labels_return_to_the_scan_from_any_orientation(folder, code, seed, angles):
@@ -53,6 +54,7 @@ def test_labels_return_to_the_scan_from_any_orientation(folder, code, seed, angl
     assert_same_scan(sitk.ReadImage(folder / "back.nii.gz"), sitk.ReadImage(folder / "label_1.nii.gz"))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(ORIENTATIONS), st.integers(32, 48), st.tuples(*[st.floats(-30, 30)] * 3))
 def test_cropped_and_padded_labels_return_where_they_were(folder, code, size, angles):
@@ -69,6 +71,7 @@ def test_cropped_and_padded_labels_return_where_they_were(folder, code, size, an
     np.testing.assert_array_equal(returned, np.where(kept, whole, 0))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(ORIENTATIONS), st.integers(1, 6), st.integers(1, 6), st.sampled_from([None, 40]))
 def test_slices_keep_their_place_where_the_first_and_last_were_removed(folder, code, a, b, size):

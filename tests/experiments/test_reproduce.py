@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 # ---------------------------------------------------------------- tables
 
 
+@pytest.mark.slow
 def test_table_viii(tmp_path, no_initialization, capsys):
     reproduce.main(["VIII", "--out", str(tmp_path)])
     text = (tmp_path / "table-VIII" / "table.md").read_text()
@@ -229,6 +230,7 @@ def test_more_epochs_undo_no_run_where_another_cannot_go_on(make_data, tmp_path,
     assert not (folders[0] / "test.json").exists()
 
 
+@pytest.mark.slow
 def test_a_failure_does_not_stop_the_others(make_data, tmp_path):
     data, out, log = make_data(), tmp_path / "out", tmp_path / "log"
     broken = out / "runs" / "daf" / data.resolve().name

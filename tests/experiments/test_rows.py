@@ -11,6 +11,7 @@ from models import MSDualGuided, build_model
 from models.semantic import SemanticModule
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_no_preset_changes_what_a_row_is(preset, no_initialization):
     """Parts of the networks, by their modules, for the rows of Tables I and II."""

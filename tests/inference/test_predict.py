@@ -60,6 +60,7 @@ def described(trained: Trained, target: Path, **entries) -> Path:
 # ---------------------------------------------------------------- agreement
 
 
+@pytest.mark.slow
 def test_a_test_scan_gets_the_prediction_of_training(trained, tmp_path):
     """From the scan itself, from its slices, and in training: one segmentation, on the scan's own grid."""
     run(trained.checkpoint, trained.test_scan, out=tmp_path / "a", truth=(trained.test_label,))
@@ -98,6 +99,7 @@ def test_the_validation_of_the_training_is_that_of_the_checkpoint(trained, tmp_p
     assert 0 < max(scores.values()) < 1
 
 
+@pytest.mark.slow
 def test_checkpoints_and_flips_are_averaged(trained, tmp_path):
     """The probabilities of two checkpoints are the mean of those of each; those with flips are not those without."""
     best = load_checkpoint(trained.checkpoint)
@@ -117,6 +119,7 @@ def test_checkpoints_and_flips_are_averaged(trained, tmp_path):
     assert np.abs(found["flips"] - found["a"]).max() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ORIENTATIONS[::7])
 def test_orientation_does_not_change_the_segmentation(trained, tmp_path, code):
     image, _ = make_scan(9, "LPS", (3, 2, -5), size=(40, 34, 3))

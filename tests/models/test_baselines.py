@@ -48,6 +48,7 @@ def test_parameters_equal_table_viii_or_differ_for_a_stated_reason(options, pape
     assert count(Config.of(**options)) == paper + difference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [*MODELS, "smp.Unet", "smp.DeepLabV3Plus"])
 def test_any_size_and_batch_and_no_dead_layers(model):
     torch.manual_seed(0)
@@ -63,6 +64,7 @@ def test_any_size_and_batch_and_no_dead_layers(model):
     assert not [name for name, parameter in network.named_parameters() if parameter.grad is None]
 
 
+@pytest.mark.slow
 def test_supervised_maps():
     image = torch.rand(2, 1, 48, 48)
     expected = {"unet": (0, 1), "attention_unet": (0, 1), "pan": (0, 1), "danet": (0, 3), "daf": (4, 4)}
@@ -71,6 +73,7 @@ def test_supervised_maps():
         assert (len(output.raw), len(output.refined)) == (raw, refined), model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 @pytest.mark.parametrize("stride", [8, 16])
 def test_dilation_computes_the_strided_maps_and_those_between(name, stride):
@@ -144,6 +147,7 @@ def test_danet_predicts_by_the_sum_of_its_branches():
         torch.testing.assert_close(network(image), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_smp_is_the_library_s_network():
     smp = pytest.importorskip("segmentation_models_pytorch")
     network = build_model(Config.of(model="smp.UnetPlusPlus", backbone="resnet34", classes=3)).eval()

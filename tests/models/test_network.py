@@ -35,6 +35,7 @@ def count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "counts"), TABLE_VIII)
 def test_parameters_equal_table_viii(options, counts):
     for steps, expected in counts.items():
@@ -94,6 +95,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(st.fixed_dictionaries({name: st.sampled_from(values) for name, values in OPTIONS.items()}))
 def test_no_dead_layers_in_any_ablation(options):
@@ -123,6 +125,7 @@ def test_no_dead_layers_in_any_ablation(options):
     assert not idle
 
 
+@pytest.mark.slow
 def test_eval_is_the_mean_of_the_last_maps():
     torch.manual_seed(0)
     model = build_model(SMALL.change(steps=3)).double().eval()
@@ -134,6 +137,7 @@ def test_eval_is_the_mean_of_the_last_maps():
     torch.testing.assert_close(mean, torch.stack(maps).mean(0), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_fine_decoder_predicts_by_its_own_map():
     """Eval is the last of the maps, and single pixels of Res-1's resolution show in it, which they do not at H/4."""
     torch.manual_seed(0)
@@ -155,6 +159,7 @@ def test_fine_decoder_predicts_by_its_own_map():
     assert reach == [0, 0] and difference[-2:].max() == difference[:, -2:].max() == 0  # 3x3, 3x3, enlarged, 3x3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["paper", "released"])
 @pytest.mark.parametrize("neutral", [True, False])
 def test_a_network_with_a_neutral_guide_begins_as_ms_dual(variant, neutral):
@@ -168,6 +173,7 @@ def test_a_network_with_a_neutral_guide_begins_as_ms_dual(variant, neutral):
         assert torch.equal(guided(image), dual(image)) == neutral
 
 
+@pytest.mark.slow
 def test_every_backbone_has_five_maps():
     for name in BACKBONES:
         with torch.device("meta"):
@@ -305,6 +311,7 @@ def test_channel_attention_by_hand(variant):
     torch.testing.assert_close(module(x), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["ms_dual_guided", "daf_dual", "danet"])
 def test_recomputed_activations_change_nothing_but_memory(model):
     """Losses, gradients, running statistics and predictions are the same; fewer bytes are kept."""

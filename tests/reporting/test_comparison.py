@@ -14,6 +14,7 @@ from utils import write_json
 MINUS = "\N{MINUS SIGN}"
 
 
+@pytest.mark.slow
 @needs_browser
 def test_the_page_of_several_runs(tmp_path, browser):
     rng = np.random.default_rng(1)

@@ -16,6 +16,7 @@ from reporting import figures
 from reporting.run_page import PAGE
 
 
+@pytest.mark.slow
 def test_figures_for_a_paper(run, tiny, tmp_path):
     other = tmp_path / "baseline"
     shutil.copytree(run, other)

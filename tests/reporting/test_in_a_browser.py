@@ -101,6 +101,7 @@ def test_masks_reach_the_page_to_the_bit(painted, volumes, browser):
         np.testing.assert_array_equal(decoded(browser, k, "prediction"), volume.prediction[[0, 1, 2, 4]])
 
 
+@pytest.mark.slow
 def test_the_viewer_scrolls_and_toggles(painted, browser):
     show(browser, painted / "report.html")
     place = "return document.querySelector('.scroll output').textContent"

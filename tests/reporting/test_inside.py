@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from data.folder import open_data
 from models import build_model
@@ -15,6 +16,7 @@ from tests.helpers.networks import TinyNetwork
 from tests.helpers.pages import CLASSES, CONFIG
 
 
+@pytest.mark.slow
 @needs_browser
 def test_maps_show_in_the_page(refined, browser):
     """One of them in the browser, pixel by pixel: classes in their colors, background transparent."""

@@ -12,6 +12,7 @@ from models.inspection import inspect
 from models.multi_scale import SCALES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "fine_decoder"), [("paper", False), ("released", False), ("paper", True)])
 def test_maps_are_those_of_the_plain_formulation(variant, fine_decoder):
     """Attention against a row of the N x N map that the plain formulation computes; predictions against the logits."""

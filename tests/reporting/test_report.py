@@ -17,6 +17,7 @@ from utils import InputError, write_json
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["run", "refined"])
 def test_the_command_writes_the_same_page_again(kind, request, tiny, tmp_path, capsys):
     """As main.py writes it, and with the maps of a network that refines."""

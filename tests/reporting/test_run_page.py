@@ -15,6 +15,7 @@ from reporting.viewer import Segmented
 from tests.helpers.pages import big_set, held, odd_scores, write_run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("noise", "subjects", "kept"), [(6, 5, {5}), (80, 7, {4, 5, 6})])
 def test_five_subjects_of_256_stay_below_15_mb(run, tmp_path, noise, subjects, kept):
     """With the noise of scans, all; of more and noisier subjects those that fit, and the page says how many not."""

@@ -49,6 +49,7 @@ def check_warnings(printed: str, out: Path, part: str, count: int) -> None:
         assert (out / other).is_dir() == (other == "tensorboard")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("part", "count"), [("report.html", 3), ("test.png", 1), ("tensorboard", 1)])
 def test_a_name_that_is_taken_is_a_warning(make_data, tmp_path, part, count):
     """The page is written after each of two epochs and after the test."""

@@ -29,6 +29,8 @@ from training.optimization import Optimization
 from training.setup import training_loss
 from training.signals import StopSignal
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -104,7 +106,6 @@ def epoch_in_float64(data: Path, out: Path, batch_size: int, recompute: bool, va
             torch.save(own, out.with_suffix(".model.pt"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "batch_size", "recompute", "values"),
     [
@@ -211,7 +212,6 @@ def kill_one_process(torchrun: subprocess.Popen, out: Path) -> list[str]:
     return children
 
 
-@pytest.mark.slow
 def test_torchrun_restarts_what_was_killed_then_ends_and_goes_on(data, tmp_path):
     """The real command. A killed process ends all, which start once more; the second time, with a clear line."""
     out, log, torchrun = tmp_path / "run", tmp_path / "log", [sys.executable, "-m", "torch.distributed.run"]

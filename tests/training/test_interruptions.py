@@ -17,6 +17,8 @@ from tests.helpers.runs import arguments, same_result
 from training.checkpoint import load_checkpoint
 from training.signals import REQUEUE, StopSignal
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def data(make_data) -> Path:

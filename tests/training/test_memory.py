@@ -20,6 +20,7 @@ from training import memory
 from training.memory import LiveBytes, MemoryBudget, StepMemory, available_bytes, step_memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "bfloat16"),
     [({"steps": 2}, False), ({"steps": 1}, True), ({"model": "unet"}, False), ({"steps": 2, "recompute": True}, False)],
@@ -59,6 +60,7 @@ class Operations(LiveBytes):
         return super().__torch_dispatch__(*call)
 
 
+@pytest.mark.slow
 def test_estimate_takes_as_long_for_large_slices_as_for_small_ones(monkeypatch):
     """As many operations, where real attention goes through 3 and 41 blocks; and the bytes of a real step."""
     monkeypatch.setattr(memory, "LiveBytes", Operations)
@@ -90,6 +92,7 @@ def test_estimate_waits_for_no_other_process(monkeypatch):
     assert step_memory(config, (48, 48), False) == alone
 
 
+@pytest.mark.slow
 def test_estimate_of_a_transformer():
     """It is built from tensors with content, whose numbers it wants to know; counted on a real step."""
     pytest.importorskip("segmentation_models_pytorch")
@@ -137,6 +140,7 @@ def test_out_of_memory_says_what_to_change(make_data, tmp_path):
     assert "Traceback" not in message
 
 
+@pytest.mark.slow
 def test_advice_fits_the_memory():
     config, size = Config.of(backbone="resnet18"), (64, 64)
     plain = step_memory(config, size, False)

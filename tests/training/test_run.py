@@ -56,6 +56,7 @@ def test_a_file_is_no_run_folder(make_data, tmp_path, tiny):
     assert (tmp_path / "file").read_text() == "kept"
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted_also_from_the_checkpoint_before(data, tmp_path, capsys, tiny):
     """Three epochs; and one, two, then three, of which the last goes on from previous.pt, since last.pt is damaged."""
     flags = ("--batch_size", "4", "--plateau_epochs", "1")
@@ -183,6 +184,7 @@ def test_training_needs_no_network(data, tmp_path, monkeypatch, tiny):
     run(data, tmp_path / "run", "--epochs", "1")
 
 
+@pytest.mark.slow
 def test_soak(tmp_path):
     """A short form of python -m tests.helpers.soak: memory and open files stay where they are."""
     report = soak(tmp_path, 15, ["--model", "tiny"])

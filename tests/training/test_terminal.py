@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,6 +66,7 @@ def test_no_noise_where_the_output_is_no_terminal(make_data, tmp_path):
     assert any(line.startswith("mean ") for line in lines)
 
 
+@pytest.mark.slow
 def test_a_bar_with_loss_rate_and_time_left_in_a_terminal(make_data, tmp_path):
     terminal, slave = pty.openpty()
     termios.tcsetwinsize(slave, (40, 120))
