@@ -51,6 +51,15 @@ def press(browser: Any, selector: str, text: str) -> None:
     )  # fmt: skip
 
 
+def wait_for(browser: Any, selector: str, count: int) -> list[str]:
+    """The texts of the elements of a selector, as soon as there are so many."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    script = "return [...document.querySelectorAll(arguments[0])].map((element) => element.textContent)"
+    WebDriverWait(browser, 10).until(lambda page: len(page.execute_script(script, selector)) == count)
+    return browser.execute_script(script, selector)
+
+
 def type_key(browser: Any, name: str) -> None:
     """A key pressed in what has the focus."""
     from selenium.webdriver import ActionChains, Keys

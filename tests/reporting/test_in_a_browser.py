@@ -25,13 +25,14 @@ from tests.helpers.browser import (
     show,
     texts,
     type_key,
+    wait_for,
 )
 from tests.helpers.pages import CLASSES, odd_scores, write_run
 from utils import read_csv
 
 NOTHING = "\N{EN DASH}"
 EVIL = "</script><script>alert(1)</script>"
-pytestmark = needs_browser
+pytestmark = [needs_browser, pytest.mark.slow]
 
 
 def test_the_page_is_silent_and_its_numbers_are_those_of_the_files(painted, browser):
@@ -60,9 +61,7 @@ def test_the_page_is_silent_and_its_numbers_are_those_of_the_files(painted, brow
                     assert float(shown) == pytest.approx(scale * value, abs=0.51 * 10**-digits)
         marks = [s["class"] for s in scores if s["missed"] == "True"]
         assert sum("missed" in cell for row in rows for cell in row) == len(marks)
-        medians = browser.execute_script(
-            "return [...document.querySelectorAll('#boxes .value')].map((t) => t.textContent)"
-        )
+        medians = wait_for(browser, "#boxes .value", len(CLASSES) - 1)  # plots are drawn when their size is known
         for name, median in zip(CLASSES[1:], medians, strict=True):
             values = [float(s[metric]) for s in scores if s["class"] == name and s[metric] != "nan"]
             assert float(median.split()[1]) == pytest.approx(scale * np.median(values), abs=0.51 * 10**-digits)
