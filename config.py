@@ -183,8 +183,9 @@ class MachineConfig(Group):
     always do."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto is the first visible GPU, else the CPU."""
-    amp: Literal["auto", "on", "off"] = "auto"
-    """bfloat16 autocast (attention energies and losses stay float32); auto: where the device computes in it."""
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    """Autocast to bfloat16 or float16, with attention energies and losses in float32; float16 scales the loss. auto:
+    bf16 where the device computes in it, else fp16 on a GPU that has tensor cores, else off."""
     sync_batch_norm: bool = False
     """With torchrun: batch normalization over the slices of all processes, as if one process had the whole batch."""
     recompute: bool = False

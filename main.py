@@ -54,7 +54,7 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
     budget = MemoryBudget.of(config, data.size, machine)
     network = training_network(config, machine)
     criterion = training_loss(config.loss)
-    optimization = Optimization(network, config.optimization, len(loader))
+    optimization = Optimization(network, config.optimization, len(loader), machine.dtype)
     run = Run(config, data.identity(), network, optimization)
     introduce(run, data, machine, budget)
     run.begin(environment(machine.device))

@@ -16,7 +16,7 @@ from inference.results import Segmentation, measure, on_own_grid, score, write_p
 from inference.scans import Scan, read_scans, scan_names
 from metrics import format_table, summarize
 from reporting.figures import save_montage
-from training.device import Machine, select_device, use_bfloat16
+from training.device import Machine, choose_dtype, select_device
 from utils import InputError, make_folder, user_errors, write_csv
 
 
@@ -93,7 +93,7 @@ def load_ensemble(options: Options) -> Ensemble:
     """The networks of the checkpoints. Raises InputError where they are none, or cannot be averaged."""
     device = select_device(options.device)
     networks = [load_network(Path(path), device) for path in options.checkpoint.split(",")]
-    machine = Machine(device, use_bfloat16(networks[0].config.machine.amp, device), workers=0)
+    machine = Machine(device, choose_dtype(networks[0].config.machine.amp, device), workers=0)
     ensemble = Ensemble(networks, machine, options.batch, options.tta)
     for network in networks:
         if options.tta and not network.config.augmentation.flip_probability:

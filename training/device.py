@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -17,8 +19,8 @@ class Machine:
     """Where tensors live and how they are computed with."""
 
     device: torch.device
-    bfloat16: bool
-    """Whether networks compute in bfloat16 where autocast does."""
+    dtype: torch.dtype
+    """What networks compute in where autocast does: float32, bfloat16 or float16."""
     workers: int
     """Processes that load slices; 0: the training process loads them itself."""
 
@@ -28,7 +30,7 @@ class Machine:
         device = select_device(options.device)
         if options.deterministic and device.type == "cuda":
             use_deterministic_kernels()
-        return cls(device, use_bfloat16(options.amp, device), loader_workers(options.workers, device))
+        return cls(device, choose_dtype(options.amp, device), loader_workers(options.workers, device))
 
     @property
     def pin_memory(self) -> bool:
@@ -38,11 +40,13 @@ class Machine:
     @property
     def precision(self) -> str:
         """The type that networks compute in."""
-        return "bfloat16" if self.bfloat16 else "float32"
+        return str(self.dtype).removeprefix("torch.")
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which networks run."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
 
     def copy(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, C, H, W) on the device, in the layout that convolutions want there."""
@@ -72,13 +76,21 @@ def use_deterministic_kernels() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def use_bfloat16(amp: str, device: torch.device) -> bool:
-    """Whether to autocast to bfloat16: `amp` is "on", "off" or "auto", where the device has instructions for it."""
+def choose_dtype(amp: str, device: torch.device) -> torch.dtype:
+    """What networks compute in: `amp` is "off", "bf16", "fp16", or "auto", the fastest that the device computes in.
+
+    auto: bfloat16 where the device has instructions for it; else float16 on a GPU with tensor cores (V100, T4, RTX 20);
+    else float32.
+    """
     if amp != "auto":
-        return amp == "on"
+        return {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        return torch.float16 if torch.cuda.get_device_capability(device) >= (7, 0) else torch.float32
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
 
 
 def loader_workers(workers: int | str, device: torch.device) -> int:

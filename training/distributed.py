@@ -112,18 +112,16 @@ def gather(items: list[T]) -> list[T]:
     return [part[k] for k in range(longest) for part in parts if k < len(part)]
 
 
-def all_reduce_sum(values: Sequence[float]) -> list[float]:
-    """The sums of `values` over all processes."""
-    if world_size() == 1:
-        return list(values)
-    total = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(total)
-    return total.tolist()
+def all_reduce(values: Tensor) -> Tensor:
+    """The sums of `values` over all processes, in place."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
 
 
 def on_any(condition: bool) -> bool:
     """Whether `condition` holds in any of the processes."""
-    return all_reduce_sum([condition])[0] > 0
+    return bool(all_reduce(torch.tensor(float(condition))) > 0)
 
 
 class AllReduceSum(torch.autograd.Function):

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data.batches import ShuffledBatches, read_batches
 from losses import GuidedLoss, LossTerms
 from training.device import Machine
-from training.distributed import all_reduce_sum, rank
+from training.distributed import all_reduce, rank
 from training.optimization import Optimization
 from training.signals import StopSignal
 from utils import duration, seed_everything
 
+SKIPPED, BROKEN, STOPPED = -3, -2, -1  # positions of the flags in what `agree` returns
+LAG = 4  # iterations after which the host reads what a GPU made of one
 REMEDY = "the last good checkpoint is kept; start again with a lower --lr or with --amp off"
 
 
@@ -95,17 +98,17 @@ class Statistics:
         if self.buffers:  # a U-Net without batch normalization has none
             torch._foreach_copy_(self.before, self.buffers)
 
-    def restore(self) -> None:
-        """Make them what they were at the last `keep`."""
-        if self.buffers:
-            torch._foreach_copy_(self.buffers, self.before)
+    def restore_if(self, condition: Tensor) -> None:
+        """Make them what they were at the last `keep` where `condition`, a boolean scalar of the device, holds."""
+        for buffer, before in zip(self.buffers, self.before, strict=True):
+            torch.where(condition, before, buffer, out=buffer)
 
 
 def train_one_epoch(training: Training, epoch: Epoch, title: str) -> None:
     """Train on the batches of the loader from where `epoch` stands; `epoch` is kept up. The title is the bar's.
 
     Ends before the last batch when a signal to stop has come. An iteration whose loss or gradient is not finite leaves
-    weights and running statistics as they were; it is reported with the names of its slices.
+    weights and running statistics as they were, which the device decides; it is reported with the names of its slices.
     Raises FloatingPointError after more than `training.max_skipped` such iterations.
     """
     batches, optimization = training.batches, training.optimization
@@ -115,67 +118,106 @@ def train_one_epoch(training: Training, epoch: Epoch, title: str) -> None:
     if epoch.iteration == 0:
         epoch.lr = optimization.lr
     statistics = Statistics(training.model)
-    clock = Clock(epoch, len(batches))
     with progress(training.loader, title, "batch", epoch.iteration) as bar:
+        reports = Reports(training, epoch, bar)
         for image, target in bar:
             # All that is drawn at random follows from the position, so a resumed run draws the same.
             seed_everything(batches.seed, epoch.number, epoch.iteration, rank())
             statistics.keep()
             own = forward_and_backward(training, image, target, batches.weight(epoch.iteration))
-            outcome = agree(own, batches.world_size, bool(training.stop.received))
+            outcome = agree(own, optimization.scaled_too_far(), bool(training.stop.received))
             lr = optimization.lr
-            batch = batches.batch(epoch.iteration)
-            optimization.step(skip=not outcome.finite)
+            skip = outcome[SKIPPED] > 0
+            optimization.step(skip)
+            statistics.restore_if(skip)
+            reports.add(outcome, epoch.iteration, lr)
             epoch.iteration += 1
-            if outcome.finite:
-                epoch.add(outcome.losses, len(batch))
-            else:
-                statistics.restore()
-                epoch.skipped += 1
-                report_skipped(training, epoch, batch)
-            clock.tick()
-            bar.set_postfix_str(f"loss {outcome.losses[0]:.3f}, lr {lr:.1e}", False)
-            if outcome.stop:
+            if reports.stop:
                 break
-    if epoch.slices == 0 and not training.interrupted(epoch):
+        reports.read_all()
+    if epoch.slices == 0 and epoch.skipped > 0 and not training.interrupted(epoch):
         raise FloatingPointError(f"epoch {epoch.number + 1}: no batch had a finite loss and gradient; {REMEDY}")
 
 
-def forward_and_backward(training: Training, image: torch.Tensor, target: torch.Tensor, weight: float) -> list[float]:
-    """The gradients of a batch, whose loss counts `weight`; returns the loss, its terms and the gradient's norm."""
+def forward_and_backward(training: Training, image: Tensor, target: Tensor, weight: float) -> Tensor:
+    """The gradients of a batch, whose loss counts `weight`; returns loss, terms and the gradient's norm, (5,)."""
     image = training.machine.copy(image)
     target = target.to(training.machine.device, non_blocking=True)
     with training.machine.autocast():
         terms = training.criterion(training.model(image), target, counted=weight > 0)
-    (terms.total * weight).backward()
-    norm = training.optimization.norm()
-    return (torch.stack([*terms, norm]) * weight).tolist()  # waits for the device
+    training.optimization.backward(terms.total * weight)
+    return torch.stack([*terms, training.optimization.norm()]).detach() * weight
 
 
-class Outcome(NamedTuple):
-    """What all processes together make of an iteration."""
+def agree(own: Tensor, scaled_too_far: bool | Tensor, stop: bool) -> Tensor:
+    """What all processes make of an iteration, float64 (7,), on the device.
 
-    losses: list[float]
-    """The loss and its terms, means over the slices of all processes."""
-    finite: bool
-    """Whether loss and gradient are, in every process."""
-    stop: bool
-    """Whether a signal to stop has come to any of them."""
-
-
-def agree(own: Sequence[float], world_size: int, stop: bool) -> Outcome:
-    """One exchange between the processes: `own` is what `forward_and_backward` returned here."""
-    *losses, _norm = own
-    broken = not all(math.isfinite(value) for value in own)
-    *sums, any_broken, any_stop = all_reduce_sum([*losses, broken, stop])
-    return Outcome([total / world_size for total in sums], any_broken == 0, any_stop > 0)
+    `own` is what `forward_and_backward` returned here. Sums over the processes: of the loss and its terms; of the
+    processes whose loss or gradient is not finite (SKIPPED); of those where the loss scale alone does not explain it
+    (BROKEN); of those that a signal to stop has reached (STOPPED).
+    """
+    finite = own.isfinite()
+    skipped = ~finite.all()
+    broken = skipped & ~(finite[:-1].all() & scaled_too_far)
+    flags = torch.stack([skipped, broken, torch.full_like(skipped, stop)])
+    return all_reduce(torch.cat([own[:-1].double(), flags.double()]))
 
 
-def report_skipped(training: Training, epoch: Epoch, batch: Sequence[int]) -> None:
+class Reports:
+    """What the host learns of the iterations: at once on the CPU; of a GPU some iterations later, without waiting."""
+
+    def __init__(self, training: Training, epoch: Epoch, bar: tqdm) -> None:
+        self.training, self.epoch, self.bar = training, epoch, bar
+        self.lag = LAG if training.machine.device.type == "cuda" else 0
+        self.waiting: deque[_Report] = deque()
+        self.clock = Clock(epoch.number, len(training.batches))
+        self.stop = False
+
+    def add(self, outcome: Tensor, iteration: int, lr: float) -> None:
+        """An iteration, of which `agree` returned `outcome`; reads those before it that are old enough."""
+        copied = None
+        values = outcome.to("cpu", non_blocking=True)
+        if outcome.is_cuda:
+            copied = torch.cuda.Event()
+            copied.record()
+        self.waiting.append(_Report(values, copied, iteration, lr))
+        while len(self.waiting) > self.lag:
+            self._read(self.waiting.popleft())
+
+    def read_all(self) -> None:
+        """Read what is left, and wait for it."""
+        while self.waiting:
+            self._read(self.waiting.popleft())
+
+    def _read(self, report: _Report) -> None:
+        if report.copied is not None:
+            report.copied.synchronize()
+        values = report.values.tolist()
+        losses = [total / self.training.batches.world_size for total in values[:SKIPPED]]
+        batch = self.training.batches.batch(report.iteration)
+        if values[BROKEN]:
+            self.epoch.skipped += 1
+            report_skipped(self.training, self.epoch, report.iteration, batch)
+        elif not values[SKIPPED]:
+            self.epoch.add(losses, len(batch))
+        self.stop = self.stop or values[STOPPED] > 0
+        self.clock.tick(report.iteration)
+        self.bar.set_postfix_str(f"loss {losses[0]:.3f}, lr {report.lr:.1e}", False)
+
+
+class _Report(NamedTuple):
+    values: Tensor
+    """Of `agree`, on the host as soon as `copied` has happened."""
+    copied: torch.cuda.Event | None
+    iteration: int
+    lr: float
+
+
+def report_skipped(training: Training, epoch: Epoch, iteration: int, batch: Sequence[int]) -> None:
     """Name the slices of an iteration that was left out. Raises FloatingPointError where there are too many."""
     slices = training.loader.dataset.slices
     names = ", ".join(slices[index].images[0].name for index in batch)
-    where = f"epoch {epoch.number + 1}, batch {epoch.iteration}: the loss or its gradient is not finite"
+    where = f"epoch {epoch.number + 1}, batch {iteration + 1}: the loss or its gradient is not finite"
     most = training.max_skipped
     if epoch.skipped > most:
         raise FloatingPointError(f"{where}, after {most} others; {REMEDY}. Its slices: {names}")
@@ -186,15 +228,15 @@ def report_skipped(training: Training, epoch: Epoch, batch: Sequence[int]) -> No
 class Clock:
     """Says after three iterations of the first epoch how long an epoch takes."""
 
-    def __init__(self, epoch: Epoch, iterations: int) -> None:
+    def __init__(self, epoch: int, iterations: int) -> None:
         self.epoch, self.iterations = epoch, iterations
         self.began = time.monotonic()
 
-    def tick(self) -> None:
-        """An iteration is done."""
-        if self.epoch.iteration == 1:  # the first iteration also sets everything up
+    def tick(self, iteration: int) -> None:
+        """An iteration, counted from 0, is done."""
+        if iteration == 0:  # the first iteration also sets everything up
             self.began = time.monotonic()
-        if self.epoch.number == 0 and self.epoch.iteration == 3 and self.iterations > 3:
+        if self.epoch == 0 and iteration == 2 and self.iterations > 3:
             seconds = (time.monotonic() - self.began) / 2 * self.iterations
             tqdm.write(f"time     about {duration(seconds)} an epoch, without validation")
 

@@ -27,7 +27,7 @@ class StepMemory(NamedTuple):
     """Bytes of a training step: what does not depend on the batch, and what each slice adds."""
 
     fixed: int
-    """Weights, gradients, both moments of Adam, and the weights in bfloat16."""
+    """Weights, gradients, both moments of Adam, and under autocast the weights in half precision."""
     per_slice: int
     """Activations that are kept for the backward pass."""
 
@@ -40,10 +40,11 @@ class StepMemory(NamedTuple):
         return max(0, available - self.fixed) // self.per_slice
 
 
-def step_memory(config: Config, size: tuple[int, int], bfloat16: bool) -> StepMemory:
-    """Estimate for slices of `size` (rows, columns), from a forward pass of tensors that have shapes but no content.
+def step_memory(config: Config, size: tuple[int, int], half: bool) -> StepMemory:
+    """Estimate for slices of `size` (rows, columns), with `half` under autocast.
 
-    What the device's libraries take for themselves is not in it.
+    It comes from a forward pass of tensors that have shapes but no content. What the device's libraries take for
+    themselves is not in it.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     config = config.change(pretrained=False)
@@ -57,12 +58,12 @@ def step_memory(config: Config, size: tuple[int, int], bfloat16: bool) -> StepMe
             recompute_activations(model)
         image = torch.zeros(1, config.network.channels, *size)
         target = torch.zeros(1, *size, dtype=torch.int64)
-        with LiveBytes() as live, torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        with LiveBytes() as live, torch.autocast("cpu", torch.bfloat16, enabled=half):
             terms = GuidedLoss(dice=config.loss.dice)(model(image), target)
             kept = live.bytes
         del terms
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    copies = 2 * parameters if bfloat16 else 0
+    copies = 2 * parameters if half else 0
     return StepMemory(16 * parameters + copies, max(1, kept - copies))
 
 
@@ -121,7 +122,7 @@ class MemoryBudget:
     config: Config
     size: tuple[int, int]
     """Rows and columns of the largest slice."""
-    bfloat16: bool
+    half: bool
     available: int
     """Bytes."""
     processes: int
@@ -133,13 +134,13 @@ class MemoryBudget:
         available = available_bytes(machine.device)
         if machine.device.type == "cpu":
             available //= processes
-        return cls(config, size, machine.bfloat16, available, processes)
+        return cls(config, size, machine.dtype != torch.float32, available, processes)
 
     @cached_property
     def needed(self) -> int:
         """Bytes of a step as it is configured."""
         own = ceil_div(self.config.optimization.batch_size, self.processes)
-        return step_memory(self.config, self.size, self.bfloat16).of(own)
+        return step_memory(self.config, self.size, self.half).of(own)
 
     def advice(self) -> str:
         """Flags with which a step should fit."""
@@ -152,7 +153,7 @@ class MemoryBudget:
     def _way(self, recompute: bool) -> str:
         """The flags with or without recomputation; an empty text where not even a slice fits."""
         try:
-            memory = step_memory(self.config.change(recompute=recompute), self.size, self.bfloat16)
+            memory = step_memory(self.config.change(recompute=recompute), self.size, self.half)
         except OptionError:  # the network has nothing to recompute
             return ""
         batch_size = self.config.optimization.batch_size

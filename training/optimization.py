@@ -11,6 +11,37 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from config import OptimizationConfig
 
 
+class LossScale:
+    """What the loss is multiplied by, so that float16 holds its gradients (Micikevicius et al., 2018).
+
+    It halves when gradients overflow and doubles after 2,000 iterations without, all on the device, by the rules of
+    PyTorch's GradScaler.
+    """
+
+    FIRST, PATIENCE = 2.0**16, 2000
+
+    def __init__(self, device: torch.device) -> None:
+        self.factor = torch.tensor(self.FIRST, device=device)
+        self.good = torch.zeros((), device=device)
+        """Iterations since it has changed."""
+
+    def update(self, overflow: Tensor) -> None:
+        """After an iteration whose gradients did, or did not, overflow (a boolean scalar)."""
+        grows = ~overflow & (self.good + 1 >= self.PATIENCE)
+        changed = torch.where(overflow, self.factor / 2, torch.where(grows, self.factor * 2, self.factor))
+        self.factor.copy_(changed.clamp(min=1))
+        self.good.copy_(torch.where(overflow | grows, 0, self.good + 1))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Its two numbers."""
+        return {"factor": self.factor, "good": self.good}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state_dict`."""
+        self.factor.copy_(state["factor"])
+        self.good.copy_(state["good"])
+
+
 class Optimization:
     """Adam on the weights of `network`.
 
@@ -18,11 +49,19 @@ class Optimization:
         network: the network, not what distributes it over processes.
         options: rate, moments, schedule and its length.
         iterations: in an epoch.
+        dtype: what the network computes in; with float16 the loss is scaled.
     """
 
-    def __init__(self, network: nn.Module, options: OptimizationConfig, iterations: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        options: OptimizationConfig,
+        iterations: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.parameters = list(network.parameters())
         self.optimizer = torch.optim.Adam(self.parameters, options.lr, options.betas, fused=True)
+        self.scale = LossScale(self.parameters[0].device) if dtype == torch.float16 else None
         self.per_iteration = options.schedule == "one_cycle"
         if self.per_iteration:
             total = options.epochs * iterations
@@ -40,13 +79,31 @@ class Optimization:
         return self.optimizer.param_groups[0]["lr"]
 
     def norm(self) -> Tensor:
-        """Norm of the gradient of all weights, a scalar."""
+        """Norm of the gradient of all weights, times the loss scale, a scalar."""
         return torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
-    def step(self, skip: bool) -> None:
-        """Change the weights by the gradients that they have; with `skip`, only the rate goes on."""
-        if not skip:
-            self.optimizer.step()
+    def backward(self, loss: Tensor) -> None:
+        """The gradients of a loss, times the loss scale."""
+        if self.scale is not None:
+            loss = loss * self.scale.factor
+        loss.backward()
+
+    def scaled_too_far(self) -> bool | Tensor:
+        """Whether gradients that are not finite may be those of the loss scale alone, a boolean scalar."""
+        return False if self.scale is None else self.scale.factor > 1
+
+    def step(self, skip: Tensor) -> None:
+        """Change the weights by the gradients that they have; where `skip`, a boolean scalar, only the rate goes on.
+
+        The device decides: fused Adam takes `found_inf`, as PyTorch's GradScaler gives it, and leaves everything as it
+        was where that is not 0.
+        """
+        self.optimizer.found_inf = skip.float()
+        if self.scale is not None:
+            self.optimizer.grad_scale = self.scale.factor  # by which the gradients are divided
+        self.optimizer.step()
+        if self.scale is not None:
+            self.scale.update(skip)
         if self.per_iteration:
             self.schedule.step()
         self.optimizer.zero_grad()  # frees the gradients, so that the next forward pass has their memory
@@ -58,9 +115,14 @@ class Optimization:
 
     def state_dict(self) -> dict[str, Any]:
         """What an interrupted run needs to go on, besides the weights."""
-        return {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+        states = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+        if self.scale is not None:
+            states["scale"] = self.scale.state_dict()
+        return states
 
     def load_state_dict(self, states: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.optimizer.load_state_dict(states["optimizer"])
         self.schedule.load_state_dict(states["schedule"])
+        if self.scale is not None:
+            self.scale.load_state_dict(states["scale"])

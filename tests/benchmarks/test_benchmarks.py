@@ -91,7 +91,7 @@ def test_evaluation_is_that_of_the_plain_loop(make_data, tmp_path):
     dataset = data.dataset("val")
     slices = [(image[None], target.numpy().astype(np.uint8)) for image, target in dataset]
     expected = plain.evaluate(theirs, {"2": slices}, 5, tmp_path)
-    machine = Machine(torch.device("cpu"), bfloat16=False, workers=0)
+    machine = Machine(torch.device("cpu"), dtype=torch.float32, workers=0)
     (volume,) = segment_subjects(ours, dataset, ["2"], EvaluationConfig(eval_batch_size=2), machine)
     # Between slices 2 and 10 there is nothing, in prediction and truth alike.
     assert volume.prediction.shape[0] == 10

@@ -131,7 +131,7 @@ def test_training_on_constant_images_stays_finite(tmp_path):
     dataset = open_data(root).dataset("train")
     loader = DataLoader(dataset, batch_sampler=ShuffledBatches(dataset, 1, seed=0))
     optimization = Optimization(model, config.optimization, len(loader))
-    machine = Machine(torch.device("cpu"), bfloat16=False, workers=0)
+    machine = Machine(torch.device("cpu"), dtype=torch.float32, workers=0)
     training = Training(model, loader, GuidedLoss(), optimization, machine, max_skipped=0, stop=StopSignal())
     for number in range(2):
         epoch = Epoch(number)

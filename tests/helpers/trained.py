@@ -49,7 +49,7 @@ class Trained:
     def ensemble(self) -> Ensemble:
         """The network alone."""
         network = load_network(self.checkpoint, torch.device("cpu"))
-        machine = Machine(torch.device("cpu"), bfloat16=False, workers=0)
+        machine = Machine(torch.device("cpu"), dtype=torch.float32, workers=0)
         return Ensemble([network], machine, batch_size=8, flips=False)
 
 

@@ -73,7 +73,7 @@ class Everywhere(nn.Module):
 def test_missing_slices_do_not_cut_a_piece_in_two(make_data):
     dataset = open_data(make_data(numbers=(1, 3, 4, 7))).dataset("test")
     options = EvaluationConfig(largest_component=True, eval_batch_size=2)
-    machine = Machine(torch.device("cpu"), bfloat16=False, workers=0)
+    machine = Machine(torch.device("cpu"), dtype=torch.float32, workers=0)
     (volume,) = segment_split(Everywhere(), dataset, options, machine, "")
     assert [bool(part.all()) for part in volume.prediction] == [True, False, True, True, False, False, True]
     masks = np.stack([target for _, target in dataset])  # of many pieces: the truth is not cleaned

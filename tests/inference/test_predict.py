@@ -133,17 +133,17 @@ def test_orientation_does_not_change_the_segmentation(trained, tmp_path, code):
     np.testing.assert_array_equal(back, upright)
 
 
-@pytest.mark.parametrize("amp", ["on", "off"])
-def test_the_precision_is_that_of_the_training(trained, tmp_path, monkeypatch, amp):
+@pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16), ("off", torch.float32)])
+def test_the_precision_is_that_of_the_training(trained, tmp_path, monkeypatch, amp, dtype):
     used = []
 
     def watched(models, images, batch_size, machine, flips):
-        used.append(machine.bfloat16)
+        used.append(machine.dtype)
         return segment_volume(models, images, batch_size, machine, flips)
 
     monkeypatch.setattr(networks, "segment_volume", watched)
     run(configured(trained.checkpoint, tmp_path / "best.pt", amp=amp), trained.test_scan, out=tmp_path / "out")
-    assert used == [amp == "on"]
+    assert used == [dtype]
 
 
 # ---------------------------------------------------------------- what is written

@@ -8,7 +8,7 @@ import torch
 from inference.segmentation import segment_volume
 from training.device import Machine
 
-CPU = Machine(torch.device("cpu"), bfloat16=False, workers=0)
+CPU = Machine(torch.device("cpu"), dtype=torch.float32, workers=0)
 
 
 class Constant(torch.nn.Module):

@@ -89,7 +89,7 @@ def epoch_in_float64(data: Path, out: Path, batch_size: int, recompute: bool, va
             batch_sampler=ShuffledBatches(dataset, batch_size, 0, rank(), world_size()),
             collate_fn=lambda items: collate([(image.double(), target) for image, target in items]),
         )
-        machine = Machine(torch.device("cpu"), bfloat16=False, workers=0)
+        machine = Machine(torch.device("cpu"), dtype=torch.float32, workers=0)
         optimization = Optimization(model, config.optimization, len(loader))
         distributed = distribute(model, machine.device)
         loss = training_loss(config.loss)

@@ -59,7 +59,7 @@ def train(data: Path, bad: dict[int, str], only: list[int] | None = None, max_sk
     batches.slices = len(batches.order)
     loader = torch.utils.data.DataLoader(dataset, batch_sampler=batches)
     optimization = Optimization(model, OptimizationConfig(), len(batches))
-    machine = Machine(torch.device("cpu"), bfloat16=False, workers=0)
+    machine = Machine(torch.device("cpu"), dtype=torch.float32, workers=0)
     training = Training(model, loader, Spoiled(model, bad), optimization, machine, max_skipped, StopSignal())
     epoch = Epoch(0)
     train_one_epoch(training, epoch, "")

@@ -42,7 +42,7 @@ def test_the_optimizer_is_adam_by_hand():
             second[k] = 0.99 * second[k] + 0.01 * g**2
             m, v = first[k] / (1 - 0.9 ** (number + 1)), second[k] / (1 - 0.99 ** (number + 1))
             weights[k] = weights[k] - 1e-3 * m / (np.sqrt(v) + 1e-8)
-        optimization.step(skip=False)
+        optimization.step(torch.tensor(False))
         for ours, expected in zip(network.parameters(), weights, strict=True):
             np.testing.assert_allclose(ours.detach().numpy(), expected, rtol=1e-6, atol=1e-7)
 
@@ -61,7 +61,7 @@ def test_one_cycle_follows_its_cosines_also_over_skipped_steps():
         assert optimization.lr == pytest.approx(expected, rel=1e-9)
         gradients(network, number)
         before = copy.deepcopy(network.state_dict())
-        optimization.step(skip=number % 3 == 1)
+        optimization.step(torch.tensor(number % 3 == 1))
         moved = any(not torch.equal(before[key], value) for key, value in network.state_dict().items())
         assert moved == (number % 3 != 1)
 
@@ -80,6 +80,6 @@ def test_a_resumed_optimization_goes_on_bit_for_bit():
                 network.load_state_dict(weights)
                 optimization.load_state_dict(states)
             gradients(network, number)
-            optimization.step(skip=False)
+            optimization.step(torch.tensor(False))
         results.append(network.state_dict())
     torch.testing.assert_close(*results, rtol=0, atol=0)
