@@ -6,4 +6,4 @@ source ./environment.sh requirements-dev.txt
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # tests run on all cores; threads of each would wait for each other
-exec .venv/bin/python -m pytest -n auto "$@"
+exec .venv/bin/python -m pytest -n auto --dist worksteal "$@"

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
-from medpy.metric import binary
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -109,14 +108,22 @@ def evaluate(
             sitk.WriteImage(sitk.GetImageFromArray(np.stack(pages)), path)
             volumes.append(sitk.GetArrayFromImage(sitk.ReadImage(path)))
         prediction, target = volumes
-        scores[subject] = [binary.dc(prediction == k, target == k) for k in range(1, classes)]
+        scores[subject] = [dice(prediction == k, target == k) for k in range(1, classes)]
     return scores
+
+
+def dice(prediction: np.ndarray, target: np.ndarray) -> float:
+    """2 |A and B| / (|A| + |B|); NaN where both are empty."""
+    size = np.count_nonzero(prediction) + np.count_nonzero(target)
+    return 2 * np.count_nonzero(prediction & target) / size if size else np.nan
 
 
 def score(
     prediction: np.ndarray, target: np.ndarray, classes: Iterable[int], spacing: Sequence[float]
 ) -> list[dict[str, float]]:
     """What `metrics.score_subject` gives, by medpy on the whole volume; each class must be in both volumes."""
+    from medpy.metric import binary  # not everywhere where the rest is measured
+
     rows = []
     for k in classes:
         a, b = prediction == k, target == k

@@ -17,6 +17,11 @@ LOCALE = locale.setlocale(locale.LC_CTYPE)
 torch.set_num_threads(1)  # threads that wait for each other make tiny networks slow on a busy machine
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests come first, so that no core waits for a last one."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def keep_locale() -> Iterator[None]:
     """SimpleITK's DICOM reader, also in fixtures, sets the locale to C, in which Python takes text files for ASCII."""

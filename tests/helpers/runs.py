@@ -32,6 +32,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def run_flags(flags: list[str]) -> None:
+    """Run main.py with these flags in this process, or go on with it."""
+    main(parse_config([*flags, "--resume"]))
+
+
 def timeless(rows: list[dict]) -> list[dict]:
     """Rows of a log without what differs from run to run."""
     return [{key: value for key, value in row.items() if key not in ("seconds", "memory_gib")} for row in rows]
@@ -41,11 +46,9 @@ def same_result(first: Path, second: Path) -> None:
     """Weights, optimizer, log and scores are the same, bit for bit."""
     before, after = (load_checkpoint(folder / "last.pt") for folder in (first, second))
     torch.testing.assert_close(after["model"], before["model"], rtol=0, atol=0)
-    optimizers, schedules = (
-        [each["optimization"][part] for each in (before, after)] for part in ("optimizer", "schedule")
-    )
+    optimizers = (checkpoint["optimization"]["optimizer"] for checkpoint in (before, after))
     torch.testing.assert_close(*optimizers, rtol=0, atol=0)
-    assert schedules[0] == schedules[1]
+    assert after["optimization"]["schedule"] == before["optimization"]["schedule"]
     assert after["data"] == before["data"]
     for part in ("epoch", "best"):
         assert after["progress"][part] == before["progress"][part]
