@@ -6,4 +6,5 @@ source ./environment.sh requirements-dev.txt
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # tests run on all cores; threads of each would wait for each other
-exec .venv/bin/python -m pytest -n auto --dist worksteal "$@"
+# One more than there are cores: some tests wait for processes and for a browser.
+exec .venv/bin/python -m pytest -n "$(($(nproc) + 1))" --dist worksteal "$@"

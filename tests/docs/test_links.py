@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
-FOLDERS = [path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")]
+OUTPUT = {line.strip().strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
+FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir()} - OUTPUT
 # Of torchrun, sbatch, docker, tensorboard, pip; and what docs/extending.md adds.
 FOREIGN = {
     "nproc_per_node",
