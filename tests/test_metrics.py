@@ -86,6 +86,7 @@ def test_equal_to_medpy(pair):
     assert hausdorff_distance(a, b, spacing, percentile=100) == pytest.approx(binary.hd(a, b, spacing), abs=1e-9)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(pairs(dimensions=(1, 2, 3), side=5), st.floats(0, 100))
 def test_equal_to_all_pairs_of_surface_voxels(pair, percentile):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import SimpleITK as sitk
 import torch
 from scipy import ndimage
@@ -33,6 +34,7 @@ class Brightness(nn.Module):
         return Output.of_logits(logits) if self.training else logits
 
 
+@pytest.mark.slow
 def test_training_and_prediction_keep_the_same_pieces(make_data, tmp_path, monkeypatch):
     """The largest of each class that the same network finds without it."""
     monkeypatch.setitem(NETWORKS, "brightness", Brightness)

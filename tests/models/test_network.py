@@ -59,6 +59,7 @@ def test_parameters_of_the_blocks():
         assert count(build_model(PRESETS["released"])) == 104_511_475 - 955_412
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("height, width", [(32, 32), (33, 47), (40, 64), (50, 39)])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_any_size_and_batch(height, width, batch):

@@ -12,6 +12,7 @@ import torch
 from losses import GuidedLoss
 from models import load_released
 
+pytestmark = pytest.mark.slow
 REFERENCE = Path(__file__).parents[1] / "reference"
 
 
@@ -32,7 +33,6 @@ def relative_error(ours: torch.Tensor, reference: np.ndarray) -> float:
     return float(np.abs(ours.detach().numpy() - reference).max() / np.abs(reference).max())
 
 
-@pytest.mark.slow
 def test_eval_logits(state_dict, reference):
     model = load_released(state_dict)
     with torch.inference_mode():
@@ -41,7 +41,6 @@ def test_eval_logits(state_dict, reference):
     assert relative_error(logits, reference["eval_logits"]) < 1e-9
 
 
-@pytest.mark.slow
 def test_train_logits_loss_and_gradient(state_dict, reference):
     model = load_released(state_dict).train()
     output = model(torch.from_numpy(reference["image"]))
