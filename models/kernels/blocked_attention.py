@@ -46,10 +46,7 @@ def blocked_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         energies, weights = _buffers(k)
         for b in range(len(q)):
             for rows in _blocks(energies):
-                count = len(q[b, rows])
-                energy, weight = energies[:count], weights[:count]
-                torch.mm(q[b, rows], k[b].mT, out=energy)
-                torch.softmax(energy, -1, out=weight)
+                _, weight = _attention(q[b, rows], k[b], energies, weights)
                 torch.mm(weight, v[b], out=out[b, rows])
     return out.to(value.dtype)
 
@@ -71,10 +68,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         energies, weights = _buffers(k)
         for b in range(len(q)):
             for rows in _blocks(energies):
-                count = len(q[b, rows])
-                energy, weight = energies[:count], weights[:count]
-                torch.mm(q[b, rows], k[b].mT, out=energy)
-                torch.softmax(energy, -1, out=weight)
+                energy, weight = _attention(q[b, rows], k[b], energies, weights)
                 dv[b].addmm_(weight.mT, g[b, rows])
                 torch.mm(g[b, rows], v[b].mT, out=energy)
                 torch._softmax_backward_data(energy, weight, -1, energy.dtype, grad_input=energy)
@@ -92,6 +86,14 @@ def _buffers(key: Tensor) -> tuple[Tensor, Tensor]:
     rows = min(count, max(1, BLOCK // count))
     energies = key.new_empty(rows, count)
     return energies, torch.empty_like(energies)
+
+
+def _attention(query: Tensor, key: Tensor, energies: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """q k^T and its softmax of a block of queries, in the first rows of the buffers."""
+    energy, weight = energies[: len(query)], weights[: len(query)]
+    torch.mm(query, key.mT, out=energy)
+    torch.softmax(energy, -1, out=weight)
+    return energy, weight
 
 
 def _blocks(energies: Tensor) -> Iterator[slice]:
