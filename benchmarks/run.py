@@ -35,7 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain
 from config import PRESETS, AugmentationConfig, EvaluationConfig, MachineConfig, OptimizationConfig
-from data.batches import ShuffledBatches, collate
+from data.batches import ShuffledBatches, read_batches, slice_loader
 from data.folder import CHAOS_LABELS, open_data
 from inference.segmentation import segment_subjects, segment_volume
 from losses import GuidedLoss
@@ -44,12 +44,14 @@ from models import build_model
 from training.device import Machine
 from training.epoch import Epoch, Training, train_one_epoch
 from training.optimization import Optimization
+from training.setup import training_loader
 from training.signals import StopSignal
 from utils import write_json, write_text
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MACHINE = Machine.of(MachineConfig(device=DEVICE.type))
 BATCH = 8 if DEVICE.type == "cuda" else 2
+ITERATIONS = 10 if DEVICE.type == "cuda" else 1  # timed together: a GPU works behind the host
 SIZES, STEPS = (128, 256, 384, 512), (1, 2, 3, 5)
 CLASSES = 5
 CHANNELS_LAST = {"device": DEVICE, "memory_format": torch.channels_last}
@@ -59,12 +61,12 @@ CHANNELS_LAST = {"device": DEVICE, "memory_format": torch.channels_last}
 
 
 def measure_step(way: str, size: int = 256, batch: int = BATCH, steps: int = 2, repeats: int = 5) -> dict[str, Any]:
-    """Seconds of each of `repeats` training steps after three, and the peak of memory in GiB without the program."""
+    """Seconds of a training step, `repeats` times after three, and the peak of memory in GiB without the program."""
     before = _resident()
-    step = _training_step(way, size, batch, steps)
+    run_steps = _training_steps(way, size, batch, steps, ITERATIONS)
     for _ in range(3):
-        step()
-    seconds = [_timed(step) for _ in range(repeats)]
+        run_steps()
+    seconds = [_timed(run_steps) / ITERATIONS for _ in range(repeats)]
     return {"seconds": seconds, "memory_gib": _peak(before)}
 
 
@@ -102,7 +104,7 @@ def measure_evaluation(way: str, repeats: int = 3) -> dict[str, Any]:
     return {"seconds": [_timed(run) for _ in range(repeats)], "scores": scores}
 
 
-def measure_epoch(way: str, size: int = 256, slices: int = 8) -> dict[str, Any]:
+def measure_epoch(way: str, size: int = 256, slices: int = 4 * BATCH) -> dict[str, Any]:
     """Seconds of an epoch of `slices` slices after another: load, augment, train, validate one subject in 3D."""
     with tempfile.TemporaryDirectory() as name:
         _write_data(Path(name), size, slices)
@@ -110,14 +112,14 @@ def measure_epoch(way: str, size: int = 256, slices: int = 8) -> dict[str, Any]:
         train_set, val_set = data.dataset("train", AugmentationConfig()), data.dataset("val")
         workers = 0 if way == "plain" else MACHINE.workers
         batches = ShuffledBatches(train_set, BATCH, seed=0)
-        loader = DataLoader(train_set, batch_sampler=batches, num_workers=workers, collate_fn=collate)
+        loader = slice_loader(train_set, batches, workers, MACHINE.pin_memory)
         model = _network(way)
         optimization = Optimization(model, OptimizationConfig(), len(batches))
         waiting: list[float] = []
 
         def plain_way() -> None:
             model.train()
-            for image, target in loader:
+            for image, target in read_batches(loader):
                 plain.train_step(model, optimization.optimizer, image.to(DEVICE), target.to(DEVICE))
             subjects = {}
             for subject, indices in val_set.subjects().items():
@@ -139,7 +141,24 @@ def measure_epoch(way: str, size: int = 256, slices: int = 8) -> dict[str, Any]:
     return {"seconds": [seconds], "waiting": sum(waiting[1:]), "start": sum(waiting[:1])}
 
 
-def measure_rate(size: int = 4096 if DEVICE.type == "cuda" else 2048) -> dict[str, float]:
+def measure_loader(size: int = 256, slices: int = 640) -> dict[str, Any]:
+    """Slices a second that the loader gives, by recipe, from its second batch on."""
+    rates: dict[str, Any] = {"workers": MACHINE.workers}
+    with tempfile.TemporaryDirectory() as name:
+        _write_data(Path(name), size, slices)
+        data = open_data(Path(name))
+        for preset in ("paper", "modern"):
+            config = PRESETS[preset]
+            loader = training_loader(data.dataset("train", config.augmentation), config, MACHINE)
+            batches = read_batches(loader)
+            next(batches)
+            began = time.perf_counter()
+            count = sum(len(image) for image, _ in batches)
+            rates[preset] = count / (time.perf_counter() - began)
+    return rates
+
+
+def measure_rate(size: int = 8192 if DEVICE.type == "cuda" else 2048) -> dict[str, float]:
     """FLOP/s of a large matrix product, the roof that a step is held against."""
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -151,7 +170,7 @@ def measure_rate(size: int = 4096 if DEVICE.type == "cuda" else 2048) -> dict[st
 
 def measure_profile(top: int = 10) -> list[tuple[str, float]]:
     """The operators with the largest share of a fast training step."""
-    step = _training_step("fast", 256, BATCH, 2)
+    step = _training_steps("fast", 256, BATCH, 2, iterations=1)
     for _ in range(3):
         step()
     with torch.profiler.profile() as profiler:
@@ -167,6 +186,7 @@ CASES: dict[str, Callable[..., Any]] = {
     "inference": measure_inference,
     "evaluation": measure_evaluation,
     "epoch": measure_epoch,
+    "loader": measure_loader,
     "rate": measure_rate,
     "profile": measure_profile,
 }
@@ -181,16 +201,21 @@ def _network(way: str, steps: int = 2) -> nn.Module:
     return plain.make_plain(model).to(DEVICE) if way == "plain" else model.to(**CHANNELS_LAST)
 
 
-def _training_step(way: str, size: int, batch: int, steps: int) -> Callable[[], None]:
-    """A step as the plain loop makes it, or as `train_one_epoch` does."""
+def _training_steps(way: str, size: int, batch: int, steps: int, iterations: int) -> Callable[[], None]:
+    """So many steps as the plain loop makes them, or as `train_one_epoch` does."""
     model = _network(way, steps).train()
     image = torch.rand(batch, 1, size, size).to(DEVICE)
     target = torch.randint(0, CLASSES, (batch, size, size), device=DEVICE)
     if way == "plain":
         optimizer = torch.optim.Adam(model.parameters(), 1e-3, (0.9, 0.99))
-        return lambda: plain.train_step(model, optimizer, image, target)
-    slices = _InMemory(zip(image.cpu(), target.cpu(), strict=True))
-    loader = DataLoader(slices, batch_sampler=ShuffledBatches(slices, batch, seed=0))
+
+        def plain_steps() -> None:
+            for _ in range(iterations):
+                plain.train_step(model, optimizer, image, target)
+
+        return plain_steps
+    slices = _InMemory(list(zip(image.cpu(), target.cpu(), strict=True)) * iterations)
+    loader = slice_loader(slices, ShuffledBatches(slices, batch, seed=0))
     optimization = Optimization(model, OptimizationConfig(), len(loader))
     return lambda: _train(model, loader, optimization)
 
@@ -283,7 +308,9 @@ def in_a_process(case: str, **options: Any) -> Any:
     """The result of one measurement."""
     command = [sys.executable, __file__, "--case", json.dumps({"case": case, **options})]
     print(f"{case} {options or ''}", file=sys.stderr, flush=True)
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+    print(result, file=sys.stderr, flush=True)  # so that no measurement is lost where a later one fails
+    return json.loads(result)
 
 
 def both(case: str, turns: int = 2) -> dict[str, Any]:
@@ -341,6 +368,7 @@ def measure_all() -> dict[str, Any]:
         report[f"cost_by_{name}"] = [
             case | in_a_process("step", way="fast", batch=batch, repeats=3, **case) for case in cases
         ]
+    report["loader"] = in_a_process("loader", **({} if DEVICE.type == "cuda" else {"slices": 64}))
     report["profile"] = in_a_process("profile")
     return report
 
@@ -380,6 +408,11 @@ def markdown(report: dict[str, Any]) -> str:
         f"Steps wait for data {epoch['waiting'] / epoch['seconds'][0]:.1%} of the time of an epoch, the first one "
         f"{epoch['start']:.2f} s.",
     ]
+    loader = report["loader"]
+    lines.append(
+        f"The loader gives {loader['paper']:,.0f} slices a second (paper) and {loader['modern']:,.0f} (modern) with "
+        f"{loader['workers']} processes; a step takes {report['batch'] / report['step']['fast']['median']:,.0f}."
+    )
     if "evaluation" in report:
         lines.append(f"Metrics: largest difference to medpy {_difference(report['evaluation']):.1e}.")
     for name in ("size", "steps"):

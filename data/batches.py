@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from data.dataset import SliceDataset
-from utils import InputError, ceil_div
+from utils import InputError, OptionError, ceil_div
 
+SHARED = Path("/dev/shm")
 IGNORED = -100  # target of pixels that pad a batch; cross-entropy leaves them out
 
 
@@ -72,11 +78,41 @@ class SubjectBatches:
         return iter(self.batches)
 
 
-def read_batches(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of `loader`; an InputError in one of its processes is raised here as it was there.
+@dataclass
+class Batch:
+    """A batch as a loader's process hands it on: arrays go through its pipe, tensors would need room in /dev/shm."""
 
-    Its processes begin with SIGTERM and SIGUSR1 blocked: clusters send these to every process of a job, and it is the
-    training that decides what to do.
+    images: np.ndarray
+    """float32 (B, C, H, W)."""
+    targets: np.ndarray
+    """int16 (B, H, W)."""
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """What a network is trained on: images, and targets in int64."""
+        return torch.from_numpy(self.images), torch.from_numpy(self.targets).long()
+
+    def pin_memory(self) -> tuple[Tensor, Tensor]:
+        """`tensors` in memory from which a GPU copies without waiting; a DataLoader with pin_memory calls it."""
+        images, targets = self.tensors()
+        return images.pin_memory(), targets.pin_memory()
+
+
+def slice_loader(
+    dataset: SliceDataset, batches: ShuffledBatches | SubjectBatches, workers: int = 0, pin_memory: bool = False
+) -> DataLoader:
+    """What `read_batches` reads: `batches` of the data set, loaded by so many processes, or by this one for 0.
+
+    Raises OptionError where /dev/shm has no room for the locks of the processes.
+    """
+    check_room(workers)
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate, pin_memory=pin_memory)
+
+
+def read_batches(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images, float32 (B, C, H, W), and targets, int64 (B, H, W), of each batch of a `slice_loader`.
+
+    An InputError in one of its processes is raised here as it was there. They begin with SIGTERM and SIGUSR1 blocked:
+    clusters send these to every process of a job, and it is the training that decides what to do.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
     try:
@@ -84,7 +120,8 @@ def read_batches(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
-        yield from batches
+        for batch in batches:
+            yield batch.tensors() if isinstance(batch, Batch) else batch
         return
     except InputError as error:
         message = error.with_traceback(None).args[0]
@@ -97,10 +134,19 @@ def read_batches(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
     raise InputError(message)
 
 
-def collate(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def check_room(workers: int) -> None:
+    """Raises OptionError where /dev/shm has no room for the locks of a loader's processes, a page for each lock."""
+    locks = 3 * workers + 8 if workers else 0  # three of each process's queue, the others of all together
+    room = os.statvfs(SHARED).f_bavail * os.statvfs(SHARED).f_frsize if SHARED.is_dir() else 0
+    if room < locks * mmap.PAGESIZE:
+        reason = f"{SHARED} has no room for their locks, {room >> 10} kB; use 0, or give it a megabyte"
+        raise OptionError(f"workers {workers}: {reason} (shm-size of Docker)")
+
+
+def collate(items: list[tuple[Tensor, Tensor]]) -> Batch:
     """Stack a batch; smaller slices are padded at the right and bottom, images with 0 and targets with IGNORED."""
     height, width = (max(target.shape[axis] for _, target in items) for axis in (0, 1))
     margins = [(0, width - target.shape[1], 0, height - target.shape[0]) for _, target in items]
     images = [F.pad(image, margin) for (image, _), margin in zip(items, margins, strict=True)]
     targets = [F.pad(target, margin, value=IGNORED) for (_, target), margin in zip(items, margins, strict=True)]
-    return torch.stack(images), torch.stack(targets)
+    return Batch(torch.stack(images).numpy(), torch.stack(targets).short().numpy())

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from config import EvaluationConfig
-from data.batches import SubjectBatches
+from data.batches import SubjectBatches, slice_loader
 from data.dataset import SliceDataset
 from data.volumes import Volume, assemble, largest_components
 from training.device import Machine
@@ -39,7 +38,7 @@ def segment_subjects(
     model.eval()
     indices_of = dataset.subjects()
     batches = SubjectBatches(dataset, subjects, options.eval_batch_size)
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=machine.workers, pin_memory=machine.pin_memory)
+    loader = slice_loader(dataset, batches, machine.workers, machine.pin_memory)
     waiting = list(subjects)
     predictions, targets = [], []
     for image, target in progress(loader, title, "batch"):

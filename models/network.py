@@ -65,9 +65,8 @@ class Network(nn.Module):
         output = self.maps(padded)
         if not self.training:
             return resize(self.prediction(output.refined))
-        return output._replace(
-            raw=[resize(logits) for logits in output.raw], refined=[resize(logits) for logits in output.refined]
-        )
+        raw, refined = ([resize(logits) for logits in maps] for maps in (output.raw, output.refined))
+        return Output(raw, refined, *output[2:])
 
     def padded(self, side: int) -> int:
         """The length to which a side of the image is padded, in pixels."""

@@ -94,10 +94,17 @@ def choose_dtype(amp: str, device: torch.device) -> torch.dtype:
 
 
 def loader_workers(workers: int | str, device: torch.device) -> int:
-    """Processes that load data: `workers`, or for "auto" 2 beside a GPU and none on the CPU, which they would slow."""
+    """Processes that load data: `workers`, or for "auto" as many as a GPU needs and none on the CPU, where they slow.
+
+    Beside a GPU: eight at most, of the cores that this process may use and shares with the others of its node; one
+    core is left for the training itself.
+    """
     if workers != "auto":
         return int(workers)
-    return 2 if device.type == "cuda" else 0
+    if device.type != "cuda":
+        return 0
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun counts the processes
+    return min(8, max(1, cores - 1))
 
 
 def device_name(device: torch.device) -> str:

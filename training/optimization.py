@@ -124,5 +124,5 @@ class Optimization:
         """The inverse of `state_dict`."""
         self.optimizer.load_state_dict(states["optimizer"])
         self.schedule.load_state_dict(states["schedule"])
-        if self.scale is not None:
+        if self.scale is not None and "scale" in states:  # --amp auto has none on another kind of device
             self.scale.load_state_dict(states["scale"])

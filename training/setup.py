@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from config import Config, LossConfig, OptimizationConfig
-from data.batches import ShuffledBatches, collate
+from data.batches import ShuffledBatches, slice_loader
 from data.dataset import SliceDataset
 from data.folder import DataFolder, open_data
 from data.splits import read_split
@@ -38,13 +38,8 @@ def open_data_of(config: Config) -> DataFolder:
 def training_loader(dataset: SliceDataset, config: Config, machine: Machine) -> DataLoader:
     """This process's part of the shuffled batches."""
     batch_size, seed = config.optimization.batch_size, config.machine.seed
-    return DataLoader(
-        dataset,
-        batch_sampler=ShuffledBatches(dataset, batch_size, seed, rank(), world_size()),
-        num_workers=machine.workers,
-        collate_fn=collate,
-        pin_memory=machine.pin_memory,
-    )
+    batches = ShuffledBatches(dataset, batch_size, seed, rank(), world_size())
+    return slice_loader(dataset, batches, machine.workers, machine.pin_memory)
 
 
 def training_network(config: Config, machine: Machine) -> nn.Module:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
 
-from data.batches import ShuffledBatches, SubjectBatches, collate, read_batches
+from data.batches import ShuffledBatches, SubjectBatches, collate, read_batches, slice_loader
 from data.folder import open_data
 from tests.helpers.errors import assert_clear
 from tests.helpers.png import GREY, encode, flat, png, write_tree
 from utils import InputError, printable
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_batches_hold_one_subject_in_order(make_data):
@@ -28,7 +32,8 @@ def test_batches_hold_one_subject_in_order(make_data):
 
 def test_collate_pads_slices_of_other_sizes():
     items = [(torch.rand(1, 4, 6), torch.ones(4, 6).long()), (torch.rand(1, 5, 3), torch.ones(5, 3).long())]
-    images, targets = collate(items)
+    images, targets = collate(items).tensors()
+    assert (images.dtype, targets.dtype) == (torch.float32, torch.int64)
     assert images.shape == (2, 1, 5, 6)
     assert torch.equal(images[0, :, :4], items[0][0])
     assert targets[0, 4].tolist() == [-100] * 6
@@ -64,7 +69,8 @@ def test_changes_during_training_are_one_line_from_any_process(tmp_path, case):
     change(*paths)
     before, messages = set(multiprocessing.active_children()), []
     for workers in (0, 2):
-        loader = DataLoader(data.dataset("train"), 2, num_workers=workers, collate_fn=collate)
+        dataset = data.dataset("train")
+        loader = slice_loader(dataset, ShuffledBatches(dataset, 2, seed=0), workers)
         with pytest.raises(InputError) as caught:
             list(read_batches(loader))
         assert_clear(caught.value, f"train/{kind}/Subj_aslice_1.png", expected)
@@ -72,6 +78,39 @@ def test_changes_during_training_are_one_line_from_any_process(tmp_path, case):
         assert set(multiprocessing.active_children()) <= before
     assert messages[0] == messages[1]
     assert messages[0].startswith(printable(str(root)))
+
+
+IN_SMALL_SHARED_MEMORY = """
+import subprocess, sys
+from pathlib import Path
+from data.batches import ShuffledBatches, read_batches, slice_loader
+from data.folder import open_data
+from utils import OptionError
+dataset = open_data(Path(sys.argv[1])).dataset("train")
+loader = slice_loader(dataset, ShuffledBatches(dataset, 4, seed=0), workers=2)
+print(sum(len(images) for images, _ in read_batches(loader)))
+subprocess.run(["mount", "-o", "remount,size=4k", "/dev/shm"], check=True)
+try:
+    slice_loader(dataset, ShuffledBatches(dataset, 4, seed=0), workers=2)
+except OptionError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_batches_need_no_shared_memory(make_data):
+    """Batches of 6 MB with a /dev/shm of 1 MB, as containers have a small one; in one of 4 kB not even locks fit."""
+    data = make_data(numbers=tuple(range(1, 9)), size=(512, 512))
+    mount = 'mount -t tmpfs -o size=1m tmpfs /dev/shm 2> /dev/null || exit 99; exec "$@"'
+    python = [sys.executable, "-c", IN_SMALL_SHARED_MEMORY, str(data)]
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", mount, "sh", *python], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    if done.returncode in (1, 99) and not done.stdout and "Traceback" not in done.stderr:
+        pytest.skip("this user may mount nothing")
+    counted, error = done.stdout.splitlines()
+    assert counted == "8"
+    assert error.startswith("workers 2: /dev/shm has no room for their locks, 4 kB; use 0, or")
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 9), st.integers(0, 5), st.integers(0, 9))

@@ -7,9 +7,9 @@ import re
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
 
 from config import AugmentationConfig
+from data.batches import SubjectBatches, read_batches, slice_loader
 from data.dataset import Slice, SliceDataset, natural
 from data.description import Labels
 from data.folder import open_data
@@ -32,8 +32,8 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index(make_data):
     def batches(seed: int, epoch: int, workers: int) -> torch.Tensor:
         dataset = data.dataset("train", AugmentationConfig(), seed)
         dataset.epoch = epoch
-        loader = DataLoader(dataset, 3, num_workers=workers)
-        return torch.cat([image for image, _ in loader])
+        loader = slice_loader(dataset, SubjectBatches(dataset, ["1"], 3), workers)
+        return torch.cat([image for image, _ in read_batches(loader)])
 
     first = batches(0, 1, 0)
     assert torch.equal(first, batches(0, 1, 2))

@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from config import Config
-from data.batches import ShuffledBatches
+from data.batches import ShuffledBatches, slice_loader
 from data.folder import open_data
 from losses import GuidedLoss
 from models import build_model
@@ -129,7 +128,7 @@ def test_training_on_constant_images_stays_finite(tmp_path):
     config = Config.of(backbone="resnet18", steps=1, classes=2)
     model = build_model(config)
     dataset = open_data(root).dataset("train")
-    loader = DataLoader(dataset, batch_sampler=ShuffledBatches(dataset, 1, seed=0))
+    loader = slice_loader(dataset, ShuffledBatches(dataset, 1, seed=0))
     optimization = Optimization(model, config.optimization, len(loader))
     machine = Machine(torch.device("cpu"), dtype=torch.float32, workers=0)
     training = Training(model, loader, GuidedLoss(), optimization, machine, max_skipped=0, stop=StopSignal())

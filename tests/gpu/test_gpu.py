@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import distributed, nn
 
 from config import Config, parse_config
+from data.batches import read_batches
 from data.folder import open_data
 from losses import GuidedLoss
 from main import main
@@ -18,8 +23,11 @@ from models import NETWORKS, build_model
 from models.kernels.blocked_attention import attend
 from predict import Options
 from predict import main as predict
+from report import Options as ReportOptions
+from report import main as report
 from training.checkpoint import load_checkpoint
 from training.device import Machine
+from training.distributed import AllReduceSum
 from training.epoch import SKIPPED, Epoch, Statistics, Training, agree, forward_and_backward, train_one_epoch
 from training.memory import step_memory
 from training.optimization import Optimization
@@ -31,13 +39,17 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible"),
 ]
 SMALL = Config.of(backbone="resnet18")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """float32 is float32: no TF32 in convolutions and products."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+def full_precision() -> Iterator[None]:
+    """float32 is float32: no TF32 in convolutions and products. What a test has changed of it, too, is put back."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
@@ -100,7 +112,7 @@ def test_iterations_do_not_wait(data, dtype):
     optimization = Optimization(network, config.optimization, len(loader), dtype)
     training = Training(network, loader, GuidedLoss(), optimization, machine, max_skipped=0, stop=StopSignal())
     train_one_epoch(training, Epoch(0), "")
-    batches = [tuple(part.cuda() for part in batch) for batch in loader]  # loading is another matter
+    batches = [tuple(part.cuda() for part in batch) for batch in read_batches(loader)]  # loading is another matter
     statistics = Statistics(network)
     network.train()
     try:
@@ -118,12 +130,55 @@ def test_iterations_do_not_wait(data, dtype):
 
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_a_run_ends_and_is_read_on_the_cpu(data, tmp_path, amp):
-    """Whatever it computes in; its best checkpoint segments on either device."""
+    """Whatever it computes in; its best checkpoint segments on either device, and its page is written again."""
     out = run(data, tmp_path / "run", "--amp", amp)
     assert json.loads((out / "test.json").read_text())["epochs"] == 2
     for device in ("cuda", "cpu"):
         predict(Options(str(out / "best.pt"), (str(data / "test"),), tmp_path / device, device=device))
         assert (tmp_path / device / "4.nii.gz").exists()
+    (out / "report.html").unlink()
+    report(ReportOptions((out,), device="cuda"))
+    assert "4" in (out / "report.html").read_text()
+
+
+def test_a_run_of_the_gpu_goes_on_on_the_cpu_and_back(data, tmp_path):
+    out = run(data, tmp_path / "run", "--epochs", "1", "--amp", "off")
+    run(data, out, "--epochs", "2", "--device", "cpu", "--amp", "off")
+    run(data, out, "--epochs", "3", "--amp", "off")
+    assert json.loads((out / "test.json").read_text())["epochs"] == 3
+
+
+@pytest.fixture
+def alone_in_a_group(tmp_path: Path) -> Iterator[None]:
+    """This process as the only one of a group that reduces with NCCL."""
+    store = distributed.FileStore(str(tmp_path / "store"), 1)
+    distributed.init_process_group("cpu:gloo,cuda:nccl", store=store, rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def test_nccl_on_one_card(alone_in_a_group):
+    """Gradients through DistributedDataParallel and sums through NCCL are those of the network alone."""
+    torch.manual_seed(0)
+    network = build_model(SMALL.change(steps=1)).to("cuda", memory_format=torch.channels_last)
+    image, target = torch.rand(2, 1, 64, 64, device="cuda"), torch.randint(0, 5, (2, 64, 64), device="cuda")
+    device = torch.device("cuda", torch.cuda.current_device())
+    shared = nn.parallel.DistributedDataParallel(copy.deepcopy(network), [device], static_graph=True)
+    GuidedLoss()(network.train()(image), target).total.backward()
+    GuidedLoss(all_reduce=AllReduceSum.apply)(shared.train()(image), target).total.backward()
+    pairs = zip(network.parameters(), shared.module.parameters(), strict=True)
+    alone, together = (torch.cat([p.grad.flatten() for p in side]) for side in zip(*pairs, strict=True))
+    assert (together - alone).norm() < 1e-4 * alone.norm()
+
+
+def test_torchrun_on_one_card(data, tmp_path):
+    """As a user starts it; the first process asks NCCL and gloo for the same as several would."""
+    out = tmp_path / "run"
+    flags = ["--data", str(data), "--out", str(out), "--backbone", "resnet18", "--batch_size", "4", "--epochs", "1"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=1", "main.py", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (out / "test.json").exists()
 
 
 def test_deterministic_runs_are_equal_and_go_on_bit_for_bit(data, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from config import OptimizationConfig
-from data.batches import ShuffledBatches
+from data.batches import ShuffledBatches, slice_loader
 from data.folder import open_data
 from losses import GuidedLoss
 from tests.helpers.networks import TinyNetwork
@@ -57,7 +57,7 @@ def train(data: Path, bad: dict[int, str], only: list[int] | None = None, max_sk
         batches.begin = lambda epoch, iteration: None
         batches.order = [index for iteration in only for index in batches.batch(iteration)]
     batches.slices = len(batches.order)
-    loader = torch.utils.data.DataLoader(dataset, batch_sampler=batches)
+    loader = slice_loader(dataset, batches)
     optimization = Optimization(model, OptimizationConfig(), len(batches))
     machine = Machine(torch.device("cpu"), dtype=torch.float32, workers=0)
     training = Training(model, loader, Spoiled(model, bad), optimization, machine, max_skipped, StopSignal())
