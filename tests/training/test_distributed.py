@@ -241,20 +241,24 @@ def test_torchrun_restarts_what_was_killed_then_ends_and_goes_on(data, tmp_path)
 
 
 def test_a_signal_to_one_process_stops_both_and_they_go_on(data, tmp_path):
-    """Stopped within an epoch and resumed, two processes end as if they had not been."""
-    results = []
-    for name in ("straight", "stopped"):
+    """Stopped within an epoch and resumed, two processes end as if they had not been; one alone ends there, too."""
+    results = {}
+    for name, processes in (("straight", 2), ("stopped", 2), ("alone", 1)):
         out = tmp_path / name
         flags = arguments(data, out, "--epochs", "2", "--sync_batch_norm")
-        if name == "stopped":
-            processes = start_all(signaled, flags, 3, signal.SIGUSR1, "1", output=tmp_path / name)
-            assert [ended(process) for process in processes] == [75, 75], (tmp_path / "stopped.1").read_text()
+        if name != "straight":
+            stopped = start_all(signaled, flags, 3, signal.SIGUSR1, "1", output=tmp_path / name)
+            assert [ended(process) for process in stopped] == [75, 75], (tmp_path / f"{name}.1").read_text()
             assert load_checkpoint(out / "last.pt")["progress"]["epoch"]["iteration"] == 3
-        processes = start_all(command, flags, output=tmp_path / name)
-        assert [ended(process) for process in processes] == [0, 0], (tmp_path / f"{name}.0").read_text()
-        results.append(load_checkpoint(out / "last.pt"))
+        running = start_all(command, flags, output=tmp_path / name, world_size=processes)
+        assert [ended(process) for process in running] == [0] * processes, (tmp_path / f"{name}.0").read_text()
+        results[name] = load_checkpoint(out / "last.pt")["model"]
         assert sorted(path.name for path in (out / "predictions").iterdir()) == [f"{k}.nii.gz" for k in (4, 6, 7)]
-    torch.testing.assert_close(results[1]["model"], results[0]["model"], rtol=0, atol=0)
+    torch.testing.assert_close(results["stopped"], results["straight"], rtol=0, atol=0)
+    for weights in results.values():
+        # Before batch normalization: the gradient of a bias is rounding, which Adam makes steps of.
+        del weights["layers.0.bias"], weights["layers.1.running_mean"]
+    torch.testing.assert_close(results["alone"], results["straight"], rtol=1e-3, atol=1e-4)
 
 
 def test_a_mistake_is_said_once(data, tmp_path):
