@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from utils import InputError, read_json, run_folders
 
@@ -29,7 +31,7 @@ class Range(NamedTuple):
         """Whether the finite `number` lies in it."""
         above = number > self.low if self.open_low else number >= self.low
         below = number < self.high if self.open_high else number <= self.high
-        return above and below and math.isfinite(number)
+        return above and below and abs(number) < math.inf
 
     def __str__(self) -> str:
         if self.high == math.inf:
@@ -48,13 +50,18 @@ class Group:
     """Fields that belong together. Raises InputError for a number outside of its field's range."""
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self), include_extras=True)
-        for name, hint in hints.items():
+        for name, hint in _hints(type(self)).items():
             value = getattr(self, name)
             numbers = value if isinstance(value, tuple) else (value,)
             for allowed in _ranges(hint):
                 if not all(isinstance(number, str) or allowed.holds(number) for number in numbers):
                     raise InputError(f"--{name} {value}: must be {allowed}")
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a class's fields, with their ranges."""
+    return get_type_hints(cls, include_extras=True)
 
 
 def _ranges(hint: Any) -> Iterator[Range]:
@@ -84,7 +91,7 @@ class NetworkConfig(Group):
     """Start the backbone from ImageNet weights. The paper trains from scratch."""
     variant: Literal["paper", "released"] = "paper"
     """Where paper and released code differ: CAM by Eq. 4 and a guiding convolution shared by the scales, or neither."""
-    steps: Count = 2
+    steps: Annotated[int, Range(1, 50)] = 2
     """Refinement steps. Table II has 1, 2, 3 and 5."""
     position_attention: bool = True
     """Use position attention modules (PAM)."""
@@ -250,7 +257,10 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
-        """The inverse of `to_dict`. Raises InputError for an unknown field; one that is missing gets its default."""
+        """The inverse of `to_dict`; a field that is missing gets its default.
+
+        Raises InputError for an unknown field, and for a value of another kind or outside of its range.
+        """
         if not isinstance(values, dict):
             raise InputError("no configuration")
         unknown = values.keys() - GROUP_OF.keys()
@@ -258,6 +268,9 @@ class Config:
             wrong = f"unknown fields {sorted(unknown)}" if unknown else "no field model"
             raise InputError(f"configuration of another version: {wrong}")
         values = cls().to_dict() | values
+        for name, hint in HINTS.items():
+            if not _fits(values[name], hint):
+                raise InputError(f"{name}: is of another kind, or too long")
         paths = {name: Path(values[name]) for name in ("data", "out", "split_file") if values[name] is not None}
         return cls.of(**values | paths | {"betas": tuple(values["betas"])})
 
@@ -273,6 +286,28 @@ GROUPS = {
 # Flat name -> its group in Config, None for the fields of Config itself.
 GROUP_OF: dict[str, str | None] = {item.name: None for item in dataclasses.fields(Config) if item.name not in GROUPS}
 GROUP_OF |= {item.name: name for name, group in GROUPS.items() for item in dataclasses.fields(group)}
+
+HINTS = {name: _hints(GROUPS.get(group, Config))[name] for name, group in GROUP_OF.items()}
+LONGEST_TEXT = 4096  # characters
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value as JSON holds it is of a field's type, whatever its range."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _fits(value, inner[0])
+    if origin is Literal:
+        return isinstance(value, str) and value in inner
+    if origin in (Union, UnionType):
+        return any(_fits(value, each) for each in inner)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
+    if hint in (str, Path):
+        return isinstance(value, str) and len(value) <= LONGEST_TEXT
+    if type(value) is int and value.bit_length() > 64:
+        return False
+    return type(value) in {float: (int, float)}.get(hint, (hint,))
+
 
 PRESETS = {
     "paper": Config(),

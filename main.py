@@ -17,7 +17,7 @@ if __name__ == "__main__":  # --help and mistakes in flags do not wait for PyTor
 
 import time
 
-from inference.segmentation import segment_split
+from inference.segmentation import check_finite, segment_split
 from metrics import format_table
 from models import check_network
 from reporting.run_report import RunReport
@@ -83,12 +83,14 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
     barrier()
     best_epoch = run.load_best()
     volumes = segment_split(network, test_set, config.evaluation, machine, "test")
+    check_finite(volumes, run.folder / "best.pt")
     if rank() > 0:
         return
     summary = write_test(run.folder, volumes, data, run.cost() | {"best_epoch": best_epoch})
     report.show_test(volumes, test_set, network)
     run.close()
-    print(f"\nTest, best checkpoint (epoch {best_epoch}), {len(volumes)} subjects in 3D, mean ± std\n")
+    scored = "images" if summary["per_image"] else "subjects in 3D"
+    print(f"\nTest, best checkpoint (epoch {best_epoch}), {len(volumes)} {scored}, mean ± std\n")
     print(format_table(summary))
     print(f"\nEverything is in {run.folder}:\nreport.html, test.csv, test.json, predictions, log.csv, best.pt")
 

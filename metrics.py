@@ -1,5 +1,7 @@
 """Segmentation metrics of one class of one subject in 3D, what each of them is, and their summary over subjects.
 
+A subject of a single slice is scored in 2D: its surface is its outline.
+
 Masks A (prediction) and B (target) are boolean arrays of one shape, of any number of axes; other types count as
 "non-zero is inside". `spacing` is the size of a voxel along each array axis in mm; without it the unit is the voxel.
 The surface dA is every voxel of A with a face neighbor outside A; beyond the edge of the array is outside.
@@ -13,7 +15,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +58,7 @@ METRICS = {
 }
 # What tables show: all that the paper has, and the maximal distance. ASSD is MSD under another name.
 IN_VOXELS = [METRICS[key] for key in ("dsc", "vs", "msd", "hd95")]
+IN_PIXELS = [replace(metric, unit=metric.unit.replace("voxels", "pixels")) for metric in IN_VOXELS]
 IN_MM = [METRICS[key] for key in ("dsc", "vs", "msd_mm", "hd95_mm")]
 
 
@@ -118,6 +121,9 @@ def score_subject(
     prediction and target hold class indices, in arrays of one shape; class_names[0] is the background, not scored.
     """
     _check_shapes(prediction, target)
+    if prediction.ndim == 3 and len(prediction) == 1:  # a slice has no face above and below
+        prediction, target = prediction[0], target[0]
+        spacing = spacing and spacing[1:]
     both = np.stack([prediction, target])
     if both.size and not (both.min() >= 0 and both.max() < len(class_names)):
         raise ValueError(f"labels from {both.min()} to {both.max()} with {len(class_names)} class names")
@@ -157,14 +163,25 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"per_class": per_class, "overall": statistics(means), "subjects": len(subjects)}
 
 
-def shown_metrics(overall: dict[str, Any]) -> list[Metric]:
-    """The metrics that a table of `summarize`'s "overall" shows.
+def shown_metrics(summary: dict[str, Any]) -> list[Metric]:
+    """The metrics that a table of `summarize`'s values shows.
 
-    Distances are in mm where all subjects have a spacing, else in voxels.
+    Distances are in mm where all subjects have a spacing, else in voxels, or in pixels where the summary has
+    "per_image", as it does for subjects that are single images without a spacing.
     """
+    overall = summary["overall"]
     # A mean in mm over some of the subjects must not stand for all of them.
     all_in_mm = "msd_mm" in overall and overall["msd_mm"]["n"] == overall["msd"]["n"]
-    return [metric for metric in (IN_MM if all_in_mm else IN_VOXELS) if metric.key in overall]
+    without_mm = IN_PIXELS if summary.get("per_image") else IN_VOXELS
+    return [metric for metric in (IN_MM if all_in_mm else without_mm) if metric.key in overall]
+
+
+def mean_title(classes: Iterable[str]) -> str:
+    """What tables call the mean over classes: "mean", and more where a class has that name."""
+    title, taken = "mean", set(classes)
+    while title in taken:
+        title += " over classes"
+    return title
 
 
 def format_table(summary: dict[str, Any], width: int = 80) -> str:
@@ -173,9 +190,9 @@ def format_table(summary: dict[str, Any], width: int = 80) -> str:
     n is the number of subjects in the DSC.
     """
     overall = summary["overall"]
-    shown = shown_metrics(overall)
+    shown = shown_metrics(summary)
     rows = [["class", "n", *(metric.title for metric in shown)]]
-    for name, statistics in (*summary["per_class"].items(), ("mean", overall)):
+    for name, statistics in (*summary["per_class"].items(), (mean_title(summary["per_class"]), overall)):
         count = str(statistics["dsc"]["n"]) if "dsc" in statistics else ""
         rows.append([name, count, *(_format_cell(statistics[metric.key], metric.scale) for metric in shown)])
     lines = _align(rows, width)

@@ -2,32 +2,46 @@
 
 python predict.py runs/001-paper/best.pt scan.nii.gz dicom_folder --out segmentations
 python predict.py fold1/best.pt,fold2/best.pt DIR/test --out segmentations --tta
+python predict.py runs/001-paper/best.pt photo.jpg pictures --out segmentations
 """
 
 from __future__ import annotations
 
+import itertools
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from inference.networks import Ensemble, load_network
-from inference.results import Segmentation, measure, on_own_grid, score, write_probabilities, write_segmentation
+from inference.output import OutputFolder
+from inference.results import (
+    Segmentation,
+    measure,
+    on_own_grid,
+    score,
+    write_dicom,
+    write_probabilities,
+    write_segmentation,
+)
 from inference.scans import Scan, read_scans, scan_names
 from metrics import format_table, summarize
-from reporting.figures import save_montage
+from reporting.figures import class_colors, harmless, save_montage
 from training.device import Machine, choose_dtype, select_device
-from utils import InputError, make_folder, user_errors, write_csv
+from utils import InputError, printable, user_errors
 
 
 @dataclass(frozen=True)
 class Options:
-    """Segment scans: NIfTI files, DICOM folders, folders of PNG slices, or a split of a data set."""
+    """Segment scans: NIfTI files, DICOM folders, folders of PNG slices, splits of a data set; or pictures."""
 
     checkpoint: tyro.conf.Positional[str]
     """best.pt of a run; several, separated by commas, are averaged (the folds of one data set)."""
     inputs: tyro.conf.Positional[tuple[str, ...]]
-    """Scans. The channels of a scan in several files are separated by commas."""
+    """Scans, pictures (PNG, JPEG, BMP), and folders of them. The channels of one in several files are separated by
+    commas."""
     out: Path
     """Folder for the segmentations; files of the same name in it are replaced."""
     tta: bool = False
@@ -41,30 +55,49 @@ class Options:
     probabilities: bool = False
     """Also write the probability of each class, as a 4-D NIfTI."""
     truth: tuple[Path, ...] = ()
-    """Label volumes, or GT folders of PNG masks, in the order of the scans: also score."""
+    """Label volumes, or GT folders of PNG masks, or for pictures their masks, in the order of the scans: also score."""
 
 
 def main(options: Options) -> None:
     """Segment, measure and score scan after scan; what is done is kept when a later one is bad."""
     check(options)
     ensemble = load_ensemble(options)
-    make_folder(options.out)
-    volumes, scores, done = [], [], set()
+    wanted = {"probabilities": options.probabilities, "dicom": options.dicom}
+    output = OutputFolder(options.out, {kind for kind, is_wanted in wanted.items() if is_wanted})
+    scores, are_pictures, failures = [], [], []
     names = scan_names(options.inputs)
-    for position, source in enumerate(options.inputs):
-        for scan in read_scans(source, names[position], ensemble):
-            if scan.name in done:
-                raise InputError(f"{source}: a second scan called {scan.name}; segment it into another --out")
-            done.add(scan.name)
-            segmentation = segment(options, scan, ensemble)
-            volumes += measure(segmentation)
-            print(f"{scan.name}: {options.out / f'{scan.name}.nii.gz'}", flush=True)
-            write_csv(options.out / "volumes.csv", volumes)
-            if options.truth:
-                scores += score(segmentation, options.truth[position])
-                write_csv(options.out / "scores.csv", scores)
+    truths = options.truth or [None] * len(names)
+    for source, name, truth in zip(options.inputs, names, truths, strict=True):
+        for scan in scans_of(source, name, truth, ensemble):
+            output.claim(scan.name, scan.is_picture)
+            segmentation = segment(options, scan, ensemble, output)
+            print(f"{scan.name}: {options.out / segmentation.file}", flush=True)
+            if truth is not None:
+                rows = score(segmentation, truth)
+                output.replace_rows("scores.csv", scan.name, rows)
+                scores += rows
+                are_pictures.append(scan.is_picture)
+            try:
+                if options.dicom:
+                    write_dicom(options.out, segmentation)
+            except (InputError, OSError) as error:
+                reason = error if isinstance(error, InputError) else f"{error.filename}: {error.strerror}"
+                print(printable(f"error: {scan.name}: not written as DICOM: {reason}"), file=sys.stderr)
+                failures.append(error)
     if scores:
-        print(format_table(summarize(scores)))
+        print(format_table(summarize(scores) | {"per_image": all(are_pictures)}))
+    if failures:
+        raise SystemExit(2 if all(isinstance(error, InputError) for error in failures) else 1)
+
+
+def scans_of(source: str, name: str, truth: Path | None, ensemble: Ensemble) -> Iterator[Scan]:
+    """The scans of an input. Raises InputError where there are several for one label volume."""
+    scans = read_scans(source, name, ensemble)
+    if truth is not None and not truth.is_dir():
+        scans = list(itertools.islice(scans, 2))
+        if len(scans) > 1:
+            raise InputError(f"--truth {truth}: is one file, and {source} holds several subjects; give a folder")
+    return iter(scans)
 
 
 def check(options: Options) -> None:
@@ -87,14 +120,24 @@ def check(options: Options) -> None:
         folders = [path.resolve()] if path.is_dir() else [path.resolve().parent, path.parent.resolve()]
         if any(out in (folder, folder / "Img", folder / "GT") for folder in folders):
             raise InputError(f"--out {options.out}: holds {path}, which results could replace; choose another folder")
+    for name in scan_names(options.inputs) if options.dicom else ():
+        series = (options.out / f"{name}_dicom").resolve()
+        for path in (*files, *options.truth):
+            if series in (path.resolve(), *path.resolve().parents):
+                raise InputError(f"--out {options.out}: {series.name} would replace {path}; choose another folder")
 
 
 def load_ensemble(options: Options) -> Ensemble:
     """The networks of the checkpoints. Raises InputError where they are none, or cannot be averaged."""
     device = select_device(options.device)
     networks = [load_network(Path(path), device) for path in options.checkpoint.split(",")]
+    for network in networks:
+        if network.preparation is None:
+            print(f"{network.path}: does not say how scans became slices; taking whole slices, each stretched")
     machine = Machine(device, choose_dtype(networks[0].config.machine.amp, device), workers=0)
     ensemble = Ensemble(networks, machine, options.batch, options.tta)
+    if len(ensemble.channel_names) > 1:
+        print(f"channels, in the order of the files of a scan: {', '.join(ensemble.channel_names)}")
     for network in networks:
         if options.tta and not network.config.augmentation.flip_probability:
             raise InputError(
@@ -103,15 +146,19 @@ def load_ensemble(options: Options) -> Ensemble:
     return ensemble
 
 
-def segment(options: Options, scan: Scan, ensemble: Ensemble) -> Segmentation:
-    """Segment a scan, and write its segmentation, its picture, and its probabilities where they are wanted."""
-    probabilities = ensemble.probabilities(scan.images)
+def segment(options: Options, scan: Scan, ensemble: Ensemble, output: OutputFolder) -> Segmentation:
+    """Segment a scan, and write its segmentation, its volumes, its picture, and its probabilities if wanted."""
+    probabilities = ensemble.probabilities(scan.images, scan.name)
     segmentation = on_own_grid(scan, probabilities, ensemble)
-    of_slices = segmentation.slices[scan.positions]
-    save_montage(options.out / f"{scan.name}.png", scan.images, of_slices, ensemble.labels.names)
-    write_segmentation(options.out, segmentation, options.dicom)
+    write_segmentation(options.out, segmentation, class_colors(len(ensemble.labels.names)))
+    output.replace_rows("volumes.csv", scan.name, measure(segmentation))
+    output.replace_rows("scores.csv", scan.name, [])  # of an earlier segmentation
     if options.probabilities:
         write_probabilities(options.out, scan, probabilities)
+    of_slices = segmentation.slices[scan.positions]
+    overlay = options.out / f"{scan.name}_overlay.png"
+    with harmless(overlay):
+        save_montage(overlay, scan.shown, of_slices, ensemble.labels.names)
     return segmentation
 
 

@@ -2,6 +2,7 @@
 
 python prepare.py chaos-mr MR --out DIR --split 13,2,5
 python prepare.py nifti SCANS --out DIR --split_file split.json
+python prepare.py png PICTURES --out DIR --mask 'masks/{subject}_seg.png' --folds 5
 python prepare.py check DIR
 """
 
@@ -21,6 +22,7 @@ from data.preparation import Preparation
 from data.sources import Source
 from data.sources.chaos import ChaosCT, ChaosMR
 from data.sources.nifti import find_brats, find_hvsmr, find_msd, find_pairs, read_msd_description
+from data.sources.pictures import find_pictures
 from data.splits import PAPER_SEED, PROTOCOLS, Split, fold_split, random_splits, read_split, split_counts
 from data.writer import Plan, describe, write_data
 from reporting.figures import save_contact_sheet
@@ -49,28 +51,14 @@ class Options(ABC):
     """Or: the paper's split, see experiments/splits/."""
     seed: int = 0
     """Seed of --split and --folds."""
-    axis: Literal["axial", "coronal", "sagittal"] = "axial"
-    """Plane of the slices."""
     size: int | None = None
     """Crop or pad slices about their center to this many rows and columns; by default they keep their size."""
-    spacing: str = ""
-    """Resample slices to this spacing x,y in mm; by default they keep theirs."""
-    normalize: Annotated[Literal["slice", "volume", "percentiles"] | None, tyro.conf.arg(aliases=["--normalise"])] = (
-        None
-    )
-    """Stretch each slice (the paper's way, the default) or each volume from its smallest to its largest value, or,
-    percentiles, each volume from its 0.5th to its 99.5th."""
-    window: str = ""
-    """Or: stretch from CENTER,WIDTH in the scan's units. Default for chaos-ct: 40,400."""
-    bits: Literal[8, 16] = 8
-    """Depth of the images."""
     skip_bad: bool = False
     """Leave out subjects that cannot be read, and list them at the end."""
 
     key: ClassVar[str]
     title: ClassVar[str]
     licence_text: ClassVar[str] = ""
-    default_window: ClassVar[str] = ""
 
     @abstractmethod
     def find(self) -> Source:
@@ -81,9 +69,7 @@ class Options(ABC):
         ways = [self.split_file is not None, bool(self.split), self.folds is not None, self.protocol is not None]
         if ways.count(True) != 1:
             raise InputError("give one of --split_file FILE, --split TRAIN,VAL,TEST, --folds N or --protocol paper")
-        if self.normalize and self.window:
-            raise InputError("--normalize and --window: choose one of the two")
-        preparation = self._preparation()
+        preparation = self.preparation()
         source = self.find()
         split, all_splits = self._choose_split(source.subjects())
         subjects = [subject for of_split in split.values() for subject in of_split]
@@ -102,18 +88,9 @@ class Options(ABC):
         for problem in problems:
             print(f"left out: {problem}")
 
-    def _preparation(self) -> Preparation:
+    @abstractmethod
+    def preparation(self) -> Preparation:
         """How scans become slices."""
-        window = _numbers("--window", self.window or self.default_window, 2)
-        spacing = _numbers("--spacing", self.spacing, 2)
-        return Preparation(
-            axis=self.axis,
-            size=self.size,
-            spacing=spacing,
-            normalize=self.normalize or "slice",
-            window=None if self.normalize else window,
-            bits=self.bits,
-        )
 
     def _choose_split(self, subjects: list[str]) -> tuple[Split, list[Split]]:
         """The split that was asked for, and all splits of the protocol or the folds."""
@@ -137,7 +114,42 @@ class Options(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChaosMr(Options):
+class ScanOptions(Options):
+    """What sources of scans have in common."""
+
+    axis: Literal["acquired", "axial", "coronal", "sagittal"] = "acquired"
+    """Plane of the slices. acquired: across the axis of the largest spacing, axial where there is none."""
+    spacing: str = ""
+    """Resample slices to this spacing x,y in mm; by default they keep theirs."""
+    normalize: Annotated[Literal["slice", "volume", "percentiles"] | None, tyro.conf.arg(aliases=["--normalise"])] = (
+        None
+    )
+    """Stretch each slice (the paper's way, the default) or each volume from its smallest to its largest value, or,
+    percentiles, each volume from its 0.5th to its 99.5th."""
+    window: str = ""
+    """Or: stretch from CENTER,WIDTH in the scan's units. Default for chaos-ct: 40,400."""
+    bits: Literal[8, 16] = 8
+    """Depth of the images."""
+
+    default_window: ClassVar[str] = ""
+
+    def preparation(self) -> Preparation:
+        if self.normalize and self.window:
+            raise InputError("--normalize and --window: choose one of the two")
+        window = _numbers("--window", self.window or self.default_window, 2)
+        spacing = _numbers("--spacing", self.spacing, 2)
+        return Preparation(
+            axis=self.axis,
+            size=self.size,
+            spacing=spacing,
+            normalize=self.normalize or "slice",
+            window=None if self.normalize else window,
+            bits=self.bits,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChaosMr(ScanOptions):
     """CHAOS abdominal MR: the challenge's MR folder, MR/<subject>/{T1DUAL,T2SPIR} (DICOM, PNG ground truth)."""
 
     sequence: Literal["t1-in", "t1-out", "t2"] = "t1-in"
@@ -149,7 +161,7 @@ class ChaosMr(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChaosCt(Options):
+class ChaosCt(ScanOptions):
     """CHAOS CT, liver: the challenge's CT folder, CT/<subject>/{DICOM_anon,Ground}."""
 
     key, title, licence_text, default_window = "chaos-ct", "CHAOS CT", CHAOS_LICENCE, "40,400"
@@ -159,7 +171,7 @@ class ChaosCt(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hvsmr(Options):
+class Hvsmr(ScanOptions):
     """HVSMR 2016: training_axial_crop_pat<k>.nii.gz with -label (myocardium, blood pool)."""
 
     key, title, licence_text = "hvsmr", "HVSMR 2016", "the terms of the HVSMR 2016 challenge"
@@ -169,7 +181,7 @@ class Hvsmr(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Brats(Options):
+class Brats(ScanOptions):
     """BraTS 2018: HGG and LGG folders; FLAIR, T1, T1ce and T2 become four channels."""
 
     key, title, licence_text = "brats", "BraTS 2018", "the terms of the BraTS 2018 challenge"
@@ -179,7 +191,7 @@ class Brats(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Msd(Options):
+class Msd(ScanOptions):
     """Medical Segmentation Decathlon or nnU-Net raw data: dataset.json, imagesTr, labelsTr; 3-D or 4-D images."""
 
     key = "msd"
@@ -198,7 +210,7 @@ class Msd(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nifti(Options):
+class Nifti(ScanOptions):
     """Pairs of image and label volumes (NIfTI or what else ITK reads), found by name patterns."""
 
     image: str = "image_{subject}.nii.gz"
@@ -222,8 +234,46 @@ class Nifti(Options):
         return self.licence
 
     def find(self) -> Source:
-        names = tuple(name.strip() for name in self.names.split(",")) if self.names else ()
-        return find_pairs(self.source, self.image.split(","), self.label, names)
+        return find_pairs(self.source, self.image.split(","), self.label, _texts(self.names))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Png(Options):
+    """Pictures (PNG, JPEG, BMP) and masks (PNG, BMP), found by name patterns; images keep their values and colors."""
+
+    image: str = "images/{subject}.png"
+    """Name of an image below SOURCE; several, separated by commas, are channels. With {slice}, a whole number, subjects
+    have several slices."""
+    mask: str = "masks/{subject}.png"
+    """Name of a mask below SOURCE."""
+    names: str = ""
+    """Names of the classes without the background, separated by commas, in the order of their values in the masks."""
+    name: str = ""
+    """Name of the data set, for its dataset.json."""
+    licence: str = ""
+    """Licence of the data, for its dataset.json."""
+    key = "png"
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+    @property
+    def licence_text(self) -> str:
+        return self.licence
+
+    def find(self) -> Source:
+        source = find_pictures(self.source, self.image.split(","), self.mask, _texts(self.names))
+        turned = source.turned()
+        if turned:
+            print(
+                f"note: {len(turned)} images are turned upright, as their EXIF data says, such as {turned[0]}; "
+                "their masks must be upright, too"
+            )
+        return source
+
+    def preparation(self) -> Preparation:
+        return Preparation(size=self.size, normalize="none")
 
 
 @dataclass(frozen=True)
@@ -270,7 +320,12 @@ def _numbers(flag: str, text: str, count: int) -> tuple[float, ...] | None:
     return numbers
 
 
-SOURCES = (ChaosMr, ChaosCt, Hvsmr, Brats, Msd, Nifti)
+def _texts(text: str) -> tuple[str, ...]:
+    """Texts separated by commas; none for an empty text."""
+    return tuple(part.strip() for part in text.split(",")) if text else ()
+
+
+SOURCES = (ChaosMr, ChaosCt, Hvsmr, Brats, Msd, Nifti, Png)
 COMMANDS = {command.key: command for command in SOURCES} | {"check": Check}
 
 

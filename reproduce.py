@@ -19,7 +19,7 @@ import tyro
 
 from config import GROUP_OF, parse_config
 from data.dataset import natural
-from data.folder import open_data
+from data.folder import Identity, open_data
 from data.splits import Split, fold_split, random_splits, split_counts
 from experiments.formats import (
     latex,
@@ -35,7 +35,9 @@ from experiments.rows import IDENTITY, ROWS
 from experiments.tables import PAPER, Table
 from metrics import IN_VOXELS
 from models import build_model, check_network
-from reporting.figures import save_boxes, save_curves
+from reporting.figures import harmless, save_boxes, save_curves
+from training.checkpoint import content_of, load_checkpoint
+from training.setup import open_data_of
 from utils import (
     InputError,
     lock_folder,
@@ -100,6 +102,7 @@ def reproduce(options: Options, flags: list[str]) -> None:
     lock_folder(options.out)
     runs = plan_runs(options, flags)
     to_go_on = [run for run in runs if check(run)]
+    check_data(runs)
     for run in to_go_on:
         (run.folder / "test.json").unlink(missing_ok=True)  # no longer finished
     manifest = folder / "manifest.json"
@@ -127,6 +130,25 @@ def plan_runs(options: Options, flags: list[str]) -> list[Run]:
             check_network(parse_config(run.flags).network)
             runs.append(run)
     return runs
+
+
+def check_data(runs: list[Run]) -> None:
+    """Raises InputError where a run was trained on other slices, labels or preparation than its data set has now."""
+    data: dict[tuple[Path, Path | None], Identity] = {}
+    for run in runs:
+        path = run.folder / "best.pt"
+        if not path.exists():
+            continue
+        config = parse_config(run.flags)
+        key = config.data, config.split_file
+        if key not in data:
+            data[key] = open_data_of(config).identity()
+        checkpoint = load_checkpoint(path)
+        with content_of(path):
+            trained_on = Identity.from_dict(checkpoint["data"])
+        what = trained_on.difference(data[key])
+        if what:
+            raise InputError(f"{run.folder}: was trained on other {what} than {config.data} has; choose another --out")
 
 
 def chosen_rows(options: Options) -> list[str]:
@@ -222,8 +244,10 @@ def _write(name: str, results: list[Result], folder: Path) -> None:
     write_csv(folder / "table.csv", table.rows())
     write_text(folder / "table.tex", latex(table))
     values = {result.name: result.values for result in results}
-    save_boxes(folder / "boxes.png", values, results[0].classes, METRIC_OF[table.columns[0][1]])
-    save_curves(folder / "curves.png", {result.name: result.curves for result in results})
+    with harmless(folder / "boxes.png"):
+        save_boxes(folder / "boxes.png", values, results[0].classes, METRIC_OF[table.columns[0][1]])
+    with harmless(folder / "curves.png"):
+        save_curves(folder / "curves.png", {result.name: result.curves for result in results})
     print(f"\n{plain(table)}\n\nWritten to {folder}: table.md, table.csv, table.tex, boxes.png, curves.png")
 
 

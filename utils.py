@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import fcntl
 import json
 import os
 import random
+import re
+import secrets
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -27,6 +31,10 @@ class OptionError(InputError):
     """A value that an option cannot have. Its message begins with the option's name; `user_errors` makes it a flag."""
 
 
+# Errors of disks: full, over a quota or a limit of size, damaged, read-only.
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
 def printable(text: str) -> str:
     """`text` in one line: line breaks, control characters and bytes that are no text, as names may hold, escaped."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
@@ -37,31 +45,26 @@ def user_errors() -> Iterator[None]:
     """Turn errors that no code can mend into one line on stderr: InputError ends with code 2, the others with 1.
 
     The others are FloatingPointError, ConnectionError (to the other processes of a training), errors of files and
-    disks, memory that does not suffice, and a loader process that was killed. A reader of the output that goes away
-    (`| head`) ends the program without a word.
+    disks, memory that does not suffice, and a loader process that was killed. What is printed in the block is dropped
+    where it cannot be written: the work goes on.
     """
-    sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no text
-    try:
+    threading.excepthook = _report_thread
+    with _lasting_streams():
         try:
             yield
-        finally:
-            sys.stdout.flush()
-    except InputError as error:
-        dashes = "--" if isinstance(error, OptionError) else ""
-        print(f"error: {dashes}{error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
-    except BrokenPipeError:
-        # Python flushes stdout once more at its end, which would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
-    except Exception as error:
-        message = _explain(error)
-        if message is None:
-            raise
-        raise SystemExit(f"error: {message}") from None
+        except InputError as error:
+            dashes = "--" if isinstance(error, OptionError) else ""
+            print(f"error: {dashes}{error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise SystemExit(130) from None
+        except Exception as error:
+            message = _explain(error)
+            if message is None:
+                raise
+            print(f"error: {message}", file=sys.stderr)
+            raise SystemExit(1) from None
 
 
 def _explain(error: Exception) -> str | None:
@@ -69,9 +72,9 @@ def _explain(error: Exception) -> str | None:
     reason = printable(str(error))
     if isinstance(error, FloatingPointError | ConnectionError):
         return reason
-    if isinstance(error, OSError) and error.filename is not None:
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in STORAGE):
         remedy = "free some space, or check that the folder can be written, and start again"
-        return printable(f"{error.filename}: {error.strerror}; {remedy}")
+        return printable(f"{error.filename or 'a file'}: {error.strerror or reason}; {remedy}")
     if type(error) is MemoryError and reason:
         return reason
     if is_out_of_memory(error):
@@ -104,6 +107,68 @@ def first_process_speaks() -> Iterator[None]:
         yield
 
 
+class _LastingStream:
+    """An output stream whose text is dropped as soon as it cannot be written: its reader is gone, or the disk full."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write the text, or drop it."""
+        try:
+            return self.stream.write(text)
+        except OSError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        """Write what waits, or drop it."""
+        try:
+            self.stream.flush()
+        except OSError:
+            self._drop()
+
+    def _drop(self) -> None:
+        """Send what waits, and all that follows, nowhere."""
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), self.stream.fileno())
+        self.stream.flush()
+
+
+def _report_thread(failed: threading.ExceptHookArgs) -> None:
+    """Say in a line what a thread of a library, such as TensorBoard's, could not write."""
+    if isinstance(failed.exc_value, OSError):
+        print(f"warning: {failed.thread.name}: {printable(str(failed.exc_value))}", file=sys.stderr)
+    else:
+        threading.__excepthook__(failed)
+
+
+@contextlib.contextmanager
+def _lasting_streams() -> Iterator[None]:
+    """Let no error of stdout and stderr, which may be closed, end the block."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:  # closed; the next file that is opened would take its place
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w" if number else "r"))  # noqa: SIM115 - stays open
+    sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no text
+    output, errors = _LastingStream(sys.stdout), _LastingStream(sys.stderr)
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        try:
+            yield
+        finally:
+            output.flush()
+            errors.flush()
+
+
 # ---------------------------------------------------------------- files
 
 
@@ -115,23 +180,76 @@ def make_folder(folder: Path) -> None:
         raise InputError(f"{folder}: is a file, or would lie in one; choose another folder") from None
 
 
+LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.partial\..+", re.DOTALL)
+LONGEST_NAME = 255 - len(".0123456789abcdef.partial.")  # bytes of a name that `atomic_path` can write to
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path, previous: Path | None = None) -> Iterator[Path]:
     """Yield a temporary name beside `path` to write to; rename it to `path` when the block ends well, else remove it.
 
     What `path` held before goes to `previous`. The temporary name keeps the suffixes of `path`, for writers that choose
-    a format by them.
+    a format by them; nobody can know it before, and a link never lies under it. OSErrors of the block name `path`.
     """
-    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
-    try:
+    with errors_name(path), _temporary_file(path) as temporary:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         if previous and path.exists():
             path.replace(previous)
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def errors_name(path: Path) -> Iterator[None]:
+    """Let OSErrors of the block that name no file, as those of writing and closing, or a temporary one, name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or LEFTOVER.fullmatch(Path(str(error.filename)).name):
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
+def _temporary_file(path: Path) -> Iterator[Path]:
+    """A new, empty file beside `path`, which is gone when the block ends; `remove_leftovers` of others leaves it."""
+    while True:
+        temporary = path.with_name(f".{secrets.token_hex(8)}.partial.{path.name}")
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            with contextlib.suppress(OSError):  # file systems without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink == 0:  # taken for a leftover before it was locked
+                continue
+            yield temporary
+            return
+        finally:
+            temporary.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes have left half-written in `folder`, and nothing that is being written."""
+    for path in folder.glob(".*.partial.*"):
+        if not LEFTOVER.fullmatch(path.name) or path.is_symlink() or not path.is_file():
+            continue
+        with contextlib.suppress(OSError):  # of a process that is at work, or of somebody else
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(descriptor)
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let one process at a time into the block, of all that enter it for `folder`; the others wait."""
+    with (folder / ".turn").open("a") as file:
+        with contextlib.suppress(OSError):  # file systems without locks
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_text(path: Path, text: str) -> None:
@@ -163,18 +281,38 @@ def _nan_to_none(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
+FORMULA = re.compile(r"'*[=+\-@\t\r]")  # how texts begin that spreadsheets compute, and those that end up as these
+
+
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write `rows` to `path` as CSV with a header line, atomically; a key that a row lacks is an empty cell."""
+    """Write `rows` to `path` as CSV with a header line, atomically; a key that a row lacks is an empty cell.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe before it, which `read_csv` takes away.
+    """
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: _inert(cell) for key, cell in row.items()} for row in rows)
+
+
+def _inert(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a table."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    """The rows of a table that `write_csv` wrote. Raises InputError for a file that is no such table."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, strict=True))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable as CSV in UTF-8 ({error}); bring the old one back") from None
+    if any(None in row or None in row.values() for row in rows):
+        raise InputError(f"{path}: has rows that are longer or shorter than its header; bring the old one back")
+    return [{key: _written(cell) for key, cell in row.items()} for row in rows]
+
+
+def _written(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
 
 
 def run_folders(root: Path = Path("runs")) -> list[Path]:
@@ -201,8 +339,9 @@ def lock_folder(folder: Path) -> None:
     except OSError as error:  # file systems without locks
         print(f"note: {folder} cannot be locked ({error.strerror}); start no second run in it")
     HELD[folder] = file
-    for leftover in (*folder.glob(".*.partial.*"), *folder.glob("predictions/.*.partial.*")):
-        leftover.unlink()
+    for place in (folder, folder / "predictions"):
+        if not place.is_symlink():
+            remove_leftovers(place)
 
 
 def unlock_folder(folder: Path) -> None:

@@ -37,6 +37,16 @@ class Slice(NamedTuple):
     mask: Path
     shape: tuple[int, int, int] | None = None
     """Channels, rows and columns when it was checked."""
+    digest: str = ""
+    """Of its pixels and mask when it was checked; see `digest_of`."""
+
+
+def digest_of(image: np.ndarray, codes: np.ndarray) -> str:
+    """A text that follows from the values of an image (channels, H, W) and its mask (H, W) alone, not from files."""
+    digest = hashlib.sha256(f"{image.shape} {image.dtype}".encode())
+    digest.update(np.ascontiguousarray(image))
+    digest.update(np.ascontiguousarray(codes, np.uint32))
+    return digest.hexdigest()
 
 
 class SliceDataset(Dataset):
@@ -61,22 +71,22 @@ class SliceDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         item = self.slices[index]
-        image, codes = read_pair(item.images, item.mask)
+        image, mask = read_pair(item.images, item.mask)
         if item.shape not in (None, image.shape):
             raise InputError(
                 f"{item.images[0]}: was {_shape(item.shape)} and is {_shape(image.shape)} now; leave the data as it is "
                 "during training, then resume"
             )
-        target = self.labels.to_classes(codes, item.mask)
+        target = self.labels.to_classes(mask, item.mask)
         if self.augmentation is not None:
             rng = np.random.default_rng([self.seed, self.epoch, index])
             image, target = augment(image, target, self.augmentation, rng)
         return torch.from_numpy(image), torch.from_numpy(target.astype(np.int64))
 
     def fingerprint(self) -> str:
-        """A text that is the same for the same slices only."""
-        names = "\n".join(f"{item.subject} {item.number}" for item in self.slices)
-        return hashlib.sha256(names.encode()).hexdigest()
+        """A text that is the same for the same slices only: their names, pixels and masks."""
+        slices = "\n".join(f"{item.subject} {item.number} {item.digest}" for item in self.slices)
+        return hashlib.sha256(slices.encode()).hexdigest()
 
     def subjects(self) -> dict[str, list[int]]:
         """Subject -> indices of its slices, in the order of their numbers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from data.geometry import Geometry
+from data.png import NO_COLOR, RGB, Mask, pack_colors, unpack_color
 from data.preparation import Preparation
 from utils import InputError, read_json
 
@@ -22,36 +24,55 @@ class Labels:
     names: tuple[str, ...]
     codes: tuple[int, ...]
     values: tuple[int, ...]
+    colors: tuple[int, ...] = ()
+    """0xRRGGBB of each class, where masks are read by their colors instead of their codes."""
 
     @classmethod
     def indexed(cls, names: tuple[str, ...], codes: tuple[int, ...]) -> Labels:
         """Labels whose values in volumes are the class indices."""
         return cls(names, codes, tuple(range(len(names))))
 
-    def to_dict(self) -> dict[str, dict[str, int]]:
+    def to_dict(self) -> dict[str, dict[str, Any]]:
         """As dataset.json holds them."""
-        return {
+        tables: dict[str, dict[str, Any]] = {
             "labels": dict(zip(self.names, self.codes, strict=True)),
             "values": dict(zip(self.names, self.values, strict=True)),
         }
+        if self.colors:
+            tables["colors"] = dict(zip(self.names, map(unpack_color, self.colors), strict=True))
+        return tables
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Labels:
-        """The inverse of `to_dict`; values that are missing are the class indices. Raises InputError."""
-        labels = content["labels"]
+        """The inverse of `to_dict`; values, and labels beside colors, that are missing are the class indices.
+
+        Raises InputError, and KeyError where there are neither labels nor colors.
+        """
+        colors = _read_colors(content["colors"]) if "colors" in content else {}
+        labels = content["labels"] if "labels" in content or not colors else {name: k for k, name in enumerate(colors)}
         _check_classes(labels, "labels", "masks")
+        if colors and colors.keys() != labels.keys():
+            raise InputError("colors must give each class of labels its color; background is black unless it says more")
         names, codes = tuple(labels), tuple(labels.values())
+        in_order = tuple(colors[name] for name in names) if colors else ()
         if "values" not in content:
-            return cls.indexed(names, codes)
+            return cls(names, codes, tuple(range(len(names))), in_order)
         values = content["values"]
         if not isinstance(values, dict) or tuple(values) != names:
             raise InputError("values must give each class of labels, in their order, its value in volumes")
         _check_classes(values, "values", "volumes")
-        return cls(names, codes, tuple(values.values()))
+        return cls(names, codes, tuple(values.values()), in_order)
 
-    def to_classes(self, codes: np.ndarray, path: Path) -> np.ndarray:
-        """Mask values (H, W) -> class indices uint8 of the same shape. Raises InputError for an unknown value."""
-        return _to_classes(codes, self.codes, path)
+    def to_classes(self, mask: Mask, path: Path) -> np.ndarray:
+        """A mask (H, W) -> class indices uint8 of the same shape.
+
+        Raises InputError for an unknown value or color, and for a mask in colors where there is no table of them.
+        """
+        if self.colors:
+            return _colors_to_classes(mask, self.colors, path)
+        if mask.kind == RGB:
+            raise InputError(f"{path}: a mask in colors; list the color of each class under colors in dataset.json")
+        return _to_classes(mask.codes, self.codes, path)
 
     def values_to_classes(self, values: np.ndarray, path: Path) -> np.ndarray:
         """Volume values (D, H, W) -> class indices uint8 of the same shape. Raises InputError for an unknown value."""
@@ -71,6 +92,10 @@ class Description:
     """Subject -> where its slices lie."""
     preparation: Preparation | None = None
     """How scans became slices."""
+    channels: tuple[str, ...] = ()
+    """Names of the channels."""
+    lost: dict[str, list[str]] = field(default_factory=dict)
+    """Subject -> classes of which preparation has left no pixel."""
 
 
 def read_description(path: Path) -> Description:
@@ -83,7 +108,7 @@ def read_description(path: Path) -> Description:
     if "values" in content and "labels" not in content:
         raise InputError(f"{path}: values must give each class of labels, in their order, its value in volumes")
     try:
-        labels = Labels.from_dict(content) if "labels" in content else None
+        labels = Labels.from_dict(content) if "labels" in content or "colors" in content else None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     preparation = content.get("preparation")
@@ -92,7 +117,18 @@ def read_description(path: Path) -> Description:
             preparation = Preparation.from_dict(preparation)
         except InputError as error:
             raise InputError(f"{path}: preparation: {error}; prepare the scans again") from None
-    return Description(labels, _read_geometry(content.get("subjects", {}), path), preparation)
+    subjects, channels = content.get("subjects", {}), content.get("channels", [])
+    geometry = _read_geometry(subjects, path)
+    if not is_list_of_names(channels):
+        raise InputError(f'{path}: channels must be a list of names that differ, such as ["flair", "t1"]')
+    lost = {subject: entry["lost"] for subject, entry in subjects.items() if is_list_of_names(entry.get("lost"))}
+    return Description(labels, geometry, preparation, tuple(channels), lost)
+
+
+def is_list_of_names(names: Any) -> bool:
+    """Whether this is a list of printable texts that differ."""
+    texts = isinstance(names, list) and all(isinstance(name, str) and name.isprintable() for name in names)
+    return texts and len(set(names)) == len(names)
 
 
 def _read_geometry(subjects: Any, path: Path) -> dict[str, Geometry]:
@@ -119,20 +155,66 @@ def _check_classes(labels: Any, key: str, where: str) -> None:
             raise InputError(f"{key}: the class name {name!r} is no printable text; choose another")
     if len(set(codes)) < len(codes):
         raise InputError(f"{key} gives two classes the same value; each needs its own")
+    refuse_ignore(names)
+
+
+def refuse_ignore(names: Iterable[str]) -> None:
+    """Raises InputError for a class called ignore: pixels that nobody annotated are no class."""
+    for name in names:
+        if name.strip().lower() == "ignore":
+            raise InputError(
+                f"the label {name!r} marks pixels that nobody annotated, which cannot be left out of the training; "
+                "correct the masks to hold a class there, or leave out the subjects that have it, and remove the label"
+            )
+
+
+def _read_colors(colors: Any) -> dict[str, int]:
+    """Class -> 0xRRGGBB, the background first and black where the table does not say it."""
+    if not isinstance(colors, dict) or not all(_is_color(color) for color in colors.values()):
+        raise InputError('colors must give each class red, green and blue, 0 to 255, such as {"lesion": [255, 0, 0]}')
+    table = {name: int(pack_colors(np.array(color))) for name, color in ({"background": [0, 0, 0]} | colors).items()}
+    if len(set(table.values())) < len(table):
+        raise InputError("colors gives two classes the same color (background is black unless listed); choose another")
+    return table
+
+
+def _is_color(color: Any) -> bool:
+    return isinstance(color, list) and len(color) == 3 and all(type(part) is int and 0 <= part < 256 for part in color)
 
 
 def _to_classes(stored: np.ndarray, known: tuple[int, ...], path: Path) -> np.ndarray:
     table = np.full(max(int(stored.max()), *known) + 1, MAX_CLASSES, np.uint16)
     table[list(known)] = range(len(known))
     classes = table[stored]
-    unknown = classes == MAX_CLASSES
-    if unknown.any():
-        value = stored[unknown][0]
-        first = np.argwhere(stored == value)[0]
-        axes = ("slice", "row", "column")[-stored.ndim :]
-        position = ", ".join(f"{axis} {k}" for axis, k in zip(axes, first, strict=True))
+    if (classes == MAX_CLASSES).any():
+        value, where = _first_unknown(classes, stored)
         raise InputError(
-            f"{path}: unknown mask value {value} at {position} ({(stored == value).sum()} pixels); "
+            f"{path}: unknown mask value {value} {where}; "
             f"known are {list(known)}. Correct the mask, or list its values under labels in dataset.json"
         )
     return classes.astype(np.uint8)
+
+
+def _colors_to_classes(mask: Mask, known: tuple[int, ...], path: Path) -> np.ndarray:
+    colors = mask.codes if mask.kind == RGB else mask.palette
+    order = np.argsort(known)
+    place = np.searchsorted(np.array(known)[order], colors).clip(max=len(known) - 1)
+    classes = np.where(np.array(known)[order][place] == colors, order[place], MAX_CLASSES)
+    if mask.kind != RGB:
+        classes = classes[mask.codes]
+    if (classes == MAX_CLASSES).any():
+        color, where = _first_unknown(classes, mask.colors_of(mask.codes))
+        shown = "between those of 8 bits" if color == NO_COLOR else unpack_color(color)
+        raise InputError(
+            f"{path}: unknown mask color {shown} {where}; known are {list(map(unpack_color, known))}. "
+            "Correct the mask, or list its colors under colors in dataset.json"
+        )
+    return classes.astype(np.uint8)
+
+
+def _first_unknown(classes: np.ndarray, stored: np.ndarray) -> tuple[int, str]:
+    """The first stored value that is of no class; and where it is, and how often."""
+    value = stored[classes == MAX_CLASSES][0]
+    axes = ("slice", "row", "column")[-stored.ndim :]
+    position = ", ".join(f"{axis} {k}" for axis, k in zip(axes, np.argwhere(stored == value)[0], strict=True))
+    return int(value), f"at {position} ({(stored == value).sum()} pixels)"

@@ -10,24 +10,28 @@ import json
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from config import AugmentationConfig
-from data.dataset import Slice, SliceDataset, natural
-from data.description import Labels, read_description
+from data.dataset import Slice, SliceDataset, digest_of, natural
+from data.description import Labels, is_list_of_names, read_description
 from data.geometry import Geometry
-from data.png import read_codes, read_pair
+from data.masks import MaskValues, check_background, check_colors, extremes
+from data.notes import Brightness, class_notes, image_notes, lost_notes, plane_notes
+from data.png import read_mask, read_pair
 from data.preparation import Preparation
 from data.volumes import MAX_SPAN
-from utils import InputError, printable
+from utils import LONGEST_NAME, InputError, printable
 
 SPLITS = ("train", "val", "test")
-SUBJECT = re.compile(r"[A-Za-z0-9_-]+")
-NAME = re.compile(rf"Subj_({SUBJECT.pattern})slice_(-?[0-9]+)\.png")
+LONGEST_SUBJECT = LONGEST_NAME - len(".nii.gz")  # as the name of a segmentation
+SUBJECT = re.compile(rf"[A-Za-z0-9_-]{{1,{LONGEST_SUBJECT}}}")
+NAME = re.compile(r"Subj_([A-Za-z0-9_-]+)slice_(-?[0-9]+)\.png")
 CHANNEL = re.compile(r"Img_[0-9]+")
 CHAOS_LABELS = {"background": 0, "liver": 63, "right kidney": 126, "left kidney": 189, "spleen": 252}
 
@@ -38,8 +42,12 @@ class Identity:
 
     labels: Labels
     preparation: Preparation | None
+    channels: tuple[str, ...]
+    """Names of the channels, where they are known."""
+    typical: Geometry
+    """Median spacing (x, y, z) and size (columns, rows, 1) of the training subjects' slices."""
     training: str
-    """Fingerprint of the training slices."""
+    """Fingerprint of the training slices, of which the pixels are a part."""
     validation: str
     test: str
 
@@ -47,22 +55,28 @@ class Identity:
         """Plain values, as a checkpoint holds them."""
         preparation = self.preparation and self.preparation.to_dict()
         fingerprints = {"training": self.training, "validation": self.validation, "test": self.test}
-        return self.labels.to_dict() | {"preparation": preparation} | fingerprints
+        images = {"channels": list(self.channels), "typical": self.typical.to_dict()}
+        return self.labels.to_dict() | {"preparation": preparation} | images | fingerprints
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Identity:
         """The inverse of `to_dict`. Raises InputError, KeyError or TypeError for anything else."""
         preparation = values["preparation"] and Preparation.from_dict(values["preparation"])
-        return cls(Labels.from_dict(values), preparation, values["training"], values["validation"], values["test"])
+        if not is_list_of_names(values["channels"]):
+            raise InputError("its names of channels are no names")
+        images = tuple(values["channels"]), Geometry.from_dict(values["typical"])
+        fingerprints = values["training"], values["validation"], values["test"]
+        return cls(Labels.from_dict(values), preparation, *images, *fingerprints)
 
     def difference(self, other: Identity) -> str | None:
         """The first thing in which another data set differs, in words."""
         parts = {
             "training slices": self.training != other.training,
             "validation or test slices": (self.validation, self.test) != (other.validation, other.test),
-            "classes": (self.labels.names, self.labels.codes) != (other.labels.names, other.labels.codes),
+            "classes": replace(self.labels, values=()) != replace(other.labels, values=()),
             "label values": self.labels.values != other.labels.values,
             "preparation": self.preparation != other.preparation,
+            "names of channels": self.channels != other.channels,
         }
         return next((what for what, differs in parts.items() if differs), None)
 
@@ -83,6 +97,9 @@ class DataFolder:
     preparation: Preparation | None = None
     """How scans became these slices, where dataset.json says it."""
 
+    channel_names: tuple[str, ...] = ()
+    """Of the channels, where dataset.json says them."""
+
     notes: tuple[str, ...] = ()
     """Things that are allowed but worth a line to the user."""
 
@@ -93,7 +110,15 @@ class DataFolder:
     def identity(self) -> Identity:
         """What a network that is trained on it depends on."""
         fingerprints = [self.dataset(split).fingerprint() for split in SPLITS]
-        return Identity(self.labels, self.preparation, *fingerprints)
+        return Identity(self.labels, self.preparation, self.channel_names, self._typical(), *fingerprints)
+
+    def _typical(self) -> Geometry:
+        """Median size and spacing of the training subjects, where they are known."""
+        geometry = [self.geometry[subject] for subject in self.dataset("train").subjects()]
+        sizes = [(each.shape[2], each.shape[1], 1) for each in self.splits["train"]]
+        spacings = [each.spacing for each in geometry if each.spacing]
+        spacing = tuple(np.median(spacings, 0).tolist()) if spacings else None
+        return Geometry(spacing, tuple(int(side) for side in np.median(sizes, 0)))
 
 
 def open_data(root: Path, splits: Sequence[str] = SPLITS, subjects: dict[str, list[str]] | None = None) -> DataFolder:
@@ -103,9 +128,9 @@ def open_data(root: Path, splits: Sequence[str] = SPLITS, subjects: dict[str, li
 
     Raises InputError, naming the file and the remedy, for: a missing folder, an empty split, an image without its mask
     or the reverse, a slice named twice (slice_1 and slice_01), a subject in two splits, a file that is no readable PNG,
-    sizes that differ between image and mask or within a subject, numbers of channels that differ, mask values that are
-    unknown or cannot be told apart without dataset.json, validation masks that are all background, and a dataset.json
-    that is not as this module wants it, or gives another size than the slices have.
+    sizes that differ between image and mask or within a subject, numbers of channels that differ, mask values or colors
+    that are unknown or cannot be told apart without dataset.json, validation masks that are all background, and a
+    dataset.json that is not as this module wants it, or gives another size than the slices have.
     """
     described = read_description(root / "dataset.json")
     found, notes = _list_splits(root, splits)
@@ -114,33 +139,65 @@ def open_data(root: Path, splits: Sequence[str] = SPLITS, subjects: dict[str, li
         if left_out:
             notes.append(f"{root}: the split leaves out {len(left_out)} subjects: {', '.join(left_out)}")
     slices = [item for split in found.values() for item in split]
+    in_colors = bool(described.labels and described.labels.colors)
     with ThreadPoolExecutor() as pool:
-        scans = dict(zip(slices, pool.map(_scan, slices), strict=True))
+        scans = dict(zip(slices, pool.map(partial(_scan, in_colors=in_colors), slices), strict=True))
     _check_shapes(scans)
     _check_numbers(slices)
-    labels = described.labels or _infer_labels(set().union(*(scan.codes for scan in scans.values())), root)
-    _check_codes(scans, labels)
+    masks = [scan.mask for scan in scans.values()]
+    if not in_colors:
+        check_colors(masks, root / "dataset.json")
+    labels = described.labels or infer_labels(masks, root)
+    classes = {item: scan.mask.classes(labels) for item, scan in scans.items()}
+    _check_classes(classes, labels)
     if "val" in found:
-        _check_validation([scans[item] for item in found["val"]], labels, root)
+        _check_validation([classes[item] for item in found["val"]], root)
+    notes += class_notes(found, classes, labels.names)
+    notes += lost_notes(described.lost, {item.subject for item in slices})
+    notes += image_notes({item: scan.brightness for item, scan in scans.items()})
     geometry, gaps = _geometry_of_subjects(scans, described.geometry, root)
-    checked = {split: [item._replace(shape=scans[item].shape) for item in items] for split, items in found.items()}
+    notes += plane_notes(geometry)
+    checked = {split: [item._replace(**scans[item].facts()) for item in items] for split, items in found.items()}
     channels, rows, columns = (max(sides) for sides in zip(*(scan.shape for scan in scans.values()), strict=True))
-    return DataFolder(checked, labels, channels, (rows, columns), geometry, described.preparation, tuple(notes + gaps))
+    if described.channels and len(described.channels) != channels:
+        raise InputError(
+            f"{root / 'dataset.json'}: names {len(described.channels)} channels ({', '.join(described.channels)}), and "
+            f"the images have {channels}; correct channels there"
+        )
+    return DataFolder(
+        checked,
+        labels,
+        channels,
+        (rows, columns),
+        geometry,
+        described.preparation,
+        described.channels,
+        tuple(notes + gaps),
+    )
 
 
 class _Scan(NamedTuple):
     shape: tuple[int, int, int]
-    codes: set[int]
+    mask: MaskValues
+    brightness: Brightness
+    digest: str
+
+    def facts(self) -> dict[str, Any]:
+        """What a `Slice` keeps of it."""
+        return {"shape": self.shape, "digest": self.digest}
 
 
-def _scan(item: Slice) -> _Scan:
-    """Read one slice's files and check that they fit each other."""
-    image, codes = read_pair(item.images, item.mask)
+def _scan(item: Slice, in_colors: bool) -> _Scan:
+    """Read one slice's files and check that they fit each other; masks mean their values, or, `in_colors`, colors."""
+    image, mask = read_pair(item.images, item.mask)
+    codes = mask.codes
     if min(codes.shape) < 32:
         raise InputError(
             f"{item.mask}: is {codes.shape[0]} x {codes.shape[1]} pixels; pad the slices to at least 32 x 32"
         )
-    return _Scan(image.shape, set(np.unique(codes).tolist()))
+    brightness = Brightness.of(image, item.images)
+    digest = digest_of(image, mask.colors_of(codes) if in_colors else codes)
+    return _Scan(image.shape, MaskValues.of(mask, item.mask), brightness, digest)
 
 
 def _list_splits(root: Path, splits: Sequence[str]) -> tuple[dict[str, list[Slice]], list[str]]:
@@ -220,6 +277,8 @@ def _list_folder(folder: Path) -> tuple[dict[tuple[str, int], Path], list[str]]:
             if path.suffix.lower() == ".png" and not path.name.startswith("."):
                 foreign.append(path.name)
             continue
+        if not SUBJECT.fullmatch(match[1]):
+            raise InputError(f"{path}: the subject's name has more than {LONGEST_SUBJECT} letters; rename its files")
         key = (match[1], int(match[2]))
         if key in found:
             raise InputError(f"{path}: the same slice as {found[key].name}; keep one of the two")
@@ -285,17 +344,16 @@ def _check_numbers(slices: list[Slice]) -> None:
             )
 
 
-def _check_codes(scans: dict[Slice, _Scan], labels: Labels) -> None:
-    """All values in masks are those of classes."""
-    for item, scan in scans.items():
-        if not scan.codes <= set(labels.codes):
-            labels.to_classes(read_codes(item.mask), item.mask)  # says which value, and where
+def _check_classes(classes: dict[Slice, set[int | None]], labels: Labels) -> None:
+    """All values or colors in masks are those of classes."""
+    for item, found in classes.items():
+        if None in found:
+            labels.to_classes(read_mask(item.mask), item.mask)  # says which value, and where
 
 
-def _check_validation(scans: Sequence[_Scan], labels: Labels, root: Path) -> None:
+def _check_validation(classes: Sequence[set[int | None]], root: Path) -> None:
     """The validation slices hold a class, or no epoch could be told from another."""
-    background = {labels.codes[0]}
-    if all(scan.codes == background for scan in scans):
+    if all(found == {0} for found in classes):
         raise InputError(
             f"{root}: all masks of the validation subjects are background, so no epoch could be told from another; "
             "validate on a subject that has a class"
@@ -325,8 +383,10 @@ def _geometry_of_subjects(
     return geometry, notes
 
 
-def _infer_labels(codes: set[int], root: Path) -> Labels:
+def infer_labels(masks: Sequence[MaskValues], root: Path) -> Labels:
     """The table for masks that come without one: CHAOS's grey values, 0 and 255, or class indices 0, 1, 2, ..."""
+    check_background(masks, root / "dataset.json")
+    codes = set().union(*(mask.colors for mask in masks))
     if codes == {0}:
         raise InputError(f"{root}: every mask is empty (0); check how the masks were exported")
     if codes <= set(CHAOS_LABELS.values()):
@@ -340,6 +400,7 @@ def _infer_labels(codes: set[int], root: Path) -> Labels:
     values = ", ".join(map(str, shown[:12])) + (", ..." if count > 12 else "")
     example = json.dumps({"labels": {"background": 0, "NAME": next(code for code in shown if code)}})
     raise InputError(
-        f"{root}: the masks hold the values {values} ({count} in all), which are neither CHAOS's 0, 63, 126, 189, 252, "
-        f"nor 0 and 255, nor class indices 0, 1, 2, ...; list them in {root / 'dataset.json'}, such as {example}"
+        f"{root}: the masks hold the values {values} ({count} in all{extremes(masks)}), which are neither CHAOS's 0, "
+        "63, 126, 189, 252, nor 0 and 255, nor class indices 0, 1, 2, ...; save all masks with one value for each "
+        f"class, or list the values in {root / 'dataset.json'}, such as {example}"
     )

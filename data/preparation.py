@@ -12,20 +12,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from data.geometry import LONGEST, MAX_VOXELS, Geometry, Grid, fit_grid
+from data.geometry import IDENTITY, LONGEST, MAX_VOXELS, Geometry, Grid, fit_grid
 from data.png import MAX_PIXELS
-from data.volumes import resample
+from data.volumes import axis_code, oriented, resample
 from utils import InputError, OptionError
 
-# ITK's axis codes (x, y, z increase towards ...) that show each kind of slice in the radiological convention.
+# Axis codes (x, y, z increase towards ...) that show each kind of slice in the radiological convention.
 AXES = {"axial": "LPS", "coronal": "LIP", "sagittal": "PIL"}
+PLANES = {"axial": "SI", "coronal": "AP", "sagittal": "LR"}  # the axis across each plane
+COARSER = 1.2  # times the other spacings: the distance of acquired slices
 
 
 class Slices(NamedTuple):
     """A scan as slices: what is written as PNG or given to the network."""
 
-    images: np.ndarray
-    """(channels, D, H, W), uint8 or uint16, full range."""
+    images: np.ndarray | list[np.ndarray]
+    """(channels, D, H, W), uint8 or uint16, full range; of pictures, (D, H, W) or (D, H, W, 3) for each file."""
     label: np.ndarray | None
     """(D, H, W), integers."""
     geometry: Geometry
@@ -34,43 +36,46 @@ class Slices(NamedTuple):
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is done to each scan. The defaults are the paper's: whole axial slices, each stretched to 8 bits."""
+    """What is done to each scan. The defaults are the paper's: whole slices, each stretched to 8 bits."""
 
-    axis: str = "axial"
-    """Slices are axial, coronal or sagittal."""
+    axis: str = "acquired"
+    """Slices are axial, coronal or sagittal, or lie as they were acquired: across the axis of the largest spacing."""
     size: int | None = None
     """Crop or pad slices about their center to this many rows and columns."""
     spacing: tuple[float, float] | None = None
     """Resample slices to this spacing (x, y) in mm: images linearly, labels to the nearest."""
     normalize: str = "slice"
     """Stretch each "slice" or each "volume" from its smallest to its largest value, or, "percentiles", each volume from
-    its 0.5th to its 99.5th percentile."""
+    its 0.5th to its 99.5th percentile. "none" is for pictures, which keep their values; of the rest, `size` counts."""
     window: tuple[float, float] | None = None
     """Center and width in the scan's units (CT: HU); values are cut to it and stretched from it instead."""
     bits: int = 8
     """Depth of the images, 8 or 16."""
 
     def __post_init__(self) -> None:
-        if self.axis not in AXES:
-            raise OptionError(f"axis {self.axis}: must be one of {', '.join(AXES)}")
+        if self.axis not in ("acquired", *AXES):
+            raise OptionError(f"axis {self.axis}: must be one of acquired, {', '.join(AXES)}")
         if self.size is not None and not (type(self.size) is int and 32 <= self.size <= MAX_PIXELS**0.5):
             raise OptionError(f"size {self.size}: must be 32 to {int(MAX_PIXELS**0.5)}")
         if self.spacing is not None and not (_is_pair(self.spacing) and min(self.spacing) > 1 / LONGEST):
             raise OptionError(f"spacing {self.spacing}: must be two lengths in mm")
         if self.window is not None and not (_is_pair(self.window) and self.window[1] > 0):
             raise OptionError(f"window {self.window}: must be a center and a width above 0")
-        if self.normalize not in ("slice", "volume", "percentiles"):
-            raise OptionError(f"normalize {self.normalize}: must be slice, volume or percentiles")
+        if self.normalize not in ("slice", "volume", "percentiles", "none"):
+            raise OptionError(f"normalize {self.normalize}: must be slice, volume, percentiles or none")
         if self.bits not in (8, 16):
             raise OptionError(f"bits {self.bits}: must be 8 or 16")
 
     def apply(self, images: Sequence[sitk.Image], label: sitk.Image | None = None) -> Slices:
         """Turn a scan's channels, and its label if it has one, into slices.
 
-        Raises InputError for NaN, infinity, and slices or volumes that are too large.
+        Raises InputError for NaN, infinity, slices or volumes that are too large, and where it is for pictures.
         """
-        orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(images[0].GetDirection())
-        upright = [sitk.DICOMOrient(image, AXES[self.axis]) for image in images]
+        if self.of_pictures:
+            raise InputError("is a scan, while these slices are made of pictures; export its slices as PNG")
+        orientation = axis_code(images[0])
+        axes = AXES[acquired_plane(images[0]) if self.axis == "acquired" else self.axis]
+        upright = [oriented(image, axes) for image in images]
         original = Grid.of(upright[0])
         grid = fit_grid(original, self.size, self.spacing)
         if grid.size[0] * grid.size[1] > MAX_PIXELS:
@@ -92,9 +97,33 @@ class Preparation:
             channels.append(sitk.GetArrayFromImage(there))
         mask = None
         if label is not None:
-            turned = sitk.DICOMOrient(label, AXES[self.axis])
+            turned = oriented(label, axes)
             mask = sitk.GetArrayFromImage(resample(turned, grid, smooth=False))
         return Slices(np.stack([self._grey(channel) for channel in channels]), mask, geometry)
+
+    @property
+    def of_pictures(self) -> bool:
+        """Whether it is for pictures: their values and colors stay."""
+        return self.normalize == "none"
+
+    def fit(self, pictures: np.ndarray) -> np.ndarray:
+        """Pictures (D, H, W) or (D, H, W, 3), of any type, cropped or padded with 0 about their center to `size`."""
+        if self.size is None:
+            return pictures
+        for axis in (1, 2):
+            first = (pictures.shape[axis] - self.size) // 2
+            before, after = max(0, -first), max(0, first + self.size - pictures.shape[axis])
+            padded = np.pad(pictures, [(before, after) if k == axis else (0, 0) for k in range(pictures.ndim)])
+            pictures = padded.take(range(max(0, first), max(0, first) + self.size), axis)
+        return pictures
+
+    def geometry_of_pictures(self, size: tuple[int, int, int]) -> Geometry:
+        """Where fitted pictures lie in those of `size` (columns, rows, number); their spacing is not known."""
+        if self.size is None:
+            return Geometry(size=size)
+        original = Grid(size, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), IDENTITY)
+        fitted = fit_grid(original, self.size, None)
+        return Geometry(size=fitted.size, origin=tuple(map(float, fitted.origin)), original=original)
 
     def _grey(self, volume: np.ndarray) -> np.ndarray:
         if not np.isfinite(volume).all():
@@ -121,6 +150,24 @@ class Preparation:
             return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
         except TypeError as error:
             raise InputError(f"preparation of another version ({error})") from None
+
+
+def acquired_plane(image: sitk.Image) -> str:
+    """The plane of AXES that is nearest to that in which a scan was acquired; axial where no spacing is the largest."""
+    *_, second, largest = sorted(image.GetSpacing())
+    if largest < COARSER * second:
+        return "axial"
+    across = axis_code(image)[image.GetSpacing().index(largest)]
+    return next(plane for plane, letters in PLANES.items() if across in letters)
+
+
+def lie_of(geometry: Geometry) -> tuple[str, float]:
+    """The plane of AXES that slices are nearest to, and by how many degrees one of their axes is off the body's."""
+    axes = np.reshape(geometry.direction or IDENTITY, (3, 3))
+    image = sitk.Image(1, 1, 1, sitk.sitkUInt8)
+    image.SetDirection(axes.ravel().tolist())
+    plane = next(plane for plane, letters in PLANES.items() if axis_code(image)[2] in letters)
+    return plane, math.degrees(math.acos(min(1.0, np.abs(axes).max(0).min())))
 
 
 def _is_pair(values: Any) -> bool:

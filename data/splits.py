@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.dataset import natural
-from data.folder import SPLITS, SUBJECT
+from data.folder import LONGEST_SUBJECT, SPLITS, SUBJECT
 from utils import InputError, OptionError, read_json
 
 Split = dict[str, list[str]]
@@ -93,5 +93,8 @@ def _check(split: Any, path: Path) -> Split:
         if count > 1:
             raise InputError(f"{path}: names subject {subject} twice; each belongs into one split, once")
         if not SUBJECT.fullmatch(subject):
-            raise InputError(f"{path}: subject {subject!r} must be of letters, digits, underscores and dashes")
+            raise InputError(
+                f"{path}: subject {subject!r} must be of letters, digits, underscores and dashes, of at most "
+                f"{LONGEST_SUBJECT}"
+            )
     return checked

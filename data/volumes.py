@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from data.geometry import IDENTITY, Geometry, Grid
-from utils import InputError, atomic_path
+from utils import InputError
 
+BODY = ("LR", "PA", "SI")  # letters for axes that increase along x, y and z of DICOM's space, and against them
+# A turn by a tenth of a degree about no axis, so that an axis at 45 degrees is nearer to one of two.
+ASKEW = Rotation.from_rotvec([0.0005, 0.0011, 0.0017]).as_matrix()
 MAX_SPAN = 10_000  # slices; numbers further apart are dates or the like
 
 
@@ -23,6 +28,8 @@ class Volume(NamedTuple):
     subject: str
     prediction: np.ndarray
     target: np.ndarray
+    finite: bool = True
+    """Whether all logits were; without them, the prediction means nothing."""
 
 
 def assemble(numbers: Sequence[int], slices: Sequence[np.ndarray]) -> np.ndarray:
@@ -81,7 +88,31 @@ def to_scan(volume: np.ndarray, geometry: Geometry, smooth: bool = False) -> sit
     if geometry.original is not None:
         original = geometry.original._replace(direction=image.GetDirection())
         image = resample(image, original, smooth=smooth and geometry.was_resampled)
-    return sitk.DICOMOrient(image, geometry.orientation) if geometry.orientation else image
+    return oriented(image, geometry.orientation) if geometry.orientation else image
+
+
+def axis_code(image: sitk.Image) -> str:
+    """Towards what of the body the axes x, y and z of an image increase, as nearly as letters can say it: LPS, ...
+
+    It does not depend on the order in which the axes are stored, also where they lie askew, unlike ITK's.
+    """
+    direction = ASKEW @ np.reshape(image.GetDirection(), (3, 3))
+    body = max(permutations(range(3)), key=lambda axes: np.abs(direction[axes, range(3)]).sum())
+    return "".join(BODY[axis][int(direction[axis, k] < 0)] for k, axis in enumerate(body))
+
+
+def oriented(image: sitk.Image, code: str) -> sitk.Image:
+    """The image with its axes in the order and sense of an axis code; each voxel keeps its place."""
+    own = axis_code(image)
+    pairs = [next(pair for pair in BODY if letter in pair) for letter in own]
+    order = [next(k for k, pair in enumerate(pairs) if letter in pair) for letter in code]
+    return turned(image, order, [own[k] != letter for k, letter in zip(order, code, strict=True)])
+
+
+def turned(image: sitk.Image, order: Sequence[int], flips: Sequence[bool]) -> sitk.Image:
+    """The image with its axes in another order, then reversed where `flips`; each voxel keeps its place."""
+    image = sitk.PermuteAxes(image, [int(axis) for axis in order])
+    return image[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
 
 
 def like(image: sitk.Image, array: np.ndarray) -> sitk.Image:
@@ -89,12 +120,6 @@ def like(image: sitk.Image, array: np.ndarray) -> sitk.Image:
     other = sitk.GetImageFromArray(array)
     other.CopyInformation(image)
     return other
-
-
-def write_nifti(path: Path, image: sitk.Image) -> None:
-    """Write an image to `path` (.nii.gz), atomically."""
-    with atomic_path(path) as temporary:
-        sitk.WriteImage(image, itk_path(temporary), useCompression=True)
 
 
 def itk_path(path: Path) -> str:

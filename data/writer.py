@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.folder import SUBJECT, DataFolder, open_data
+from data.folder import LONGEST_SUBJECT, SUBJECT, DataFolder, open_data
 from data.geometry import Geometry
-from data.png import read_codes
+from data.png import read_mask
 from data.preparation import Preparation
 from data.sources import Source
 from data.splits import Split
-from utils import InputError, lock_folder, make_folder, unlock_folder, write_json
+from utils import InputError, errors_name, lock_folder, make_folder, unlock_folder, write_json
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,17 @@ class Plan:
 
     @property
     def codes(self) -> dict[int, int]:
-        """Label value -> value in masks: spread over 0 to 252 to be seen; those of four organs are CHAOS's."""
+        """Label value -> value in masks: spread over 0 to 252 to be seen; those of four organs are CHAOS's.
+
+        Masks of pictures keep their values.
+        """
+        if self.preparation.of_pictures:
+            return {value: value for value in self.classes}
         step = 252 // (len(self.classes) - 1)
         return {value: k * step for k, value in enumerate(self.classes)}
 
-    def content(self, subjects: dict[str, Any]) -> dict[str, Any]:
-        """The dataset.json of those `subjects` (name -> entry) that have been written."""
+    def content(self, subjects: dict[str, Any], channels: Sequence[str]) -> dict[str, Any]:
+        """The dataset.json of those `subjects` (name -> entry) that have been written, with names of their channels."""
         split = {}
         for name, of_split in self.split.items():
             split[name] = [subject for subject in of_split if subject in subjects]
@@ -53,6 +58,7 @@ class Plan:
             "labels": {name: self.codes[value] for value, name in self.classes.items()},
             "values": {name: value for value, name in self.classes.items()},
             "preparation": self.preparation.to_dict(),
+            "channels": list(channels),
             "split": split,
             "subjects": subjects,
         }
@@ -69,16 +75,10 @@ def write_data(out: Path, plan: Plan, check: Callable[[Path], Any] = open_data) 
     _check_free(out)
     _check_names(plan)
     partial = out.with_name(f".{out.name}.partial")
-    make_folder(partial)
-    lock_folder(partial)
+    _claim(partial)
     try:
-        for leftover in partial.glob("[!.]*"):  # of a preparation that was killed; the lock stays
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink()
-        subjects, problems = _write_subjects(partial, plan)
-        content = plan.content(subjects)
+        subjects, channels, problems = _write_subjects(partial, plan)
+        content = plan.content(subjects, channels)
         for name, left in content["split"].items():
             if not left:
                 raise InputError(f"no subject of {name} can be read; the last problem: {problems[-1]}")
@@ -91,6 +91,25 @@ def write_data(out: Path, plan: Plan, check: Callable[[Path], Any] = open_data) 
         shutil.rmtree(partial, ignore_errors=True)
         unlock_folder(partial)
     return problems
+
+
+def _claim(partial: Path) -> None:
+    """Make a folder to write to and lock it, or empty that of a preparation that was killed, which its lock shows.
+
+    Raises InputError where another process is at work in it, or it is a link, a file, or a folder of something else.
+    """
+    make_folder(partial.parent)
+    try:
+        partial.mkdir()
+    except FileExistsError:
+        if partial.is_symlink() or not (partial / ".lock").is_file():
+            raise InputError(f"{partial}: is not of a preparation; rename or remove it") from None
+    lock_folder(partial)
+    for leftover in partial.glob("[!.]*"):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
 
 
 def _check_free(out: Path) -> None:
@@ -114,15 +133,17 @@ def _check_names(plan: Plan) -> None:
     for subject in chain.from_iterable(plan.split.values()):
         if not SUBJECT.fullmatch(subject):
             raise InputError(
-                f"subject {subject!r} must be of letters, digits, underscores and dashes; rename its files"
+                f"subject {subject!r} must be of letters, digits, underscores and dashes, of at most "
+                f"{LONGEST_SUBJECT}; rename its files"
             )
 
 
-def _write_subjects(root: Path, plan: Plan) -> tuple[dict[str, Any], list[str]]:
-    """What dataset.json says of each subject that was written, and what was wrong with the others."""
+def _write_subjects(root: Path, plan: Plan) -> tuple[dict[str, Any], Sequence[str], list[str]]:
+    """What dataset.json says of each subject that was written, names of channels, and what was wrong with others."""
     home = {subject: name for name, subjects in plan.split.items() for subject in subjects}
     written: dict[str, Any] = {}
     channels: dict[str, int] = {}
+    names: Sequence[str] = ()
     problems = []
 
     def write(subject: str) -> _Written | str:
@@ -137,6 +158,7 @@ def _write_subjects(root: Path, plan: Plan) -> tuple[dict[str, Any], list[str]]:
             if isinstance(outcome, _Written):
                 written[subject] = outcome.entry
                 channels[subject] = outcome.channels
+                names = outcome.names
             elif plan.skip_bad:
                 problems.append(outcome)
             else:
@@ -145,8 +167,8 @@ def _write_subjects(root: Path, plan: Plan) -> tuple[dict[str, Any], list[str]]:
     if len(set(channels.values())) > 1:
         examples = {count: subject for subject, count in reversed(channels.items())}
         has = " and ".join(f"subject {subject} has {count}" for count, subject in examples.items())
-        raise InputError(f"{has} channels; name only subjects with the same ones in the split file")
-    return written, problems
+        raise InputError(f"{has} channels; save all images alike, or name only such subjects in the split file")
+    return written, names, problems
 
 
 class _Written(NamedTuple):
@@ -155,12 +177,14 @@ class _Written(NamedTuple):
     entry: dict[str, Any]
     """Of dataset.json."""
     channels: int
+    names: Sequence[str]
+    """Of the channels, where they are known."""
 
 
 def _write_subject(folder: Path, subject: str, plan: Plan) -> _Written:
-    """Write one subject's slices, numbered from 1, after all that can be wrong with it has been looked for."""
+    """Write one subject's slices after all that can be wrong with it has been looked for."""
     case = plan.source.read(subject)
-    images, label, geometry = plan.preparation.apply(case.images, case.label)
+    images, label, geometry = case.prepare(plan.preparation)
     codes = plan.codes
     unknown = sorted(set(np.unique(label).tolist()) - codes.keys())
     if unknown:
@@ -175,17 +199,24 @@ def _write_subject(folder: Path, subject: str, plan: Plan) -> _Written:
             f"{case.files[0]}: has slices of {columns} x {rows} pixels; pad them to at least 32 x 32, or "
             "choose a smaller spacing"
         )
-    table = np.zeros(max(codes) + 1, np.uint8)
+    table = np.zeros(max(codes) + 1, np.min_scalar_type(max(codes.values())))
     table[list(codes)] = list(codes.values())
     folders = [folder / ("Img" if k == 1 else f"Img_{k}") for k in range(1, len(images) + 1)]
     for path in (*folders, folder / "GT"):
         path.mkdir(parents=True, exist_ok=True)
-    for number, (mask, *slices) in enumerate(zip(label, *images, strict=True), 1):
+    numbers = case.numbers or range(1, len(label) + 1)
+    for number, mask, *slices in zip(numbers, label, *images, strict=True):
         name = f"Subj_{subject}slice_{number}.png"
-        Image.fromarray(table[mask]).save(folder / "GT" / name)
-        for path, pixels in zip(folders, slices, strict=True):
-            Image.fromarray(pixels).save(path / name)
-    return _Written(geometry.to_dict() | {"files": case.files}, len(images))
+        for path, pixels in zip((folder / "GT", *folders), (table[mask], *slices), strict=True):
+            with errors_name(path / name):
+                Image.fromarray(pixels).save(path / name)
+    channels = sum(3 if pixels.ndim == 4 else 1 for pixels in images)
+    entry = geometry.to_dict() | {"files": case.files}
+    left = set(np.unique(label).tolist())
+    lost = [name for value, name in plan.classes.items() if value not in left and case.has(value)]
+    if lost:
+        entry["lost"] = lost
+    return _Written(entry, channels, case.channels)
 
 
 def describe(data: DataFolder) -> str:
@@ -195,8 +226,9 @@ def describe(data: DataFolder) -> str:
     for split in data.splits:
         dataset = data.dataset(split)
         for subject, indices in dataset.subjects().items():
-            masks = np.stack([read_codes(dataset.slices[index].mask) for index in indices])
-            counts = np.bincount(masks.ravel(), minlength=max(data.labels.codes) + 1)[list(data.labels.codes[1:])]
+            paths = [dataset.slices[index].mask for index in indices]
+            masks = np.stack([data.labels.to_classes(read_mask(path), path) for path in paths])
+            counts = np.bincount(masks.ravel(), minlength=len(names) + 1)[1:]
             spacing = data.geometry[subject].spacing
             grid = [f"{masks.shape[2]}x{masks.shape[1]}", "x".join(f"{s:.4g}" for s in spacing) if spacing else "-"]
             lines.append([split, subject, str(len(indices)), *grid, *(f"{count:,}" for count in counts)])

@@ -11,14 +11,14 @@ from experiments.results import MEAN
 from experiments.statistics import bootstrap_interval
 from experiments.tables import PAPER, Table
 from metrics import IN_VOXELS
-from utils import duration
+from utils import duration, printable
 
 TITLES = {metric.name: metric.title for metric in IN_VOXELS}
 
 
 def markdown(table: Table) -> str:
     """The table, the tests and the footnotes as Markdown."""
-    titles = [f"{label} {TITLES[metric]}" for label, metric in table.columns]
+    titles = [_text(f"{table.title(label)} {TITLES[metric]}") for label, metric in table.columns]
     header = ["row", *titles, "subjects", "parameters", "time", "peak memory"]
     lines = [_line(header), _line(["---", *["---:"] * (len(header) - 1)])]
     for result in table.results:
@@ -37,10 +37,10 @@ def markdown(table: Table) -> str:
             cells.append(cell)
         n = len(result.values[table.columns[0]])
         cost = [f"{result.parameters:,}", duration(result.seconds), f"{result.memory:.1f} GiB"]
-        lines.append(_line([result.name, *cells, str(n), *cost]))
+        lines.append(_line([_text(result.name), *cells, str(n), *cost]))
     text = f"## {_heading(table)}\n\n" + "\n".join(lines) + "\n\n" + _explanation(table) + "\n"
     if table.comparisons and len(table.results) > 1:
-        text += f"\nPaired tests against {table.reference.name}, means over classes:\n\n" + _tests(table)
+        text += f"\nPaired tests against {_text(table.reference.name)}, means over classes:\n\n" + _tests(table)
     if notes := [f"{k}. {text}" for k, (_, _, text) in enumerate(table.footnotes(), 1)]:
         text += "\nFootnotes on the paper's values:\n\n" + "\n".join(notes) + "\n"
     return text
@@ -48,7 +48,7 @@ def markdown(table: Table) -> str:
 
 def plain(table: Table) -> str:
     """The means over classes for a terminal: ours, and the paper's mean in brackets."""
-    columns = [column for column in table.columns if column[0] == MEAN]
+    columns = [column for column in table.columns if column[0] is MEAN]
     lines = [["row", *(TITLES[metric] for _, metric in columns)]]
     for result in table.results:
         cells = []
@@ -72,7 +72,8 @@ def _tests(table: Table) -> str:
         for result in table.results:
             values = [v for v in result.values[column].values() if math.isfinite(v)]
             mean = table.statistics(result, column)[0]
-            cells = [result.name, column[1], f"{_number(mean, math.nan)} {_interval(bootstrap_interval(values))}"]
+            interval = _interval(bootstrap_interval(values))
+            cells = [_text(result.name), column[1], f"{_number(mean, math.nan)} {interval}"]
             if test := tests.get(result.name):
                 cells += [str(test.n), f"{_difference(test.difference)} {_interval(test.interval)}"]
                 cells += [_p(test.p), _p(test.p_holm)]
@@ -82,7 +83,7 @@ def _tests(table: Table) -> str:
 
 def latex(table: Table) -> str:
     """The table as LaTeX, for the package booktabs: ours in one line, the paper's below it."""
-    titles = [_escape(f"{label} {TITLES[metric]}") for label, metric in table.columns]
+    titles = [_escape(f"{table.title(label)} {TITLES[metric]}") for label, metric in table.columns]
     lines = [
         r"\begin{table}",
         r"\centering",
@@ -175,7 +176,27 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _text(name: str) -> str:
+    """A name as Markdown shows it as it is, also in a cell of a table."""
+    return re.sub(r"[\\`*\[\]<>|~$&#!]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", printable(name))
+
+
+LATEX = str.maketrans({
+    **{sign: f"\\{sign}" for sign in "&%#_${}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\symbol{34}",
+    "`": r"\textasciigrave{}",
+    "[": "{[}",  # which would be an option of the line break before it
+    "*": "{*}",
+    "±": r"$\pm$",
+})  # fmt: skip
+
+
 def _escape(text: str) -> str:
-    for character in "&%#_$":
-        text = text.replace(character, f"\\{character}")
-    return re.sub(r"\bn/a\b", "--", text.replace("±", r"$\pm$"))
+    """A text as LaTeX prints it as it is; signs of which it would join two to another stand apart."""
+    return re.sub(r"([-,'])(?=[-,'])", r"\1{}", printable(text).translate(LATEX))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import json
 import os
 import re
 import signal
@@ -13,12 +13,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
 
 from config import GROUP_OF, OF_THE_DATA, changeable, differences, parse_config, read_run
-from utils import InputError, write_json
+from utils import InputError, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBC = ctypes.CDLL(None)
@@ -76,26 +77,56 @@ def check(run: Run) -> bool:
 def run_all(runs: list[Run], manifest: Path, jobs: int) -> None:
     """Train all runs that are not finished, `jobs` at a time; the manifest says at any time how far they are.
 
-    Each process sees one of the visible GPUs. A failure does not stop the others.
+    Each process sees one of the visible GPUs. A failure does not stop the others. SIGINT and SIGTERM let the trainings
+    that go on save where they are, and end the program with the exit code EX_TEMPFAIL.
     """
     _begin(runs, manifest)
     waiting = [run for run in runs if run.state == "waiting"]
     slots: dict[int, _Slot] = {}
     try:
-        while waiting or slots:
-            for k in range(jobs):
-                if k in slots and slots[k].process.poll() is not None:
-                    ended = slots.pop(k)
-                    _end(ended.run, _last_line(ended.run.log, ended.process.returncode))
-                    _write(runs, manifest)
-                if k not in slots and waiting:
-                    run = waiting.pop(0)
-                    slots[k] = _Slot(run, _start(run, k, jobs))
-                    _write(runs, manifest)
-            time.sleep(0.1)
+        with _ending_signals() as received:
+            while (waiting or slots) and not received:
+                for k in range(jobs):
+                    if k in slots and slots[k].process.poll() is not None:
+                        ended = slots.pop(k)
+                        _end(ended.run, _last_line(ended.run.log, ended.process.returncode))
+                        _write(runs, manifest)
+                    if k not in slots and waiting:
+                        run = waiting.pop(0)
+                        slots[k] = _Slot(run, _start(run, k, jobs))
+                        _write(runs, manifest)
+                time.sleep(0.1)
     finally:
-        for slot in slots.values():
-            slot.process.terminate()
+        _let_save(list(slots.values()))
+    if received:
+        _begin(runs, manifest)
+        print(f"stopped by {received[0]}; the same command goes on from where the trainings are", file=sys.stderr)
+        raise SystemExit(os.EX_TEMPFAIL)
+
+
+@contextlib.contextmanager
+def _ending_signals() -> Iterator[list[str]]:
+    """The names of the signals SIGINT and SIGTERM that have come in the block."""
+    received: list[str] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _let_save(slots: list[_Slot]) -> None:
+    """End the trainings that go on, and wait until they have saved."""
+    for slot in slots:
+        print(f"{slot.run.row}, {slot.run.fold}: saves where it is", flush=True)
+        slot.process.terminate()
+    for slot in slots:
+        slot.process.wait()
 
 
 class _Slot(NamedTuple):
@@ -131,6 +162,7 @@ def _train(arguments: list[str], log: Path, environment: dict[str, str]) -> subp
 def _follow_parent() -> None:
     """Whatever kills this program must also end its trainings, or a second call would meet them."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, for this program, which sends SIGTERM to them
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # submitit's, which SLURM sends to every process of a job
 
 
@@ -180,7 +212,7 @@ def submit_all(runs: list[Run], manifest: Path, jobs: int, options: dict[str, An
         executor.update_parameters(**{"name": manifest.parent.name, "slurm_array_parallelism": jobs, **options})
     except (RuntimeError, NameError, TypeError, ValueError) as error:
         raise InputError(f"--slurm: {str(error).splitlines()[0]}") from None
-    earlier = {run["folder"]: run["job"] for run in _read(manifest)}
+    earlier = _read_jobs(manifest)
     _begin(runs, manifest)
     waiting = [run for run in runs if run.state == "waiting"]
     active = {}
@@ -238,9 +270,21 @@ def _write(runs: list[Run], manifest: Path) -> None:
     write_json(manifest, [vars(run) | {"folder": str(run.folder)} for run in runs])
 
 
-def _read(manifest: Path) -> Iterator[dict[str, Any]]:
-    if manifest.exists():
-        yield from json.loads(manifest.read_text())
+def _read_jobs(manifest: Path) -> dict[str, str]:
+    """Folder -> id of the SLURM job of each run that an earlier call has submitted; an empty text for none.
+
+    Raises InputError for a damaged manifest: jobs that are not known could run twice.
+    """
+    if not manifest.exists():
+        return {}
+    content = read_json(manifest)
+    try:
+        jobs = {run["folder"]: run["job"] for run in content}
+        if all(re.fullmatch(r"([0-9]+(_[0-9]+)?)?", job) for job in jobs.values()):
+            return jobs
+    except (TypeError, KeyError):
+        pass
+    raise InputError(f"{manifest}: is damaged; cancel the jobs of this table that wait or run (squeue), and remove it")
 
 
 def _reason(report: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +11,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metrics import IN_VOXELS, METRICS, summarize
-from utils import InputError, read_csv
+from utils import InputError, printable, read_csv, read_json
 
-MEAN = "mean"  # over the classes of a subject
+MEAN = None  # over the classes of a subject; no class can be called so
 
-Column = tuple[str, str]  # class or MEAN, name of a metric
+Column = tuple[str | None, str]  # class or MEAN, name of a metric
+
+
+COST = ("parameters", "epochs", "seconds", "memory_gib")
+LOG = ("epoch", "val_dsc", "seconds")
+TEXTS = ("subject", "class")
+SCORES = (*TEXTS, *(metric.key for metric in IN_VOXELS))
+REMEDY = "it was changed; bring the old one back, or let main.py --resume write it again"
 
 
 class Result(NamedTuple):
@@ -42,11 +50,11 @@ def read_result(name: str, folders: Sequence[Path]) -> Result:
         summary, of_subjects, log = _read_run(folder)
         summaries.append(summary)
         scores += of_subjects
-        hours = np.cumsum([float(epoch["seconds"]) for epoch in log]) / 3600
-        dice = METRICS["dsc"].scale * np.array([float(epoch["val_dsc"]) for epoch in log])
+        hours = np.cumsum([epoch["seconds"] for epoch in log]) / 3600
+        dice = METRICS["dsc"].scale * np.array([epoch["val_dsc"] for epoch in log])
         curves.append((hours, dice))
     return Result(
-        name,
+        printable(name),
         _values(scores),
         list(dict.fromkeys(row["class"] for row in scores)),
         max(summary["parameters"] for summary in summaries),
@@ -58,19 +66,58 @@ def read_result(name: str, folders: Sequence[Path]) -> Result:
     )
 
 
-def _read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, str]]]:
+def _read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     """test.json, the scores in test.csv, and log.csv."""
+    for name in ("test.json", "test.csv", "log.csv"):
+        if not (folder / name).exists():
+            raise InputError(f"{folder}: not a finished run of main.py; it has no {name}")
+    rows = read_table(folder / "test.csv", SCORES)
+    if not rows:
+        raise InputError(f"{folder / 'test.csv'}: has no rows; {REMEDY}")
+    scores = [{name: row[name] for name in SCORES} for row in rows]
+    return read_summary(folder / "test.json"), scores, read_table(folder / "log.csv", LOG)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """A run's test.json. Raises InputError where it is none."""
+    summary = read_json(path)
+    for name in COST:
+        if not isinstance(summary, dict) or type(summary.get(name)) not in (int, float):
+            raise InputError(f"{path}: gives no number for {name}; {REMEDY}")
+    check_finite_json(summary, path)
+    return summary
+
+
+def check_finite_json(value: Any, path: Path) -> None:
+    """Raises InputError for Infinity and NaN, which Python reads, but JSON does not know."""
     try:
-        summary = json.loads((folder / "test.json").read_text())
-        rows = read_csv(folder / "test.csv")
-        log = read_csv(folder / "log.csv")
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{folder}: not a finished run of main.py ({error})") from None
-    scores = []
-    for row in rows:
-        values = {metric.key: float(row[metric.key]) for metric in IN_VOXELS}
-        scores.append({"subject": row["subject"], "class": row["class"]} | values)
-    return summary, scores, log
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise InputError(f"{path}: holds Infinity or NaN, which are no JSON; {REMEDY}") from None
+
+
+def read_table(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
+    """A run's log.csv or test.csv: texts of subject and class, booleans, and numbers, NaN where a cell is empty.
+
+    Raises InputError for a column that is not there, and for a cell of another kind.
+    """
+    rows = read_csv(path)
+    for name in needed:
+        if rows and name not in rows[0]:
+            raise InputError(f"{path}: has no column {name}; {REMEDY}")
+    try:
+        return [{key: cell if key in TEXTS else _value(cell) for key, cell in row.items()} for row in rows]
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; {REMEDY}") from None
+
+
+def _value(cell: str) -> float | bool:
+    if cell in ("True", "False"):
+        return cell == "True"
+    value = float(cell or "nan")
+    if math.isinf(value):
+        raise ValueError(f"a cell is {cell}")
+    return value
 
 
 def _values(scores: list[dict[str, Any]]) -> dict[Column, dict[str, float]]:

@@ -12,9 +12,11 @@ import numpy as np
 
 from experiments.results import MEAN, Column, Result
 from experiments.statistics import bootstrap_interval, compare
-from metrics import IN_VOXELS
+from metrics import IN_VOXELS, mean_title
+from utils import InputError
 
 PAPER = json.loads((Path(__file__).resolve().parent / "paper_tables.json").read_text())
+PAPER_MEAN = "mean"  # as paper_tables.json calls the mean over classes
 PROPOSED = "MS-Dual-Guided"
 LOWER_IS_BETTER = {metric.name for metric in IN_VOXELS if metric.lower_is_better}
 # Classes that BraTS and the Decathlon call otherwise. The paper's three do not overlap, so its "TC" is the rest.
@@ -37,6 +39,8 @@ class Table:
 
     def __init__(self, name: str, results: Sequence[Result]) -> None:
         self.name, self.results = name, list(results)
+        if len({result.name for result in results}) < len(results):
+            raise InputError(f"{name}: two of its rows have the same name; give each run once")
         printed = PAPER["tables"].get(name, {"rows": {}})
         self.caption = printed.get("caption", name)
         self.paper = printed["rows"]
@@ -44,7 +48,7 @@ class Table:
         names = [result.name for result in results]
         self.reference = self.results[names.index(PROPOSED) if self.paper and PROPOSED in names else -1]
         self.comparisons = {
-            column: compare(self.results, self.reference, column) for column in self.columns if column[0] == MEAN
+            column: compare(self.results, self.reference, column) for column in self.columns if column[0] is MEAN
         }
         self.best = {column: self._best(column) for column in self.columns}
 
@@ -53,9 +57,13 @@ class Table:
             return [(MEAN, metric.name) for metric in IN_VOXELS]
         labels = {label for row in self.paper.values() for label in row}
         metrics = list(dict.fromkeys(name for row in self.paper.values() for values in row.values() for name in values))
-        by_class = labels != {MEAN}
+        by_class = labels != {PAPER_MEAN}
         labels = [*self.results[0].classes, MEAN] if by_class else [MEAN]
         return [(label, metric) for metric in metrics for label in labels]
+
+    def title(self, label: str | None) -> str:
+        """What a class, or the mean over them, is called."""
+        return mean_title(self.results[0].classes) if label is MEAN else label
 
     def statistics(self, result: Result, column: Column) -> tuple[float, float, int]:
         """Mean, sample standard deviation and number of the test subjects with a value."""
@@ -66,7 +74,9 @@ class Table:
 
     def printed(self, row: str, column: Column) -> tuple[float, float] | None:
         """The paper's mean and standard deviation."""
-        label = IN_THE_PAPER.get(column[0], column[0])
+        label = PAPER_MEAN if column[0] is MEAN else IN_THE_PAPER.get(column[0], column[0])
+        if label == PAPER_MEAN and column[0] is not MEAN:
+            return None  # a class of that name
         values = self.paper.get(row, {}).get(label, {}).get(column[1])
         return values and (values[0], values[1])
 
@@ -84,7 +94,8 @@ class Table:
         names = {result.name for result in self.results}
         notes = []
         for note in PAPER["footnotes"]:
-            row, column = note.get("row"), (note.get("class"), note.get("metric"))
+            label = note.get("class")
+            row, column = note.get("row"), (MEAN if label == PAPER_MEAN else label, note.get("metric"))
             if note["table"] == self.name and (row is None or (row in names and column in self.columns)):
                 notes.append((row, column if row else None, note["note"]))
         return notes
@@ -101,8 +112,8 @@ class Table:
             for column in self.columns:
                 mean, std, n = self.statistics(result, column)
                 low, high = bootstrap_interval([v for v in result.values[column].values() if math.isfinite(v)])
-                row = {"row": result.name, "class": column[0], "metric": column[1], "mean": mean, "std": std, "n": n}
-                row |= {"ci95_low": low, "ci95_high": high}
+                row = {"row": result.name, "class": self.title(column[0]), "metric": column[1]}
+                row |= {"mean": mean, "std": std, "n": n, "ci95_low": low, "ci95_high": high}
                 if printed := self.printed(result.name, column):
                     row |= {"paper_mean": printed[0], "paper_std": printed[1], "difference": mean - printed[0]}
                 if test := self.comparisons.get(column, {}).get(result.name):

@@ -13,11 +13,12 @@ from torch import nn
 from config import Config
 from data.description import Labels
 from data.folder import Identity
+from data.geometry import Geometry
 from data.preparation import Preparation
 from data.volumes import largest_components
-from inference.segmentation import segment_volume
+from inference.segmentation import not_finite, segment_volume
 from models import build_model
-from training.checkpoint import load_checkpoint
+from training.checkpoint import check_weights, content_of, load_checkpoint
 from training.device import Machine
 from utils import InputError
 
@@ -70,6 +71,16 @@ class Ensemble:
         return self.networks[0].config.network.channels
 
     @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Of the image channels, in the order in which it takes them; none where its data set did not say."""
+        return self.networks[0].identity.channels
+
+    @property
+    def typical(self) -> Geometry:
+        """Median spacing (x, y, z) and size (columns, rows, 1) of the slices that it was trained on."""
+        return self.networks[0].identity.typical
+
+    @property
     def labels(self) -> Labels:
         """The classes that it tells apart."""
         return self.networks[0].labels
@@ -79,10 +90,16 @@ class Ensemble:
         """How its scans became slices; None where its data set did not say."""
         return self.networks[0].preparation
 
-    def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Images float32 (channels, D, H, W) in [0, 1] -> class probabilities float32 (classes, D, H, W)."""
+    def probabilities(self, images: np.ndarray, name: str) -> np.ndarray:
+        """Images float32 (channels, D, H, W) in [0, 1] -> class probabilities float32 (classes, D, H, W).
+
+        Raises FloatingPointError, with the scan's `name`, where a network gives values that are not finite.
+        """
         models = [network.model for network in self.networks]
-        return segment_volume(models, images, self.batch_size, self.machine, self.flips)
+        probabilities = segment_volume(models, images, self.batch_size, self.machine, self.flips)
+        if not np.isfinite(probabilities).all():
+            raise not_finite(name, [network.path for network in self.networks])
+        return probabilities
 
     def classify(self, probabilities: np.ndarray) -> np.ndarray:
         """Probabilities (classes, D, H, W) -> class indices uint8 (D, H, W)."""
@@ -95,20 +112,23 @@ class Ensemble:
 def _shared(network: TrainedNetwork) -> tuple[object, ...]:
     """What networks must share to be averaged."""
     options = network.config.network.channels, network.config.evaluation.largest_component
-    return *options, network.labels, network.preparation
+    return *options, network.labels, network.preparation, network.identity.channels
 
 
 def load_network(path: Path, device: torch.device) -> TrainedNetwork:
     """The network of a checkpoint. Raises InputError for a file that is no checkpoint of main.py."""
     checkpoint = load_checkpoint(path, device)
-    try:
+    with content_of(path):
         config = Config.from_dict(checkpoint["config"]).change(pretrained=False)
-        model = build_model(config)
-        model.load_state_dict(checkpoint["model"])
         identity = Identity.from_dict(checkpoint["data"])
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise InputError(f"{path}: no checkpoint of main.py ({str(error).splitlines()[0]})") from None
-    if identity.preparation is None:
-        print(f"{path}: its data set did not say how scans became slices; taking whole axial slices, each stretched")
+        if len(identity.labels.names) != config.network.classes:
+            raise ValueError(f"{len(identity.labels.names)} labels for {config.network.classes} classes")
+        weights = checkpoint["model"]
+        if not config.network.model.startswith("smp."):  # whose encoders cannot all be built without memory
+            with torch.device("meta"):
+                check_weights(build_model(config), weights)
+        model = build_model(config)
+        check_weights(model, weights)
+        model.load_state_dict(dict(weights))
     model = model.to(device, memory_format=torch.channels_last).eval()
     return TrainedNetwork(path, model, config, identity)

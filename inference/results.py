@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from PIL import Image
 
 from data.description import Labels
 from data.folder import list_images
-from data.geometry import Grid
-from data.png import read_codes
+from data.geometry import Geometry, Grid
+from data.masks import MaskValues, check_colors
+from data.nifti import write_nifti
+from data.png import PICTURES, read_mask, unpack_color
+from data.preparation import Preparation
 from data.sources.dicom import write_series
-from data.sources.nifti import check_same_grid, read_label
-from data.volumes import assemble, like, to_scan, write_nifti
+from data.volume_files import aligned, read_label
+from data.volumes import assemble, like, to_scan
 from inference.networks import Ensemble
-from inference.scans import Scan, description_of
+from inference.scans import Scan, check_preparation, description_of, description_path
 from metrics import score_subject
-from utils import InputError
+from utils import InputError, atomic_path
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,17 @@ class Segmentation:
     """uint8 (D, H, W), on the grid of its slices, where main.py scores."""
     image: sitk.Image
     """On the scan's own grid; where slices were resampled, from linearly interpolated probabilities."""
+    preparation: Preparation | None = None
+    """How the network's scans became slices."""
+
+    @property
+    def file(self) -> str:
+        """The name of the file that it is written to."""
+        return f"{self.scan.name}.png" if self.scan.is_picture else f"{self.scan.name}.nii.gz"
+
+    def to_values(self) -> sitk.Image:
+        """The segmentation in the labels' values."""
+        return like(self.image, self.labels.to_values(sitk.GetArrayViewFromImage(self.image)))
 
 
 def on_own_grid(scan: Scan, probabilities: np.ndarray, ensemble: Ensemble) -> Segmentation:
@@ -41,7 +57,7 @@ def on_own_grid(scan: Scan, probabilities: np.ndarray, ensemble: Ensemble) -> Se
     if scan.geometry.was_resampled:
         maps = probability_maps(scan, probabilities)  # a view of an image is good as long as the image is there
         image = like(image, ensemble.classify(np.stack([sitk.GetArrayViewFromImage(each) for each in maps])))
-    return Segmentation(scan, ensemble.labels, slices, image)
+    return Segmentation(scan, ensemble.labels, slices, image, ensemble.preparation)
 
 
 def probability_maps(scan: Scan, probabilities: np.ndarray) -> list[sitk.Image]:
@@ -52,19 +68,39 @@ def probability_maps(scan: Scan, probabilities: np.ndarray) -> list[sitk.Image]:
     return maps
 
 
-def write_segmentation(out: Path, segmentation: Segmentation, dicom: bool) -> None:
-    """Write NAME.nii.gz, with `dicom` also the series NAME_dicom of a scan that was one; in the labels' values."""
-    scan, image = segmentation.scan, segmentation.image
-    written = like(image, segmentation.labels.to_values(sitk.GetArrayViewFromImage(image)))
-    write_nifti(out / f"{scan.name}.nii.gz", written)
-    if dicom and scan.series is not None:
-        write_series(out / f"{scan.name}_dicom", written, scan.series)
+def write_segmentation(out: Path, segmentation: Segmentation, colors: Sequence[tuple[int, int, int]]) -> None:
+    """Write NAME.nii.gz in the labels' values; of a picture NAME.png in the values of masks, shown in `colors`."""
+    if segmentation.scan.is_picture:
+        write_mask(out / segmentation.file, segmentation, colors)
+    else:
+        write_nifti(out / segmentation.file, segmentation.to_values(), segmentation.scan.header)
+
+
+def write_mask(path: Path, segmentation: Segmentation, colors: Sequence[tuple[int, int, int]]) -> None:
+    """Write a picture's mask. The palette is that of the training masks, or `colors`; codes of 16 bits have none."""
+    labels = segmentation.labels
+    classes = sitk.GetArrayViewFromImage(segmentation.image)[0]
+    codes = np.array(labels.codes, np.min_scalar_type(max(labels.codes)))[classes]
+    picture = Image.fromarray(codes)
+    if codes.dtype == np.uint8:
+        palette = np.zeros((256, 3), np.uint8)
+        palette[list(labels.codes)] = [unpack_color(color) for color in labels.colors] or colors
+        picture.putpalette(palette.tobytes())
+    with atomic_path(path) as temporary:
+        picture.save(temporary)
+
+
+def write_dicom(out: Path, segmentation: Segmentation) -> None:
+    """Write the series NAME_dicom of a scan that was one, in the labels' values."""
+    scan = segmentation.scan
+    if scan.series is not None:
+        write_series(out / f"{scan.name}_dicom", segmentation.to_values(), scan.series)
 
 
 def write_probabilities(out: Path, scan: Scan, probabilities: np.ndarray) -> None:
     """Write NAME_probabilities.nii.gz, with the classes along its fourth axis."""
     maps = probability_maps(scan, probabilities)
-    write_nifti(out / f"{scan.name}_probabilities.nii.gz", sitk.JoinSeries(maps))
+    write_nifti(out / f"{scan.name}_probabilities.nii.gz", sitk.JoinSeries(maps), scan.header)
 
 
 def measure(segmentation: Segmentation) -> list[dict[str, Any]]:
@@ -83,13 +119,23 @@ def measure(segmentation: Segmentation) -> list[dict[str, Any]]:
 def score(segmentation: Segmentation, truth: Path) -> list[dict[str, Any]]:
     """Rows of scores: against a label volume on the scan's own grid, against masks in a GT folder on that of slices."""
     scan, image, labels = segmentation.scan, segmentation.image, segmentation.labels
-    if truth.is_dir():
+    mask = _mask_of(scan, truth)
+    if mask is not None:
+        prediction = sitk.GetArrayFromImage(image)
+        target = labels.to_classes(read_mask(mask), mask)[None]
+        spacing = None
+        if target.shape != prediction.shape:
+            raise InputError(
+                f"{mask}: is {_size(target)} pixels, and the picture {scan.name} {_size(prediction)}; "
+                "both must be of one size"
+            )
+    elif truth.is_dir():
         prediction = segmentation.slices
-        target = assemble(scan.numbers, read_masks(scan, truth, labels))
+        target = assemble(scan.numbers, read_masks(segmentation, truth))
         spacing = scan.geometry.array_spacing
     else:
         label = read_label(truth)
-        check_same_grid(label, truth, image, Path(scan.name))
+        label = aligned(label, truth, image, Path(scan.name))
         prediction = sitk.GetArrayFromImage(image)
         target = labels.values_to_classes(sitk.GetArrayFromImage(label), truth)
         spacing = Grid.of(image).spacing[::-1] if scan.geometry.spacing is not None else None
@@ -97,19 +143,63 @@ def score(segmentation: Segmentation, truth: Path) -> list[dict[str, Any]]:
     return [{"subject": scan.name} | row for row in rows]
 
 
-def read_masks(scan: Scan, folder: Path, labels: Labels) -> list[np.ndarray]:
+def _mask_of(scan: Scan, truth: Path) -> Path | None:
+    """The mask of a picture: the file itself, or the one of its name in a folder that has no numbered slices."""
+    if not scan.is_picture:
+        return None
+    if truth.is_file():
+        return truth if truth.suffix.lower() in PICTURES else None
+    if any(truth.glob("Subj_*slice_*.png")):
+        return None
+    found = [truth / f"{scan.name}{ending}" for ending in (".png", ".bmp") if (truth / f"{scan.name}{ending}").exists()]
+    if len(found) != 1:
+        raise InputError(f"{truth}: has {len(found)} masks called {scan.name}.png or .bmp; each picture must have one")
+    return found[0]
+
+
+def _size(picture: np.ndarray) -> str:
+    return f"{picture.shape[2]} x {picture.shape[1]}"
+
+
+def read_masks(segmentation: Segmentation, folder: Path) -> list[np.ndarray]:
     """Class indices (H, W) of the scan's slices from a GT folder. Raises InputError for masks that are not theirs."""
-    theirs = description_of(folder).labels
+    scan, labels = segmentation.scan, segmentation.labels
+    described = description_of(folder)
+    theirs = described.labels
     if theirs and (theirs.names, theirs.codes) != (labels.names, labels.codes):
         raise InputError(f"{folder}: its dataset.json gives other labels than the network was trained on")
+    check_preparation(folder, segmentation.preparation, described.preparation)
+    _check_geometry(scan, described.geometry.get(scan.name, Geometry()), folder)
     masks = {number: paths[0] for number, paths in list_images(folder).get(scan.name, [])}
-    height, width = scan.images.shape[2:]
-    classes = []
-    for number in scan.numbers:
+    for number in sorted({*masks, *scan.numbers}):
         if number not in masks:
             raise InputError(f"{folder}: has no mask of subject {scan.name}, slice {number}")
-        mask = labels.to_classes(read_codes(masks[number]), masks[number])
+        if number not in scan.numbers:
+            raise InputError(f"{masks[number]}: is the mask of a slice that the scan does not have; remove it")
+    height, width = scan.images.shape[2:]
+    reader, stored = theirs or labels, {number: read_mask(masks[number]) for number in scan.numbers}
+    if not reader.colors:
+        values = [MaskValues.of(mask, masks[number]) for number, mask in stored.items()]
+        check_colors(values, description_path(folder))
+    classes = []
+    for number in scan.numbers:
+        mask = reader.to_classes(stored[number], masks[number])
         if mask.shape != (height, width):
             raise InputError(f"{masks[number]}: is no mask of {width} x {height} pixels, as its slice is")
         classes.append(mask)
     return classes
+
+
+def _check_geometry(scan: Scan, stated: Geometry, folder: Path) -> None:
+    """Raises InputError where masks lie elsewhere than the slices, by what their dataset.json says; rounding passes."""
+    ours, theirs = scan.geometry, stated.of_slices(min(scan.numbers), max(scan.numbers))
+    spacing = min(ours.spacing or (1.0,))
+    tolerances = {"size": 0.0, "spacing": 1e-3 * spacing, "direction": 1e-3, "origin": 1e-2 * spacing}
+    for part, tolerance in tolerances.items():
+        pair = getattr(ours, part), getattr(theirs, part)
+        if None not in pair and not np.allclose(*pair, rtol=0, atol=tolerance):
+            shown = " and ".join(f"({', '.join(f'{value:.4g}' for value in values)})" for values in pair)
+            raise InputError(
+                f"{folder}: its dataset.json says that the masks of subject {scan.name} have another {part} than the "
+                f"scan's slices: {shown}; prepare both alike, or give the label volume"
+            )

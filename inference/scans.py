@@ -1,22 +1,28 @@
-"""Scans for a trained network: volumes, DICOM folders, folders of slices."""
+"""Scans for a trained network: volumes, DICOM folders, folders of slices, pictures."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
+from data.channels import check_order
+from data.dataset import natural
 from data.description import Description, read_description
 from data.folder import list_images
 from data.geometry import Geometry
-from data.png import read_image
-from data.preparation import Preparation
+from data.nifti import note
+from data.notes import OBLIQUE
+from data.png import PICTURES, read_image
+from data.preparation import Preparation, lie_of
 from data.sources.dicom import Series, read_series
-from data.sources.nifti import check_same_grid, read_channels
+from data.volume_files import aligned, read_file
 from inference.networks import Ensemble
 from utils import InputError
 
@@ -33,6 +39,21 @@ class Scan:
     geometry: Geometry
     series: Series | None = None
     """The DICOM series that it was read from."""
+    header: nib.Nifti1Header | None = None
+    """The header of the NIfTI file that it was read from, which its segmentation gets too."""
+
+    colored: bool = False
+    """Whether the first three channels are red, green and blue."""
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it is a single slice of which no spacing is known."""
+        return len(self.numbers) == 1 and self.geometry.spacing is None
+
+    @property
+    def shown(self) -> np.ndarray:
+        """What is shown of it: the first channel, or the first three where they are colors, (1 or 3, D, H, W)."""
+        return self.images[: 3 if self.colored else 1]
 
     @property
     def positions(self) -> list[int]:
@@ -67,10 +88,16 @@ def read_scans(source: str, name: str, ensemble: Ensemble) -> Iterator[Scan]:
     Raises InputError for anything else, or other channels.
     """
     path = Path(source)
-    if not path.is_dir():
-        scans = iter([_read_volumes(name, [Path(file) for file in source.split(",")], ensemble)])
+    files = [Path(file) for file in source.split(",")]
+    check_order(files, ensemble.channel_names)
+    if not path.is_dir() and all(file.suffix.lower() in PICTURES for file in files):
+        scans = iter([_read_picture(name, files, ensemble)])
+    elif not path.is_dir():
+        scans = iter([_read_volumes(name, files, ensemble)])
     elif (path / "Img").is_dir() or any(path.glob("Subj_*.png")):
         scans = _read_slices(path, ensemble)
+    elif pictures := _list_pictures(path):
+        scans = (_read_picture(picture.stem, [picture], ensemble) for picture in pictures)
     else:
         series = read_series(path)
         scans = iter([_prepare(name, [series.image], ensemble, path, series)])
@@ -80,17 +107,74 @@ def read_scans(source: str, name: str, ensemble: Ensemble) -> Iterator[Scan]:
                 f"{source}: has {len(scan.images)} channels, the network takes {ensemble.channels}; "
                 "separate the files of the channels by commas"
             )
+        warn_of_scale(scan, ensemble)
         yield scan
+
+
+def warn_of_scale(scan: Scan, ensemble: Ensemble) -> None:
+    """Print a warning where size or spacing of a scan's slices differ from the training data's by over a third."""
+    typical, spacing = ensemble.typical, scan.geometry.spacing
+    pairs = {"size in pixels": (scan.images.shape[:1:-1], typical.size[:2])}
+    if spacing and typical.spacing:
+        pairs["spacing in mm"] = (spacing[:2], typical.spacing[:2])
+        pairs["distance of slices in mm"] = (spacing[2:], typical.spacing[2:])
+    for what, (ours, theirs) in pairs.items():
+        if max(max(a / b, b / a) for a, b in zip(ours, theirs, strict=True)) > 4 / 3:
+            shown = [" x ".join(f"{value:.4g}" for value in values) for values in (ours, theirs)]
+            print(
+                f"warning: {scan.name}: its slices have the {what} {shown[0]}, those of the training typically "
+                f"{shown[1]}; the segmentation may be poor"
+            )
+
+
+def _list_pictures(folder: Path) -> list[Path]:
+    """The pictures of a folder that holds no DICOM file. Raises InputError for two of one name."""
+    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    pictures = sorted((path for path in files if path.suffix.lower() in PICTURES), key=lambda path: natural(path.name))
+    others = [path for path in files if path.suffix.lower() not in PICTURES]
+    if not pictures or any(path.suffix.lower() == ".dcm" or _has_preamble(path) for path in others):
+        return []
+    for first, second in pairwise(pictures):
+        if first.stem == second.stem:
+            raise InputError(f"{second}: its segmentation would replace that of {first}; rename one of the two")
+    if others:
+        print(f"note: {folder}: {len(others)} files that are no pictures are left out, such as {others[0].name}")
+    return pictures
+
+
+def _has_preamble(path: Path) -> bool:
+    """Whether a file begins as DICOM's do."""
+    with path.open("rb") as file:
+        return file.read(132).endswith(b"DICM")
+
+
+def _read_picture(name: str, files: Sequence[Path], ensemble: Ensemble) -> Scan:
+    """A picture in one file, or with several files for its channels, as those that the network was trained on."""
+    channels = [read_image(file) for file in files]
+    rows, columns = channels[0].shape[1:]
+    for file, channel in zip(files, channels, strict=True):
+        if channel.shape[1:] != (rows, columns):
+            raise InputError(
+                f"{file}: is {channel.shape[2]} x {channel.shape[1]} pixels, {files[0]} {columns} x {rows}; "
+                "the channels of a picture must have one size"
+            )
+    trained = ensemble.preparation
+    preparation = trained if trained and trained.of_pictures else Preparation(normalize="none")
+    images = preparation.fit(np.concatenate(channels))
+    if min(images.shape[1:]) < 32:
+        raise InputError(f"{files[0]}: is {columns} x {rows} pixels; the network needs 32 x 32")
+    geometry = preparation.geometry_of_pictures((columns, rows, 1))
+    return Scan(name, images[:, None], [1], geometry, colored=len(channels[0]) == 3)
 
 
 def _read_volumes(name: str, files: Sequence[Path], ensemble: Ensemble) -> Scan:
     """A scan in one file, or with a file for each channel."""
-    volumes: list[sitk.Image] = []
-    for file in files:
-        channels = read_channels(file)
-        volumes += channels
-        check_same_grid(channels[0], file, volumes[0], files[0])
-    return _prepare(name, volumes, ensemble, files[0])
+    read = [read_file(file) for file in files]
+    first = read[0].channels[0]
+    volumes = [
+        aligned(image, path, first, files[0]) for path, file in zip(files, read, strict=True) for image in file.channels
+    ]
+    return replace(_prepare(name, volumes, ensemble, files[0]), header=read[0].header)
 
 
 def _prepare(
@@ -106,6 +190,9 @@ def _prepare(
         raise InputError(
             f"{path}: has slices of {images.shape[3]} x {images.shape[2]} pixels; the network needs 32 x 32"
         )
+    plane, degrees = lie_of(geometry)
+    if degrees > OBLIQUE:
+        note(f"{path}: lies oblique, {degrees:.0f} degrees off {plane}; its slices are cut {preparation.axis}")
     scaled = images.astype(np.float32) / np.float32(2**preparation.bits - 1)
     return Scan(name, scaled, list(range(1, images.shape[1] + 1)), geometry, series)
 
@@ -116,19 +203,26 @@ def _read_slices(folder: Path, ensemble: Ensemble) -> Iterator[Scan]:
     Raises InputError where that says that scans became slices in another way than those of the network.
     """
     described = description_of(folder)
-    _check_preparation(folder, ensemble.preparation, described.preparation)
+    check_preparation(folder, ensemble.preparation, described.preparation)
+    if described.channels and ensemble.channel_names and described.channels != ensemble.channel_names:
+        raise InputError(
+            f"{folder}: its dataset.json names the channels {', '.join(described.channels)}, and the network takes "
+            f"{', '.join(ensemble.channel_names)}; prepare them alike"
+        )
     for subject, slices in list_images(folder).items():
         numbers = [number for number, _ in slices]
         images = _stack(subject, [paths for _, paths in slices])
+        colored = len(read_image(slices[0][1][0])) == 3
         whole = described.geometry.get(subject, Geometry())
         try:
             whole.check_size(images.shape[2:])
         except InputError as error:
             raise InputError(f"{folder}: subject {subject}: its {error}") from None
-        yield Scan(subject, images, numbers, whole.of_slices(min(numbers), max(numbers)))
+        yield Scan(subject, images, numbers, whole.of_slices(min(numbers), max(numbers)), colored=colored)
 
 
-def _check_preparation(folder: Path, ours: Preparation | None, theirs: Preparation | None) -> None:
+def check_preparation(folder: Path, ours: Preparation | None, theirs: Preparation | None) -> None:
+    """Raises InputError where the slices in `folder` were made in another way than those of the network."""
     if not ours or not theirs or ours == theirs:
         return
     before, now = ours.to_dict(), theirs.to_dict()
@@ -157,8 +251,13 @@ def _stack(subject: str, files: Sequence[Sequence[Path]]) -> np.ndarray:
 
 
 def description_of(folder: Path) -> Description:
-    """What the dataset.json says that a folder of slices belongs to: a split, or Img or GT in one."""
+    """What the dataset.json says that a folder of slices belongs to."""
+    return read_description(description_path(folder))
+
+
+def description_path(folder: Path) -> Path:
+    """The dataset.json that a folder of slices belongs to: a split, or Img or GT in one."""
     split = folder.resolve()
     if split.name in ("Img", "GT"):
         split = split.parent
-    return read_description(split.parent / "dataset.json")
+    return split.parent / "dataset.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -40,10 +41,11 @@ def segment_subjects(
     batches = SubjectBatches(dataset, subjects, options.eval_batch_size)
     loader = slice_loader(dataset, batches, machine.workers, machine.pin_memory)
     waiting = list(subjects)
-    predictions, targets = [], []
+    predictions, targets, finite = [], [], True
     for image, target in progress(loader, title, "batch"):
         with machine.autocast():
             logits = model(machine.copy(image))
+        finite = finite and bool(logits.isfinite().all())
         predictions.extend(logits.argmax(1).to("cpu", torch.uint8).numpy())
         targets.extend(target.to(torch.uint8).numpy())
         subject = waiting[0]  # a batch has slices of one subject only
@@ -52,9 +54,25 @@ def segment_subjects(
             prediction = np.stack(predictions)
             if options.largest_component:
                 prediction = largest_components(prediction)
-            yield Volume(subject, assemble(numbers, prediction), assemble(numbers, targets))
+            yield Volume(subject, assemble(numbers, prediction), assemble(numbers, targets), finite)
             waiting.pop(0)
-            predictions, targets = [], []
+            predictions, targets, finite = [], [], True
+
+
+def check_finite(volumes: Sequence[Volume], checkpoint: Path) -> None:
+    """Raises FloatingPointError where the network of a checkpoint gave logits for a subject that are not finite."""
+    for volume in volumes:
+        if not volume.finite:
+            raise not_finite(f"subject {volume.subject}", [checkpoint])
+
+
+def not_finite(what: str, checkpoints: Sequence[Path]) -> FloatingPointError:
+    """The error for a subject or scan of which networks make nothing."""
+    names = ", ".join(map(str, checkpoints))
+    return FloatingPointError(
+        f"{what}: the network in {names} gives values that are not finite (NaN); it cannot segment this with its "
+        "weights and --amp, so use another checkpoint, or train with a lower --lr or --amp off"
+    )
 
 
 @torch.inference_mode()

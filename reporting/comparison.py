@@ -11,14 +11,14 @@ from experiments.tables import Table
 from metrics import IN_VOXELS
 from reporting.run_page import describe_metric, fill, read_tables
 from reporting.viewer import finite
-from utils import InputError, make_folder, write_text
+from utils import InputError, make_folder, printable, write_text
 
 
 def read_results(folders: Sequence[Path]) -> Table:
     """The runs as a table of results, the first of them last, which is what the others are compared with."""
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError("the same run is given twice")
-    names = [folder.resolve().name for folder in folders]
+    names = [printable(folder.resolve().name) for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
     results = [read_result(name, [folder]) for name, folder in zip(names, folders, strict=True)]
@@ -34,7 +34,7 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
     pages = [read_tables(folder) for folder in (*folders[1:], folders[0])]
     page = {
         "runs": [_describe_run(table, result, page) for result, page in zip(table.results, pages, strict=True)],
-        "labels": labels(table),
+        "labels": [table.title(label) for label in labels(table)],
         "metrics": [describe_metric(metric) for metric in IN_VOXELS],
         "rows": [{key: _plain(value) for key, value in row.items()} for row in table.rows()],
         "classes": _class_statistics(table),
@@ -46,15 +46,15 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
     return out / "report.html"
 
 
-def labels(table: Table) -> list[str]:
-    """The classes and their mean."""
+def labels(table: Table) -> list[str | None]:
+    """The classes, and the last, their mean."""
     return [*table.results[0].classes, MEAN]
 
 
 def _describe_run(table: Table, result: Result, page: dict[str, Any]) -> dict[str, Any]:
-    values: dict[str, dict[str, dict[str, float | None]]] = {}
+    values = []
     for label in labels(table):
-        values[label] = {metric.name: _known(result.values[label, metric.name]) for metric in IN_VOXELS}
+        values.append({metric.name: _known(result.values[label, metric.name]) for metric in IN_VOXELS})
     return {
         "name": result.name,
         "log": page["log"],

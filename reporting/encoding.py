@@ -22,10 +22,10 @@ JPEG = {"format": "JPEG", "quality": 92}  # of CHAOS's slices: 0.6 grey values o
 
 @functools.lru_cache(maxsize=4096)  # the page is written after every epoch, and images do not change
 def encode_image(path: Path) -> str:
-    """The first channel of an image file as a grey JPEG in base64."""
-    grey = np.rint(255 * read_image(path)[0]).astype(np.uint8)
+    """An image file as a JPEG in base64, grey or RGB as the file is."""
+    pixels = np.rint(255 * read_image(path)).astype(np.uint8)
     file = io.BytesIO()
-    Image.fromarray(grey).save(file, **JPEG)
+    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(file, **JPEG)
     return base64.b64encode(file.getvalue()).decode()
 
 

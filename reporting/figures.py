@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from data.dataset import SliceDataset
 from data.folder import DataFolder
+from data.png import read_image
 from data.volumes import Volume
-from metrics import Metric
-from utils import atomic_path, ceil_div
+from experiments.results import MEAN, Column
+from metrics import Metric, mean_title
+from utils import atomic_path, ceil_div, printable
 
 # Okabe and Ito's colors, told apart by color-blind eyes; after eight classes they begin again.
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00", "#FFFFFF")
 
 COLUMN, PAGE = 3.5, 7.16  # inches: a column and the text of a two-column journal
 plt.rcParams["pdf.fonttype"] = 42  # TrueType: text stays text
+plt.rcParams["text.parse_math"] = plt.rcParams["text.usetex"] = False  # names are shown as they are
 
 
 def save_overview(path: Path, volumes: list[Volume], dataset: SliceDataset, most: int = 4) -> None:
@@ -37,8 +43,9 @@ def save_overview(path: Path, volumes: list[Volume], dataset: SliceDataset, most
         k = fullest(volume.target[positions])
         truth, prediction = volume.target[positions[k]], volume.prediction[positions[k]]
         number = dataset.slices[indices[k]].number
+        image = read_image(dataset.slices[indices[k]].images[0])
         for axis, overlay in zip(row, (None, truth, prediction), strict=True):
-            _draw(axis, dataset[indices[k]][0].numpy(), overlay, len(dataset.labels.names))
+            _draw(axis, image, overlay, len(dataset.labels.names))
         row[0].set_ylabel(f"subject {volume.subject}, slice {number}", fontsize=8)
     for axis, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
         axis.set_title(title, fontsize=9)
@@ -57,15 +64,16 @@ def save_contact_sheet(path: Path, data: DataFolder, most: int = 6) -> None:
         for column, (subject, indices) in enumerate(list(dataset.subjects().items())[:most]):
             targets = [dataset[index][1].numpy() for index in indices]
             k = fullest(targets)
+            image = read_image(dataset.slices[indices[k]].images[0])
             for axis, overlay in zip(axes[2 * row : 2 * row + 2, column], (None, targets[k]), strict=True):
                 axis.set_axis_on()
-                _draw(axis, dataset[indices[k]][0].numpy(), overlay, len(data.labels.names))
+                _draw(axis, image, overlay, len(data.labels.names))
             axes[2 * row, column].set_title(f"{split} {subject}", fontsize=8)
     _save(figure, path, data.labels.names)
 
 
 def save_montage(path: Path, images: np.ndarray, segmentation: np.ndarray, names: tuple[str, ...]) -> None:
-    """Write a PNG of six slices evenly through what was found: images (channels, D, H, W), class indices (D, H, W)."""
+    """Write a PNG of six slices evenly through what was found: images (1 or 3, D, H, W), class indices (D, H, W)."""
     found = np.flatnonzero(segmentation.any(axis=(1, 2)))
     if not found.size:
         found = np.arange(len(segmentation))
@@ -79,10 +87,10 @@ def save_montage(path: Path, images: np.ndarray, segmentation: np.ndarray, names
 
 
 def save_boxes(
-    path: Path, values: dict[str, dict[tuple[str, str], dict[str, float]]], classes: list[str], metric: Metric
+    path: Path, values: dict[str, dict[Column, dict[str, float]]], classes: list[str], metric: Metric
 ) -> None:
     """Write box plots (PNG, PDF), a panel for each class and their mean: row -> (class, metric) -> subject -> value."""
-    panels = [*classes, "mean"]
+    panels = {label: label for label in classes} | {MEAN: mean_title(classes)}
     columns = min(len(panels), 3)
     lines = ceil_div(len(panels), columns)
     height = 0.9 + 0.26 * len(values)
@@ -91,13 +99,13 @@ def save_boxes(
     )
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    for axis, label in zip(axes.flat, panels, strict=False):
+    for axis, (label, title) in zip(axes.flat, panels.items(), strict=False):
         scores = [np.array(list(of_row[label, metric.name].values())) for of_row in values.values()]
         known = [of_row[np.isfinite(of_row)] for of_row in scores]
         axis.boxplot(known, orientation="horizontal", widths=0.6, showfliers=False, manage_ticks=False)
         for line, points in enumerate(known, 1):
             axis.plot(points, np.full(len(points), line), "o", color=COLORS[5], markersize=3, alpha=0.6)
-        axis.set_title(f"{label}, {metric.title}", fontsize=8)
+        axis.set_title(f"{title}, {metric.title}", fontsize=8)
         axis.tick_params(labelsize=7)
         axis.grid(axis="x", linewidth=0.3)
     axes[0, 0].set_yticks(range(1, len(values) + 1), list(values))
@@ -110,25 +118,26 @@ def save_boxes(
 def save_curves(path: Path, rows: dict[str, list[tuple[np.ndarray, np.ndarray]]]) -> None:
     """Write validation Dice over epochs and over time: row -> of each run, hours and Dice in % at each epoch's end."""
     figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.8), sharey=True, layout="constrained")
-    colors = COLORS[:-1]  # without white
-    for number, (name, curves) in enumerate(rows.items()):
+    colors, lines = COLORS[:-1], []  # without white
+    for number, curves in enumerate(rows.values()):
         style = {"color": colors[number % len(colors)], "linestyle": ("-", "--", ":")[number // len(colors) % 3]}
-        for run, (hours, dice) in enumerate(curves):
+        for hours, dice in curves:
             for axis, x in zip(axes, (np.arange(1, len(dice) + 1), hours), strict=True):
-                axis.plot(x, dice, linewidth=1, label=name if run == 0 else None, **style)
+                axis.plot(x, dice, linewidth=1, **style)
+        lines.append(Line2D([], [], linewidth=1, **style))
     for axis, title in zip(axes, ("epochs", "hours of training"), strict=True):
         axis.set_xlabel(title, fontsize=8)
         axis.tick_params(labelsize=7)
         axis.grid(linewidth=0.3)
     axes[0].set_ylabel("validation DSC, %", fontsize=8)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
+    _legend(figure, lines, list(rows), loc="outside right center", fontsize=7)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=300)
     plt.close(figure)
 
 
 class Row(NamedTuple):
-    """A row of a qualitative grid: its label, an image (H, W), and the class indices (H, W) to show over it."""
+    """A row of a qualitative grid: its label, an image (1 or 3, H, W), and class indices (H, W) to show over it."""
 
     label: str
     image: np.ndarray
@@ -148,7 +157,7 @@ def save_grid(path: Path, rows: Sequence[Row], titles: Sequence[str], names: Seq
     for line, row in zip(axes, rows, strict=True):
         window = _window(np.any(row.overlays, axis=0))
         for axis, overlay in zip(line, (None, *row.overlays), strict=True):
-            _draw(axis, row.image[None][:, *window], None if overlay is None else overlay[window], len(names))
+            _draw(axis, row.image[:, *window], None if overlay is None else overlay[window], len(names))
         line[0].set_ylabel(row.label, fontsize=7)
     for axis, title in zip(axes[0], ("image", *titles), strict=True):
         axis.set_title(title, fontsize=7)
@@ -165,10 +174,10 @@ def _window(marked: np.ndarray) -> tuple[slice, slice]:
 
 
 def overlay(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Grey values (H, W) in [0, 1] and class indices (H, W) over them -> uint8 (H, W, 3)."""
+    """An image (1 or 3, H, W) in [0, 1] and class indices (H, W) over it -> uint8 (H, W, 3)."""
     table = np.array([to_rgb("black")] + [to_rgb(COLORS[k % len(COLORS)]) for k in range(classes.max(initial=0))])
-    grey = image[..., None].repeat(3, 2)
-    return np.rint(255 * np.where(classes[..., None] > 0, (grey + table[classes]) / 2, grey)).astype(np.uint8)
+    colors = np.broadcast_to(image, (3, *classes.shape)).transpose(1, 2, 0)
+    return np.rint(255 * np.where(classes[..., None] > 0, (colors + table[classes]) / 2, colors)).astype(np.uint8)
 
 
 def overlays(volumes: Sequence[Volume], dataset: SliceDataset, most: int = 3) -> Iterator[tuple[str, np.ndarray]]:
@@ -176,7 +185,7 @@ def overlays(volumes: Sequence[Volume], dataset: SliceDataset, most: int = 3) ->
     for volume in volumes[:most]:
         indices, positions = dataset.subjects()[volume.subject], dataset.positions(volume.subject)
         k = fullest(volume.target[positions])
-        image = dataset[indices[k]][0][0].numpy()
+        image = read_image(dataset.slices[indices[k]].images[0])
         truth, prediction = (overlay(image, array[positions[k]]) for array in (volume.target, volume.prediction))
         yield volume.subject, np.hstack([truth, prediction])
 
@@ -186,13 +195,19 @@ def fullest(targets: Sequence[np.ndarray]) -> int:
     return max(range(len(targets)), key=lambda k: (len(np.unique(targets[k])), np.count_nonzero(targets[k])))
 
 
+def class_colors(classes: int) -> list[tuple[int, int, int]]:
+    """Red, green and blue of each class, 0 to 255; the background is black."""
+    shown = [(0.0, 0.0, 0.0), *(to_rgb(COLORS[k % len(COLORS)]) for k in range(classes - 1))]
+    return [tuple(round(255 * part) for part in color) for color in shown]
+
+
 def _colors(classes: int) -> ListedColormap:
     return ListedColormap([COLORS[k % len(COLORS)] for k in range(classes - 1)])
 
 
 def _draw(axis: Axes, image: np.ndarray, overlay: np.ndarray | None, classes: int) -> None:
-    """First channel of the image (C, H, W), and class indices (H, W) over it."""
-    axis.imshow(image[0], cmap="gray")
+    """An image (1 or 3, H, W), in grey or RGB, and class indices (H, W) over it."""
+    axis.imshow(image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray")
     if overlay is not None:
         shown = np.ma.masked_equal(overlay, 0)
         axis.imshow(shown, cmap=_colors(classes), vmin=1, vmax=classes - 1, alpha=0.5, interpolation="nearest")
@@ -201,8 +216,26 @@ def _draw(axis: Axes, image: np.ndarray, overlay: np.ndarray | None, classes: in
 
 
 def _save(figure: Figure, path: Path, names: Sequence[str], dpi: int = 150) -> None:
-    patches = [Patch(color=_colors(len(names))(k), label=name) for k, name in enumerate(names[1:])]
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 6), fontsize=8, frameon=False)
+    patches = [Patch(color=_colors(len(names))(k)) for k in range(len(names) - 1)]
+    columns = min(len(patches), 6)
+    _legend(figure, patches, names[1:], loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
     plt.close(figure)
+
+
+def _legend(figure: Figure, handles: Sequence[Artist], names: Sequence[str], **options: Any) -> None:
+    """A legend with all names: matplotlib leaves out those that begin with "_" where it gets them as labels."""
+    legend = figure.legend(handles, [""] * len(handles), **options)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(name)
+
+
+@contextlib.contextmanager
+def harmless(path: Path) -> Iterator[None]:
+    """Turn what fails while the picture or page `path` is written into a warning."""
+    try:
+        yield
+    except Exception as error:
+        reason = printable(str(error)) or type(error).__name__
+        print(f"warning: {path}: could not be written ({reason}); all else goes on", flush=True)

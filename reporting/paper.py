@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data.dataset import SliceDataset
+from data.png import read_image
 from data.volumes import Volume
 from experiments.results import MEAN
 from metrics import METRICS
@@ -57,6 +58,6 @@ def _row(dataset: SliceDataset, of_runs: Sequence[Volume]) -> Row:
     indices, positions = dataset.subjects()[ours.subject], dataset.positions(ours.subject)
     wrong = sum((volume.prediction[positions] != ours.target[positions]).sum((1, 2)) for volume in of_runs)
     k = int(np.argmax(wrong))
-    image = dataset[indices[k]][0][0].numpy()
+    image = read_image(dataset.slices[indices[k]].images[0])
     overlays = [array[positions[k]] for array in (ours.target, *(volume.prediction for volume in of_runs))]
     return Row(f"subject {ours.subject}, slice {dataset.slices[indices[k]].number}", image, overlays)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import numpy as np
 from torch import nn
 
 from config import read_run
-from metrics import Metric, shown_metrics
+from experiments.results import LOG, REMEDY, SCORES, check_finite_json, read_summary, read_table
+from metrics import Metric, mean_title, shown_metrics
 from models import describe_network
 from reporting.inside import look_inside
 from reporting.viewer import Segmented, confusion, finite, mean_dice, view
-from utils import read_csv, read_json, write_text
+from utils import InputError, read_json, write_text
 
 PAGE = Path(__file__).resolve().parent / "page"
 LIMIT = 15_000_000  # bytes of a page; the worst subjects come first, and those beyond it are left out of the viewer
@@ -67,23 +69,25 @@ def _read(name: str) -> str:
 
 def read_tables(folder: Path) -> dict[str, Any]:
     """What the files of a run say; None or nothing for those that are not there (yet)."""
-    summary = _read_if_there(folder / "test.json")
-    log = _read_table(folder / "log.csv")
-    scores = _read_table(folder / "test.csv") if summary else []
+    summary = _read_summary(folder / "test.json")
+    log = _read_table(folder / "log.csv", LOG)
+    scores = _read_table(folder / "test.csv", SCORES) if summary else []
     config = read_run(folder / "config.json")
     prefix = "val_dsc "
     columns = log[0] if log else {}
     names = [key.removeprefix(prefix) for key in columns if key.startswith(prefix)]
+    classes = list(dict.fromkeys(row["class"] for row in scores)) or names
     return {
         "name": folder.resolve().name,
         "config": config and config.to_dict(),
         "network": config and describe_network(config.network),
-        "environment": _read_if_there(folder / "environment.json"),
+        "environment": _read_environment(folder / "environment.json"),
         "log": log,
         "test": summary,
         "scores": scores,
-        "classes": list(dict.fromkeys(row["class"] for row in scores)) or names,
-        "metrics": [describe_metric(metric) for metric in shown_metrics(summary["overall"])] if summary else [],
+        "classes": classes,
+        "mean": mean_title(classes),
+        "metrics": [describe_metric(metric) for metric in shown_metrics(summary)] if summary else [],
     }
 
 
@@ -98,24 +102,37 @@ def describe_metric(metric: Metric) -> dict[str, Any]:
     }
 
 
-def _read_if_there(path: Path) -> Any:
-    return read_json(path) if path.exists() else None
+def _read_environment(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: is no environment of a run; {REMEDY}")
+    check_finite_json(values, path)
+    return values
 
 
-def _read_table(path: Path) -> list[dict[str, Any]]:
+def _read_summary(path: Path) -> dict[str, Any] | None:
+    """test.json where it is there, with all that the page shows. Raises InputError where some of it is not."""
+    if not path.exists():
+        return None
+    summary = read_summary(path)
+    try:
+        parts = [summary["overall"], *summary["per_class"].values()]
+        of_metrics = [part[metric.key] for part in parts for metric in shown_metrics(summary)]
+        shown = [statistics[name] for statistics in of_metrics for name in ("mean", "std")]
+        right = bool(shown) and all(value is None or type(value) in (int, float) for value in shown)
+        right = right and type(summary["subjects"]) is type(summary["best_epoch"]) is int
+    except (AttributeError, KeyError, TypeError):
+        right = False
+    if not right:
+        raise InputError(f"{path}: is no summary of a test; {REMEDY}")
+    return summary
+
+
+def _read_table(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
     """Rows with numbers and booleans where a cell is one; NaN and empty cells are None."""
     if not path.exists():
         return []
-    texts = ("subject", "class")
-    return [{key: cell if key in texts else _value(cell) for key, cell in row.items()} for row in read_csv(path)]
-
-
-def _value(cell: str) -> Any:
-    if cell == "":
-        return None
-    if cell in ("True", "False"):
-        return cell == "True"
-    try:
-        return finite(float(cell))
-    except ValueError:
-        return cell
+    rows = read_table(path, needed)
+    return [{key: finite(cell) if isinstance(cell, float) else cell for key, cell in row.items()} for row in rows]

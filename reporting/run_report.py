@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,10 @@ from torch import nn
 from data.dataset import SliceDataset
 from data.folder import DataFolder
 from data.volumes import Volume
-from reporting.figures import overlays, save_overview
+from reporting.figures import harmless, overlays, save_overview
 from reporting.run_page import write_page
 from reporting.viewer import Segmented
 from training.distributed import rank
-from utils import printable
 
 
 class RunReport:
@@ -64,13 +62,3 @@ class RunReport:
         if self.curves is not None:
             with harmless(self.folder / "tensorboard"):
                 self.curves.close()
-
-
-@contextlib.contextmanager
-def harmless(path: Path) -> Iterator[None]:
-    """Turn what fails while `path` is written into a warning."""
-    try:
-        yield
-    except Exception as error:
-        reason = printable(str(error)) or type(error).__name__
-        print(f"warning: {path}: could not be written ({reason}); the run goes on", flush=True)

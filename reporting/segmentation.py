@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from config import Config, read_run
-from data.folder import Identity
-from inference.segmentation import segment_subjects
-from models import build_model
+from inference.networks import load_network
+from inference.segmentation import check_finite, segment_subjects
 from reporting.viewer import Segmented
-from training.checkpoint import load_checkpoint
 from training.device import Machine
 from training.setup import open_data_of
 from utils import InputError
@@ -29,20 +26,19 @@ def run_config(folder: Path) -> Config:
 def segment_run(folder: Path, device: str) -> tuple[Segmented, nn.Module]:
     """Segment the test subjects of a run again with its best.pt; the validation subjects of one without a test.
 
-    Raises InputError where run, checkpoint or data set are gone, or do not fit each other.
+    Raises InputError where run, checkpoint or data set are gone, or do not fit each other; FloatingPointError where the
+    network gives values that are not finite.
     """
     config = run_config(folder)
     machine = Machine.of(config.change(device=device, workers="auto").machine)
-    checkpoint = load_checkpoint(folder / "best.pt", machine.device)
-    trained = Config.from_dict(checkpoint["config"]).change(pretrained=False)
-    identity = Identity.from_dict(checkpoint["data"])
+    trained = load_network(folder / "best.pt", machine.device)
     data = open_data_of(config)
-    known = identity.labels, trained.network.channels, identity.preparation
+    known = trained.labels, trained.config.network.channels, trained.preparation
     if known != (data.labels, data.channels, data.preparation):
         raise InputError(f"{config.data}: has other classes, channels or preparation than {folder} was trained on")
-    model = build_model(trained).to(machine.device, memory_format=torch.channels_last)
-    model.load_state_dict(checkpoint["model"])
     split = "test" if (folder / "test.json").exists() else "val"
     dataset = data.dataset(split)
-    volumes = segment_subjects(model, dataset, list(dataset.subjects()), trained.evaluation, machine, split)
-    return Segmented(split, dataset, list(volumes), data.geometry), model
+    subjects, options = list(dataset.subjects()), trained.config.evaluation
+    volumes = list(segment_subjects(trained.model, dataset, subjects, options, machine, split))
+    check_finite(volumes, trained.path)
+    return Segmented(split, dataset, volumes, data.geometry), trained.model

@@ -49,7 +49,7 @@ def test_flags_out_of_range_end_with_code_2_and_name_the_flag(capsys):
     with pytest.raises(SystemExit) as ending:
         parse_config(["--steps", "0"])
     assert ending.value.code == 2
-    assert "--steps 0: must be at least 1" in capsys.readouterr().err
+    assert "--steps 0: must be between 1 and 50" in capsys.readouterr().err
 
 
 def test_every_field_is_in_one_group_and_has_a_flag(capsys):

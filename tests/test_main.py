@@ -127,7 +127,7 @@ def test_mistakes_end_with_code_2_and_without_traceback(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--steps", "0"], "--steps 0: must be at least 1"),
+        (["--steps", "0"], "--steps 0: must be between 1 and 50"),
         (["--device", "cuda:7"], "error: --device cuda:7: cannot be used"),
         (["--model", "best"], "error: --model best: must be ms_dual_guided"),
         (["--backbone", "mit_b0"], "error: --backbone mit_b0: must be resnet18"),

@@ -209,7 +209,7 @@ def test_two_ellipsoids_in_a_whole_volume_equal_medpy():
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_rows_of_a_subject_are_the_scores_of_its_masks(data):
-    shape = data.draw(hnp.array_shapes(min_dims=2, max_dims=3, max_side=5))
+    shape = data.draw(hnp.array_shapes(min_dims=2, max_dims=3, max_side=5).filter(lambda s: len(s) == 2 or s[0] > 1))
     dtype = data.draw(st.sampled_from([np.uint8, np.int64]))
     prediction, target = (data.draw(hnp.arrays(dtype, shape, elements=st.integers(0, 3))) for _ in range(2))
     spacing = data.draw(st.none() | st.just((3.0, 0.5, 1.5)[: len(shape)]))
@@ -231,6 +231,24 @@ ROWS = [
     {"subject": "3", "class": "liver", "missed": False, "spurious": True, "dsc": 0.0, "msd": math.nan},
     {"subject": "3", "class": "spleen", "missed": False, "spurious": False, "dsc": math.nan, "msd": math.nan},
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("spacing", [None, (9.0, 0.5, 2.0)])
+def test_a_volume_of_one_slice_is_scored_as_an_image(spacing):
+    """A square and itself a pixel to the right, against all pairs of pixels of their outlines."""
+    prediction, target = np.zeros((2, 1, 12, 12), np.uint8)
+    prediction[0, 2:8, 2:8] = target[0, 2:8, 3:9] = 1
+    (row,) = score_subject(prediction, target, ["background", "a"], spacing)
+    outline = np.array([(y, x) for y in range(2, 8) for x in range(2, 8) if {y, x} & {2, 7}])
+    for suffix, unit in {"": (1.0, 1.0), "_mm": spacing and spacing[1:]}.items():
+        if unit is None:
+            continue
+        distances = np.linalg.norm((outline[:, None] - outline - (0, 1)) * unit, axis=2)
+        expected = np.concatenate([distances.min(0), distances.min(1)])
+        assert row[f"msd{suffix}"] == pytest.approx(expected.mean())
+        assert row[f"hd95{suffix}"] == pytest.approx(np.percentile(expected, 95))
+    flat = format_table(summarize([{"subject": "1", **row}]) | {"per_image": True})
+    assert ("MSD pixels" if spacing is None else "MSD mm") in flat
 
 
 def test_summary_by_hand():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,6 +10,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from config import OptimizationConfig
+from training.checkpoint import check_tensor
+
+# What of a schedule changes while it goes on.
+PROGRESS = ("last_epoch", "best", "num_bad_epochs", "cooldown_counter", "_step_count")
 
 
 class LossScale:
@@ -121,8 +126,35 @@ class Optimization:
         return states
 
     def load_state_dict(self, states: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        self.optimizer.load_state_dict(states["optimizer"])
-        self.schedule.load_state_dict(states["schedule"])
+        """The inverse of `state_dict`, which takes over how far the training is; its options stay what they are.
+
+        Raises ValueError, or what comes of values of other kinds, for states of another training.
+        """
+        own, stored = self.optimizer.state_dict(), states["optimizer"]
+        (options,), (before,) = own["param_groups"], stored["param_groups"]
+        if before["params"] != options["params"] or not _is_number(before["lr"]) or before["lr"] < 0:
+            raise ValueError("the optimizer is not that of this training")
+        self._check_moments(stored["state"])
+        schedule = {name: states["schedule"][name] for name in PROGRESS if name in states["schedule"]}
+        done, most = schedule["last_epoch"], getattr(self.schedule, "total_steps", math.inf)
+        if not all(map(_is_number, schedule.values())) or type(done) is not int or not 0 <= done <= most:
+            raise ValueError("the schedule of the learning rate is not that of this training")
+        options["lr"] = before["lr"]
+        self.optimizer.load_state_dict(own | {"state": stored["state"]})
+        self.schedule.load_state_dict(schedule | {"_last_lr": [self.lr]})
         if self.scale is not None and "scale" in states:  # --amp auto has none on another kind of device
             self.scale.load_state_dict(states["scale"])
+
+    def _check_moments(self, state: dict[int, dict[str, Tensor]]) -> None:
+        for index, moments in state.items():
+            weight = self.parameters[index]
+            if moments.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+                raise ValueError(f"the optimizer's moments of weight {index} are incomplete")
+            for name, value in moments.items():
+                check_tensor(f"{name} of weight {index}", value, torch.tensor(0.0) if name == "step" else weight)
+                if name != "exp_avg" and (value < 0).any():
+                    raise ValueError(f"{name} of weight {index} is below 0")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and value == value and value != math.inf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,13 @@ from torch import nn
 
 from config import GROUP_OF, Config, changeable, differences
 from data.folder import Identity
-from training.checkpoint import load_checkpoint, load_newest, save_checkpoint
+from training.checkpoint import (
+    check_weights,
+    content_of,
+    load_checkpoint,
+    load_newest,
+    save_checkpoint,
+)
 from training.distributed import from_first, rank
 from training.epoch import Epoch
 from training.optimization import Optimization
@@ -30,8 +37,18 @@ class Progress:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Progress:
-        """The inverse of dataclasses.asdict."""
-        return cls(Epoch(**values["epoch"]), values["best"], values["log"])
+        """The inverse of dataclasses.asdict. Raises ValueError, or what comes of values of other kinds."""
+        progress = cls(Epoch(**values["epoch"]), values["best"], values["log"])
+        epoch, log = progress.epoch, progress.log
+        counts = (epoch.number, epoch.iteration, epoch.slices, epoch.skipped)
+        of_rows = [number for row in log for number in row.values()]
+        numbers = [progress.best, epoch.seconds, epoch.lr, *epoch.sums, *of_rows]
+        right = all(type(count) is int and count >= 0 for count in counts)
+        right = right and all(type(number) in (int, float) for number in numbers)
+        right = right and all({"epoch", "val_dsc", "seconds", "memory_gib"} <= row.keys() for row in log)
+        if not right or len(epoch.sums) != len(Epoch(0).sums) or len(log) != epoch.number:
+            raise ValueError("its progress is none of a training")
+        return progress
 
 
 class Run:
@@ -56,27 +73,31 @@ class Run:
     def _resume(self) -> str:
         """Take over the newest checkpoint; return where it stands, in words, or an empty text without one."""
         device = next(self.network.parameters()).device
-        last = load_newest(self.folder, device)
-        if last is None:
+        newest = load_newest(self.folder, device)
+        if newest is None:
             return ""
-        self._check(last)
-        self.network.load_state_dict(last["model"])
-        self.optimization.load_state_dict(last["optimization"])
-        self.progress = Progress.from_dict(last["progress"])
+        path, last = newest
+        if "progress" not in last:
+            raise InputError(f"{path}: no checkpoint of a training of this version; choose another --out")
+        with content_of(path):
+            before, identity = Config.from_dict(last["config"]), Identity.from_dict(last["data"])
+        self._check(before, identity)
+        with content_of(path):
+            check_weights(self.network, last["model"])
+            self.progress = Progress.from_dict(last["progress"])
+            self.network.load_state_dict(last["model"])
+            self.optimization.load_state_dict(last["optimization"])
         position = f"after epoch {len(self.progress.log)}"
         if self.progress.epoch.iteration:
             position += f", batch {self.progress.epoch.iteration}"
         return position
 
-    def _check(self, last: dict[str, Any]) -> None:
+    def _check(self, before: Config, identity: Identity) -> None:
         """Raises InputError where a checkpoint is of another configuration or other data."""
-        if "progress" not in last:
-            raise InputError(f"{self.folder}: was trained by another version, which can end it; choose another --out")
-        before = Config.from_dict(last["config"])
         changed = differences(before, self.config, GROUP_OF.keys() - changeable(self.config))
         if changed:
             raise InputError(f"{self.folder}: was trained with other settings ({changed}); choose another --out")
-        what = Identity.from_dict(last["data"]).difference(self.identity)
+        what = identity.difference(self.identity)
         if what:
             raise InputError(
                 f"{self.config.data}: has other {what} than {self.folder} was trained on; choose another --out"
@@ -120,9 +141,12 @@ class Run:
 
     def load_best(self) -> int:
         """Give the network the weights of best.pt; return their epoch."""
-        best = load_checkpoint(self.folder / "best.pt", next(self.network.parameters()).device)
-        self.network.load_state_dict(best["model"])
-        return best["epoch"]
+        path = self.folder / "best.pt"
+        best = load_checkpoint(path, next(self.network.parameters()).device)
+        with content_of(path):
+            check_weights(self.network, best["model"])
+            self.network.load_state_dict(best["model"])
+            return best["epoch"]
 
     def cost(self) -> dict[str, float]:
         """Parameters, epochs, seconds of training with validation, and the peak of memory in GiB."""
@@ -145,12 +169,25 @@ def claim_folder(folder: Path | None, preset: str) -> Path:
     Raises InputError where it is no folder, or another process is at work in it.
     """
     if folder is None:
-        last = run_folders()[-1:]
-        number = int(last[0].name.split("-")[0]) + 1 if last else 1
-        folder = Path("runs") / f"{number:03d}-{preset}"
+        folder = _next_folder(Path("runs"), preset)
     make_folder(folder)
     lock_folder(folder)
     return folder
+
+
+def _next_folder(root: Path, preset: str) -> Path:
+    """Make the next folder NNN-PRESET; processes that do so at one moment get a number each."""
+    make_folder(root)
+    last = run_folders(root)[-1:]
+    number = int(last[0].name.split("-")[0]) + 1 if last else 1
+    while True:
+        folder = root / f"{number:03d}-{preset}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            if len(list(root.glob(f"{number:03d}-*"))) == 1:
+                return folder
+            folder.rmdir()  # another preset's was made meanwhile
+        number += 1
 
 
 def has_checkpoint(folder: Path | None) -> bool:

@@ -42,6 +42,8 @@ def summary(run: Run, data: DataFolder, machine: Machine, budget: MemoryBudget) 
 def describe_data(data: DataFolder) -> dict[str, str]:
     """Rows of the summary: slices, splits, classes."""
     channels = "1 channel" if data.channels == 1 else f"{data.channels} channels"
+    if data.channel_names:
+        channels += f" ({', '.join(data.channel_names)})"
     splits = []
     for name, slices in data.splits.items():
         subjects = {item.subject for item in slices}

@@ -10,10 +10,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from data.dataset import natural
-from data.png import read_codes
+from data.png import read_grey
 from data.sources import Case
 from data.sources.dicom import Series, read_series
-from data.sources.nifti import check_same_grid
+from data.volume_files import check_same_grid
 from utils import InputError
 
 MR_CLASSES = {0: "background", 1: "liver", 2: "right kidney", 3: "left kidney", 4: "spleen"}
@@ -57,7 +57,7 @@ class ChaosMR:
         for stem in masks.keys() - set(stems):
             raise InputError(f"{masks[stem]}: has no DICOM slice of its name in {root / SEQUENCES['t1-in'][1]}")
         label = _stack(series, [masks[stem] for stem in stems], mr_classes)
-        return Case([series.image], label, [str(root.relative_to(self.folder))])
+        return Case([series.image], label, [str(root.relative_to(self.folder))], channels=(self.sequence,))
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class ChaosCT:
             raise InputError(f"{root / 'Ground'}: has {len(masks)} masks for {len(series.files)} slices")
         by_name = dict(zip(sorted(series.files, key=lambda path: natural(path.name)), masks, strict=True))
         label = _stack(series, [by_name[path] for path in series.files], ct_classes)
-        return Case([series.image], label, [subject])
+        return Case([series.image], label, [subject], channels=("CT",))
 
 
 def mr_classes(codes: np.ndarray) -> np.ndarray:
@@ -119,7 +119,7 @@ def _stack(series: Series, masks: list[Path], to_classes: Callable[[np.ndarray],
     size = series.image.GetSize()
     classes = []
     for path in masks:
-        codes = read_codes(path)
+        codes = read_grey(path)
         if codes.shape != size[1::-1]:
             raise InputError(f"{path}: is {codes.shape[1]} x {codes.shape[0]} pixels, its slice {size[0]} x {size[1]}")
         classes.append(to_classes(codes))

@@ -3,40 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import io
 import math
-import uuid
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pydicom
 import SimpleITK as sitk
+from pydicom import uid
 
-from data.volumes import itk_path, itk_reason
-from utils import InputError, atomic_path
+from data.geometry import LONGEST, MAX_VOXELS
+from data.sources.dicom_file import Layout, explain, has_pixels, is_dicom, layout, numbers, read_file, read_pixels
+from utils import InputError, make_folder, printable
 
 MAX_TILT = 0.5  # degrees; it shifts slices by a pixel (0.9 mm) in 100 mm, while rounded positions stay below 0.1
-POSITION, ORIENTATION, SPACING, SERIES = "0020|0032", "0020|0037", "0028|0030", "0020|000e"
-THICKNESS = ("0018|0088", "0018|0050")  # SpacingBetweenSlices, SliceThickness
+MODALITY, DESCRIPTION = "OT", "Segmentation"  # of what is written
 # Patient, study, frame of reference and position of a slice: what its segmentation shares with it.
 COPIED = (
-    "0010|0010", "0010|0020", "0010|0030", "0010|0040", "0020|000d", "0020|0010", "0008|0020", "0008|0030", "0008|0050",
-    "0020|0052", "0020|0013", "0018|0050", POSITION, ORIENTATION,
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyID", "StudyDate",
+    "StudyTime", "AccessionNumber", "FrameOfReferenceUID", "InstanceNumber", "SliceThickness", "ImagePositionPatient",
+    "ImageOrientationPatient", "PixelSpacing",
 )  # fmt: skip
-CHARSET = "0008|0005"
-# DICOM's names of the sets that Python can decode. The others (ISO 2022, of ASCII bytes with escapes) stay as they are.
-CODECS = {
-    "": "utf-8",
-    "ISO_IR 192": "utf-8",
-    "ISO_IR 13": "shift_jis",
-    "ISO_IR 100": "latin-1",
-    "ISO_IR 166": "tis-620",
-    "GB18030": "gb18030",
-    "GBK": "gbk",
-}
-CODECS |= {
-    f"ISO_IR {number}": f"iso8859-{part}"
-    for number, part in {101: 2, 109: 3, 110: 4, 126: 7, 127: 6, 138: 8, 144: 5, 148: 9, 203: 15}.items()
-}
 
 
 class Series(NamedTuple):
@@ -47,117 +41,203 @@ class Series(NamedTuple):
 
 
 class _Slice(NamedTuple):
+    """What the header of a file says."""
+
     path: Path
     series: str
-    orientation: np.ndarray
+    axes: np.ndarray
+    """Of columns, rows and slices, a unit vector a row."""
     position: np.ndarray
-    spacing: tuple[float, float]
-    thickness: float
-    pixels: np.ndarray
+    spacing: np.ndarray
+    """Of columns, then rows, in mm."""
+    layout: Layout
 
 
 def read_series(folder: Path) -> Series:
-    """All DICOM files of a folder as one volume, sorted along the slices' normal; other files are left out.
+    """All DICOM images of a folder as one volume, sorted along the slices' normal; a note names what is left out.
 
     The spacing between slices is the distance of their positions; of a single slice it is what the file states, else
-    1 mm. Raises InputError for a folder without DICOM files, a file that cannot be read, slices of several series,
-    sizes, spacings or orientations, positions that are missing or there twice, and slices that are shifted sideways, as
-    with a tilted gantry.
+    1 mm. Raises InputError for a folder without DICOM images, a file that cannot be read, slices of several series,
+    sizes, spacings or orientations, positions that are missing or there twice, slices that are shifted sideways, as
+    with a tilted gantry, and more than MAX_VOXELS.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    paths = sorted(path for path in folder.iterdir() if path.is_file() and _is_dicom(path))
-    if not paths:
-        hint = f"; name NIfTI files one by one, as in {folder}/*.nii.gz" if any(folder.glob("*.nii*")) else ""
-        raise InputError(f"{folder}: holds no DICOM files{hint}")
-    slices = [_read_slice(path) for path in paths]
+    slices = _read_headers(folder)
     _check_alike(slices)
-    columns, rows = slices[0].orientation.reshape(2, 3)
-    normal = np.cross(columns, rows)
+    normal = slices[0].axes[2]
     slices.sort(key=lambda item: float(item.position @ normal))
     gap = _slice_gap(slices, normal)
     _check_straight(slices, normal, folder)
-    image = sitk.GetImageFromArray(np.stack([item.pixels for item in slices]))
+    rows, columns = slices[0].layout.shape
+    if rows * columns * len(slices) > MAX_VOXELS:
+        raise InputError(f"{folder}: {len(slices)} slices of {rows} x {columns} pixels are more than a scan can have")
+    image = sitk.GetImageFromArray(np.stack(read_pixels({item.path: item.layout for item in slices})))
     image.SetSpacing((*slices[0].spacing, gap))
     image.SetOrigin(slices[0].position)
-    image.SetDirection(np.column_stack([columns, rows, normal]).ravel())
+    image.SetDirection(slices[0].axes.T.ravel())
     return Series(image, [item.path for item in slices])
 
 
 def write_series(folder: Path, label: sitk.Image, series: Series) -> None:
     """Write a label volume on the grid of `series` as a DICOM series of the same patient and study.
 
-    One file for each slice, called just as the slice's and replaced if it is there; positions, orientation and frame of
-    reference are the slice's own, so that viewers show both together.
+    One file for each slice, called just as the slice's; positions, orientation and frame of reference are the slice's
+    own, so that viewers show both together. The folder appears when it is complete, in the place of an earlier
+    segmentation. Raises InputError where `folder` holds anything else, and for slices that cannot be read any more.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    series_uid = _new_uid()
-    for k, source in enumerate(series.files):
-        tags = sitk.ImageFileReader()
-        tags.SetFileName(itk_path(source))
-        tags.ReadImageInformation()
-        image = label[:, :, k]
-        charset = tags.GetMetaData(CHARSET).strip() if tags.HasMetaDataKey(CHARSET) else ""
-        codec = CODECS.get(charset, "utf-8")
-        # UTF-8 is what SimpleITK writes its texts in.
-        image.SetMetaData(CHARSET, "ISO_IR 192" if charset in CODECS else charset)
-        for tag in COPIED:
-            if tags.HasMetaDataKey(tag):
-                stored = tags.GetMetaData(tag).encode("utf-8", "surrogateescape")
-                image.SetMetaData(tag, stored.decode(codec, "replace"))
-        new = {"0008|0060": "OT", "0008|103e": "Segmentation", SERIES: series_uid, "0008|0018": _new_uid()}
-        for tag, value in new.items():
-            image.SetMetaData(tag, value)
-        with atomic_path(folder / source.name) as temporary:
-            writer = sitk.ImageFileWriter()
-            writer.KeepOriginalImageUIDOn()
-            writer.SetImageIO("GDCMImageIO")
-            writer.SetFileName(itk_path(temporary))
-            writer.Execute(image)
+    folder = folder.resolve()  # a link stays, and what it leads to is replaced
+    _check_replaceable(folder, series)
+    make_folder(folder.parent)
+    series_uid = uid.generate_uid(None)
+    with _replacing(folder) as new:
+        for source, mask in zip(series.files, sitk.GetArrayViewFromImage(label), strict=True):
+            content = io.BytesIO()
+            header = read_file(source)
+            with explain(source):
+                _derive(header, mask, series_uid).save_as(content, enforce_file_format=True)
+            with (new / source.name).open("wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
 
 
-def _new_uid() -> str:
-    return f"2.25.{uuid.uuid4().int}"
+def _derive(source: pydicom.FileDataset, mask: np.ndarray, series_uid: str) -> pydicom.Dataset:
+    """A slice's segmentation (rows, columns)."""
+    derived = pydicom.Dataset()
+    derived.file_meta = pydicom.dataset.FileMetaDataset()
+    derived.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian
+    if "SpecificCharacterSet" in source:
+        derived.SpecificCharacterSet = source.SpecificCharacterSet
+    for keyword in COPIED:
+        element = source.get_item(keyword) if keyword in source else None
+        if isinstance(element, pydicom.dataelem.RawDataElement):
+            # As UN, the bytes stay those of the file, whatever its character set.
+            derived.add(pydicom.DataElement(element.tag, "UN", element.value or b""))
+    derived.SOPClassUID, derived.SOPInstanceUID = uid.SecondaryCaptureImageStorage, uid.generate_uid(None)
+    derived.SeriesInstanceUID, derived.SeriesNumber = series_uid, None
+    derived.Modality, derived.SeriesDescription = MODALITY, DESCRIPTION
+    derived.ConversionType, derived.ImageType = "WSD", ["DERIVED", "SECONDARY"]
+    derived.SamplesPerPixel, derived.PhotometricInterpretation = 1, "MONOCHROME2"
+    derived.Rows, derived.Columns = mask.shape
+    derived.BitsAllocated = derived.BitsStored = 8 * mask.dtype.itemsize
+    derived.HighBit, derived.PixelRepresentation = derived.BitsStored - 1, int(mask.dtype.kind == "i")
+    derived.PixelData = mask.tobytes() + b"\0" * (mask.nbytes % 2)
+    return derived
 
 
-def _is_dicom(path: Path) -> bool:
+def _check_replaceable(folder: Path, series: Series) -> None:
+    """Of an existing folder, only what `write_series` wrote may be lost."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is a file; move it, or choose another folder")
+    sources = {path.resolve() for path in series.files}
+    for path in folder.iterdir():
+        if path.resolve() in sources:
+            raise InputError(f"{path}: is a slice of the scan, which results never replace; choose another folder")
+        if not path.name.startswith(".") and not _is_segmentation(path):
+            raise InputError(f"{path}: is no segmentation of a slice, and would be lost with its folder; move it")
+
+
+def _is_segmentation(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with contextlib.suppress(InputError), explain(path):
+        header = read_file(path)
+        return (header.get("Modality"), header.get("SeriesDescription")) == (MODALITY, DESCRIPTION)
+    return False
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """Yield a new folder that takes the place of `folder` when the block ends well, else is removed.
+
+    So are those that killed processes have left, which hold no lock. OSErrors name `folder`.
+    """
+    ours = re.compile(rf"\.[0-9a-f]{{16}}\.partial\.{re.escape(folder.name)}", re.DOTALL)
+    new, old = (folder.with_name(f".{secrets.token_hex(8)}.partial.{folder.name}") for _ in range(2))
     try:
-        with path.open("rb") as file:
-            return path.suffix.lower() == ".dcm" or file.read(132)[128:] == b"DICM"
+        for path in folder.parent.iterdir():
+            if ours.fullmatch(path.name) and not path.is_symlink() and path.is_dir():
+                with contextlib.suppress(OSError), _locked(path) as free:
+                    if free:
+                        shutil.rmtree(path)
+        new.mkdir()
+        with _locked(new):
+            yield new
+            if folder.exists():
+                folder.replace(old)
+            new.replace(folder)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); correct or remove it") from None
+        error.filename, error.filename2 = str(folder), None
+        raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
-def _read_slice(path: Path) -> _Slice:
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(itk_path(path))
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold the folder's lock; yield whether it is held, and not by another process, or by none for lack of locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        pixels = sitk.GetArrayFromImage(reader.Execute())
-        position, orientation, spacing = (
-            np.array([float(number) for number in reader.GetMetaData(tag).split("\\")])
-            for tag in (POSITION, ORIENTATION, SPACING)
-        )
-        series = reader.GetMetaData(SERIES) if reader.HasMetaDataKey(SERIES) else ""
-        stated = [_length(reader.GetMetaData(tag)) for tag in THICKNESS if reader.HasMetaDataKey(tag)]
-        sizes = position.size, orientation.size, spacing.size
-        if sizes != (3, 6, 2) or not np.isfinite([*position, *orientation, *spacing]).all() or min(spacing) <= 0:
-            raise ValueError("position, orientation or pixel spacing are not 3, 6 and 2 numbers")
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"{path}: not a readable DICOM slice ({itk_reason(error)})") from None
-    if pixels.ndim == 3 and len(pixels) == 1:
-        pixels = pixels[0]
-    if pixels.ndim != 2:
-        raise InputError(f"{path}: is no single grey slice (shape {pixels.shape}); export one slice a file")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def _read_headers(folder: Path) -> list[_Slice]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    slices, left_out = [], []
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        header = read_file(path) if is_dicom(path) else None
+        if header is not None and has_pixels(path, header):
+            slices.append(_read_slice(path, header))
+        else:
+            left_out.append(path.name)
+    if not slices:
+        hint = f"; name NIfTI files one by one, as in {folder}/*.nii.gz" if any(folder.glob("*.nii*")) else ""
+        raise InputError(f"{folder}: holds no DICOM files with pixels{hint}")
+    if left_out:
+        names = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
+        count = f"{len(left_out)} of {len(left_out) + len(slices)} files"
+        print(printable(f"note: {folder}: {count} left out, since they are no DICOM images: {names}"))
+    return slices
+
+
+def _read_slice(path: Path, header: pydicom.FileDataset) -> _Slice:
+    with explain(path):
+        stored = layout(path, header)
+        position = numbers(header, "ImagePositionPatient", 3, largest=LONGEST)
+        axes = numbers(header, "ImageOrientationPatient", 6, largest=LONGEST).reshape(2, 3)
+        if not np.allclose(axes @ axes.T, np.eye(2), atol=1e-2):
+            raise ValueError("its ImageOrientationPatient is no two unit vectors at right angles")
+        spacing = numbers(header, "PixelSpacing", 2, largest=LONGEST)
+        if spacing.min() < 1 / LONGEST:
+            raise ValueError("its PixelSpacing is no two lengths")
+        series = str(header.get("SeriesInstanceUID") or "").strip()
+    column = axes[0] / np.linalg.norm(axes[0])
+    normal = np.cross(column, axes[1])
+    normal /= np.linalg.norm(normal)
+    axes = np.array([column, np.cross(normal, column), normal])
     # PixelSpacing is the distance of rows, then of columns: y before x.
-    thickness = next(filter(None, stated), 1.0)
-    return _Slice(path, series.strip(), orientation, position, (spacing[1], spacing[0]), thickness, pixels)
+    return _Slice(path, series, axes, position, spacing[::-1], stored)
 
 
-def _length(text: str) -> float | None:
-    """A length in mm, None where the text is none: fields may be empty."""
-    with contextlib.suppress(ValueError):
-        return float(text) if 0 < float(text) < math.inf else None
+def _thickness(path: Path) -> float:
+    """What a file says of its only slice in mm; 1 where it says nothing."""
+    header = read_file(path)
+    with explain(path):
+        for keyword in ("SpacingBetweenSlices", "SliceThickness"):
+            stated = float(numbers(header, keyword, default=0, largest=LONGEST)[0])
+            if stated > 0:
+                return stated
+    return 1.0
 
 
 def _check_alike(slices: list[_Slice]) -> None:
@@ -165,9 +245,9 @@ def _check_alike(slices: list[_Slice]) -> None:
     for item in slices[1:]:
         differences = {
             "series": item.series != first.series,
-            "size": item.pixels.shape != first.pixels.shape,
+            "size": item.layout.shape != first.layout.shape,
             "pixel spacing": not np.allclose(item.spacing, first.spacing, rtol=1e-4),
-            "orientation": not np.allclose(item.orientation, first.orientation, atol=1e-3),
+            "orientation": not np.allclose(item.axes, first.axes, atol=1e-3),
         }
         for what, differs in differences.items():
             if differs:
@@ -179,7 +259,7 @@ def _check_alike(slices: list[_Slice]) -> None:
 def _slice_gap(slices: list[_Slice], normal: np.ndarray) -> float:
     """The distance of neighboring slices in mm, which must be the same all along."""
     if len(slices) == 1:
-        return slices[0].thickness
+        return _thickness(slices[0].path)
     heights = np.array([item.position @ normal for item in slices])
     gaps = np.diff(heights)
     gap = float(np.median(gaps))

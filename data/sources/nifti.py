@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from data.channels import pattern_names
 from data.dataset import natural
-from data.geometry import MAX_VOXELS
+from data.description import refuse_ignore
 from data.sources import Case
-from data.volumes import itk_path, itk_reason
+from data.volume_files import aligned, read_file, read_label
 from utils import InputError, read_json
 
 BRATS_CHANNELS = ("flair", "t1", "t1ce", "t2")  # the order of the Decathlon's Task01
@@ -35,6 +35,8 @@ class VolumeFiles:
     """Label value -> class name where the source says so; else the values are looked up in the labels."""
     names: tuple[str, ...] = ()
     """Class names for the values that are found, in their order, without the background."""
+    channels: tuple[str, ...] = ()
+    """Names of the channels, where they are known."""
 
     def subjects(self) -> list[str]:
         """All subjects, in natural order."""
@@ -45,32 +47,52 @@ class VolumeFiles:
         if self.known is not None:
             return self.known
 
-        def values_of(subject: str) -> list[int]:
+        def values_of(subject: str) -> set[int]:
             try:
-                return np.unique(sitk.GetArrayFromImage(read_label(self._paths(subject)[1]))).tolist()
+                return set(np.unique(sitk.GetArrayFromImage(read_label(self._paths(subject)[1]))).tolist())
             except InputError:
                 if not skip_bad:
                     raise
-                return []  # the subject is left out when it is read
+                return set()  # the subject is left out when it is read
 
         with ThreadPoolExecutor(4) as pool:
-            values = sorted({0}.union(*pool.map(values_of, subjects)))[1:]
+            of_subject = dict(zip(subjects, pool.map(values_of, subjects), strict=True))
+        values = sorted({0}.union(*of_subject.values()))[1:]
+        if not self.names:
+            self._check_values(of_subject)
         if self.names and len(self.names) != len(values):
             raise InputError(f"{len(self.names)} class names for the label values {values}; give one for each")
         names = self.names or [f"class {value}" for value in values]
         return {0: "background"} | dict(zip(values, names, strict=True))
 
+    def _check_values(self, of_subject: Mapping[str, set[int]]) -> None:
+        """Raises InputError where some labels reach 255, as of 8-bit pictures, and share no class with the others."""
+        bright = {subject: values for subject, values in of_subject.items() if 255 in values}
+        dark = {subject: values for subject, values in of_subject.items() if values - {0} and 255 not in values}
+        if bright and dark and set().union(*bright.values()) & set().union(*dark.values()) <= {0}:
+            first, second = next(iter(bright)), next(iter(dark))
+            raise InputError(
+                f"{self.files[first][1]}: holds the values {sorted(bright[first])}, and {self.files[second][1]} "
+                f"{sorted(dark[second])}; write all labels alike, or give a name for each value"
+            )
+
     def read(self, subject: str) -> Case:
         """Raises InputError for a missing or unreadable file, and for volumes that do not share one grid."""
         image_paths, label_path = self._paths(subject)
         label = read_label(label_path)
-        images = []
+        images: list[sitk.Image] = []
         for path in image_paths:
-            for image in read_channels(path):
-                check_same_grid(image, path, label, label_path)
-                images.append(image)
+            for image in read_file(path).channels:
+                first = images[0] if images else image
+                images.append(aligned(image, path, first, image_paths[0]))
+        if self.channels and len(images) != len(self.channels):
+            raise InputError(
+                f"{image_paths[0]}: holds {len(images)} channels with the other files of its subject, where there must "
+                f"be {len(self.channels)}: {', '.join(self.channels)}"
+            )
+        label = aligned(label, label_path, images[0], image_paths[0])
         relative = [str(path.relative_to(self.folder)) for path in (*image_paths, label_path)]
-        return Case(images, label, relative)
+        return Case(images, label, relative, channels=self.channels)
 
     def _paths(self, subject: str) -> tuple[list[Path], Path]:
         if subject not in self.files:
@@ -81,18 +103,25 @@ class VolumeFiles:
 def find_pairs(
     folder: Path, image_patterns: Sequence[str], label_pattern: str, names: tuple[str, ...] = ()
 ) -> VolumeFiles:
-    """Pairs by patterns that hold {subject}, once each. Raises InputError where nothing is found."""
+    """Pairs by patterns that hold {subject}, once each; .nii.gz finds .nii, too, and the reverse.
+
+    Raises InputError where nothing is found, or one file twice.
+    """
     for pattern in (*image_patterns, label_pattern):
         if pattern.count("{subject}") != 1 or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
             raise InputError(f"pattern {pattern}: must hold {{subject}} once, and lie below {folder}")
-    files = {}
+    files: dict[str, tuple[list[Path], Path]] = {}
     before, after = label_pattern.split("{subject}")
-    for label in folder.glob(f"{glob_escape(before)}*{glob_escape(after)}"):
+    for label in _glob(folder, f"{glob_escape(before)}*{glob_escape(after)}"):
         name = label.relative_to(folder).as_posix()
-        subject = name[len(before) : len(name) - len(after)]
-        images = [folder / pattern.replace("{subject}", subject) for pattern in image_patterns]
+        ending = next(ending for ending in _endings(after) if name.endswith(ending))
+        subject = name[len(before) : len(name) - len(ending)]
+        if subject in files:
+            raise InputError(f"{label}: a second label of {subject} beside {files[subject][1]}; remove one of the two")
+        images = [_either(folder / pattern.replace("{subject}", subject)) for pattern in image_patterns]
         files[subject] = (images, label)
-    return _found(folder, files, f"labels named {label_pattern}", names=names)
+    channels = pattern_names(image_patterns)
+    return _found(folder, files, f"labels named {label_pattern}", names=names, channels=channels)
 
 
 def find_hvsmr(folder: Path) -> VolumeFiles:
@@ -105,28 +134,68 @@ def find_hvsmr(folder: Path) -> VolumeFiles:
 def find_brats(folder: Path) -> VolumeFiles:
     """BraTS 2018: HGG/ and LGG/ with a folder for each subject, four sequences and a segmentation in it."""
     files = {}
-    for label in folder.glob("*/*/*_seg.nii.gz"):
+    for label in _glob(folder, "*/*/*_seg.nii.gz"):
         subject = label.parent.name
         if subject in files:
             raise InputError(f"{label}: a second subject {subject} beside {files[subject][1]}; rename one of the two")
-        files[subject] = ([label.with_name(f"{subject}_{channel}.nii.gz") for channel in BRATS_CHANNELS], label)
-    return _found(folder, files, "HGG/SUBJECT/SUBJECT_seg.nii.gz", known=BRATS_CLASSES)
+        images = [_either(label.with_name(f"{subject}_{channel}.nii.gz")) for channel in BRATS_CHANNELS]
+        files[subject] = (images, label)
+    return _found(folder, files, "HGG/SUBJECT/SUBJECT_seg.nii.gz", known=BRATS_CLASSES, channels=BRATS_CHANNELS)
 
 
 def find_msd(folder: Path) -> VolumeFiles:
-    """Medical Segmentation Decathlon (imagesTr/CASE.nii.gz, 3-D or 4-D) or nnU-Net (imagesTr/CASE_0000.nii.gz, ...)."""
-    files = {}
-    for label in (folder / "labelsTr").glob("*.nii.gz"):
-        case = label.name.removesuffix(".nii.gz")
-        if case.startswith("."):
-            continue
-        single = folder / "imagesTr" / label.name
-        several = sorted((folder / "imagesTr").glob(f"{glob_escape(case)}_[0-9][0-9][0-9][0-9].nii.gz"))
-        subject = re.sub(r"[^A-Za-z0-9_-]", "-", case)
+    """Medical Segmentation Decathlon (imagesTr/CASE.nii.gz, 3-D or 4-D) or nnU-Net (imagesTr/CASE_0000.nii.gz, ...).
+
+    Each case of nnU-Net gets all channels that dataset.json names, or that another case has; `VolumeFiles.read` refuses
+    those that are missing.
+    """
+    channels = _msd_channels(folder)
+    numbers: dict[Path, list[int]] = {}
+    for label in _glob(folder, "labelsTr/*.nii.gz"):
+        numbered = _glob(folder, f"imagesTr/{glob_escape(_stem(label))}_[0-9][0-9][0-9][0-9].nii.gz")
+        numbers[label] = [int(_stem(path)[-4:]) for path in numbered]
+    last = max((number for of_case in numbers.values() for number in of_case), default=-1)
+    if channels and last >= len(channels):
+        raise InputError(
+            f"{folder / 'dataset.json'}: names {len(channels)} channels ({', '.join(channels)}), and imagesTr has "
+            f"files of channel {last:04d}; correct channel_names or remove the files"
+        )
+    files: dict[str, tuple[list[Path], Path]] = {}
+    for label in numbers:
+        subject = re.sub(r"[^A-Za-z0-9_-]", "-", _stem(label))
         if subject in files:
             raise InputError(f"{label}: would be subject {subject}, as is {files[subject][1]}; rename one of the two")
-        files[subject] = (several or [single], label)
-    return _found(folder, files, "labelsTr/CASE.nii.gz", known=_msd_classes(folder))
+        images = [_either(folder / "imagesTr" / f"{_stem(label)}.nii.gz")]
+        if last >= 0 and (numbers[label] or not images[0].exists()):
+            count = len(channels) or last + 1
+            images = [_either(folder / "imagesTr" / f"{_stem(label)}_{k:04d}.nii.gz") for k in range(count)]
+        files[subject] = (images, label)
+    return _found(folder, files, "labelsTr/CASE.nii.gz", known=_msd_classes(folder), channels=channels)
+
+
+def _glob(folder: Path, pattern: str) -> list[Path]:
+    """Files by a pattern, .nii beside .nii.gz, in the order of names; none that are hidden, as macOS's ._NAME are."""
+    found = [path for ending in _endings(pattern) for path in folder.glob(ending)]
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def _endings(name: str) -> list[str]:
+    """A name, and where it ends in .nii.gz or .nii, the one with the other ending."""
+    if name.endswith(".nii.gz"):
+        return [name, name.removesuffix(".gz")]
+    return [name, f"{name}.gz"] if name.endswith(".nii") else [name]
+
+
+def _either(path: Path) -> Path:
+    """The one of `_endings` that exists, else `path`. Raises InputError where both do."""
+    found = [path.with_name(name) for name in _endings(path.name) if path.with_name(name).exists()]
+    if len(found) > 1:
+        raise InputError(f"{found[0]}: lies beside {found[1].name}; remove one of the two")
+    return found[0] if found else path
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
 def glob_escape(text: str) -> str:
@@ -145,6 +214,22 @@ def read_msd_description(folder: Path) -> dict[str, Any]:
     return described
 
 
+def _msd_channels(folder: Path) -> tuple[str, ...]:
+    """The names in its channel_names or modality, {"0": "T1", ...}, numbered where two are the same."""
+    described = read_msd_description(folder)
+    named = described.get("channel_names", described.get("modality", {}))
+    numbers = [str(k) for k in range(len(named))] if isinstance(named, dict) else []
+    if not isinstance(named, dict) or named.keys() != set(numbers):
+        raise InputError(
+            f"{folder / 'dataset.json'}: channel_names or modality must name the channels by their numbers, such as "
+            f'{{"0": "T1", "1": "FLAIR"}}, not {reprlib.repr(named)}'
+        )
+    names = [str(named[number]) for number in numbers]
+    if len(set(names)) < len(names):
+        names = [f"{name} {number}" for name, number in zip(names, numbers, strict=True)]
+    return tuple(names)
+
+
 def _msd_classes(folder: Path) -> dict[int, str] | None:
     """Its labels, {"0": "background", ...} or nnU-Net's {"background": 0, ...}; None without a dataset.json."""
     labels = read_msd_description(folder).get("labels", {})
@@ -152,62 +237,15 @@ def _msd_classes(folder: Path) -> dict[int, str] | None:
     names = [value if re.fullmatch("[0-9]+", key) else key for key, value in labels.items()]
     if not all(re.fullmatch("[0-9]{1,5}", number) for number in numbers) or len(set(map(int, numbers))) < len(names):
         raise InputError(
-            f"{folder / 'dataset.json'}: labels must be single numbers, each once, not {reprlib.repr(labels)}"
+            f"{folder / 'dataset.json'}: labels must be single numbers, each once, and no regions (lists of numbers), "
+            f"not {reprlib.repr(labels)}; give each number its own class there"
         )
+    try:
+        refuse_ignore(map(str, names))
+    except InputError as error:
+        raise InputError(f"{folder / 'dataset.json'}: {error}") from None
     pairs = sorted(zip(map(int, numbers), map(str, names), strict=True))
     return {value: name if value else "background" for value, name in pairs} or None
-
-
-def read_volume(path: Path) -> sitk.Image:
-    """A volume of 3 or 4 dimensions. Raises InputError for a file that is missing, unreadable or something else."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; each label needs its image, and each channel one")
-    try:
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(itk_path(path))
-        reader.ReadImageInformation()
-        if math.prod(reader.GetSize()) > MAX_VOXELS:
-            raise InputError(f"{path}: says that it has {reader.GetSize()} voxels, of at most {MAX_VOXELS:,}; crop it")
-        image = reader.Execute()
-    except RuntimeError as error:
-        raise InputError(f"{path}: not a readable volume ({itk_reason(error)})") from None
-    kind = image.GetPixelIDTypeAsString()
-    if image.GetDimension() not in (3, 4) or image.GetNumberOfComponentsPerPixel() != 1 or "complex" in kind:
-        raise InputError(f"{path}: is no volume of numbers ({image.GetDimension()} dimensions)")
-    return image
-
-
-def read_channels(path: Path) -> list[sitk.Image]:
-    """The volume of a file, or the 3-D channels of a 4-D one."""
-    image = read_volume(path)
-    return [image] if image.GetDimension() == 3 else [image[..., k] for k in range(image.GetSize()[3])]
-
-
-def check_same_grid(image: sitk.Image, path: Path, label: sitk.Image, label_path: Path) -> None:
-    """Raise InputError unless both lie on one grid; headers are float32, so a hundredth of a voxel is let pass."""
-    if image.GetSize() != label.GetSize():
-        raise InputError(f"{path}: has {image.GetSize()} voxels, {label_path} {label.GetSize()}; they must be the same")
-    tolerance = 0.01 * min(image.GetSpacing())
-    x, y, z = (n - 1 for n in image.GetSize())
-    for corner in ((0, 0, 0), (x, 0, 0), (0, y, 0), (0, 0, z)):
-        points = [volume.TransformIndexToPhysicalPoint(corner) for volume in (image, label)]
-        if max(abs(a - b) for a, b in zip(*points, strict=True)) > tolerance:
-            shown = " and ".join(f"({', '.join(f'{value:.2f}' for value in point)})" for point in points)
-            raise InputError(
-                f"{path}: lies elsewhere than {label_path}: voxel {corner} is at {shown} mm; correct a header"
-            )
-
-
-def read_label(path: Path) -> sitk.Image:
-    """A 3-D volume of whole numbers, as 16 bits. Raises InputError for anything else."""
-    label = read_volume(path)
-    array = sitk.GetArrayViewFromImage(label)
-    whole = np.array_equal(array, np.rint(array)) and array.min() >= 0 and array.max() < 2**16
-    if label.GetDimension() != 3:
-        raise InputError(f"{path}: has {label.GetDimension()} dimensions, not three; is it the label?")
-    if not whole:
-        raise InputError(f"{path}: holds values that are no class numbers 0, 1, 2, ...; is it the label?")
-    return sitk.Cast(label, sitk.sitkUInt16)
 
 
 def _found(folder: Path, files: dict[str, tuple[list[Path], Path]], what: str, **options: Any) -> VolumeFiles:

@@ -1,8 +1,8 @@
 "use strict";
 /* The page that compares several runs. The last one is what the others are compared with. */
 
-const { runs, labels, metrics } = data;
-const rowOf = (run, metric) => data.rows.find((row) => row.row === run && row.class === "mean" && row.metric === metric);
+const { runs, labels, metrics } = data; // the last label is the mean over classes
+const rowOf = (run, metric) => data.rows.find((row) => row.row === run && row.class === labels.at(-1) && row.metric === metric);
 const pValue = (p) => (known(p) ? (p < 0.001 ? "< 0.001" : p.toFixed(3)) : "–");
 const titleOf = (metric) => `${metric.name} ${metric.unit}`;
 
@@ -30,7 +30,7 @@ sortableTable(byId("runs"), {
 plainTable(byId("tests"), {
   caption: "Paired tests",
   header: ["run", "metric", "pairs", "difference", "p", "p, Holm"],
-  rows: data.rows.filter((row) => row.class === "mean" && "pairs" in row).map((row) =>
+  rows: data.rows.filter((row) => row.class === labels.at(-1) && "pairs" in row).map((row) =>
     [row.row, row.metric, String(row.pairs), signed(row.paired_difference), pValue(row.p_wilcoxon), pValue(row.p_holm)]),
 });
 
@@ -41,15 +41,16 @@ function signed(value) {
 choice(byId("metric"), metrics.map((metric) => metric.name), (k) => {
   const metric = metrics[k];
   const best = (cells) => (metric.lower ? Math.min : Math.max)(...cells.map((cell) => cell.mean).filter(known));
-  const byClass = labels.filter((label) => label !== "mean").map((label) => {
+  const byClass = labels.slice(0, -1).map((label) => {
     const cells = runs.map((run) => data.classes.find((c) => c.row === run.name && c.class === label && c.metric === metric.name));
     const top = best(cells);
     return [label, ...cells.map((cell) => el(cell.mean === top ? "strong" : "span", {}, meanStd(cell.mean, cell.std, 2)))];
   });
   plainTable(byId("classes"), { caption: `${titleOf(metric)} by class`, header: ["class", ...runs.map((run) => run.name)], rows: byClass });
 
-  const of = (run, subject) => run.values.mean[metric.name][subject] ?? null;
-  const subjects = [...new Set(runs.flatMap((run) => Object.keys(run.values.mean[metric.name])))];
+  const means = (run) => run.values.at(-1)[metric.name];
+  const of = (run, subject) => (Object.hasOwn(means(run), subject) ? means(run)[subject] : null);
+  const subjects = [...new Set(runs.flatMap((run) => Object.keys(means(run))))];
   const most = Math.max(...subjects.flatMap((s) => runs.map((run) => of(run, s))).filter(known), 1e-9);
   const badness = (value) => (known(value) ? (metric.lower ? value / most : 1 - value / 100) : null);
   sortableTable(byId("subjects"), {
@@ -63,13 +64,13 @@ choice(byId("metric"), metrics.map((metric) => metric.name), (k) => {
     ],
     rows: subjects, by: runs.length,
   });
-  byId("boxes").replaceChildren(...labels.map((label) => {
+  byId("boxes").replaceChildren(...labels.map((label, l) => {
     const place = el("div");
     boxPlot(place, {
-      title: `${metric.name} of ${label}`, unit: metric.unit, digits: 2, domain: metric.lower ? null : percents(runs.flatMap((r) => labels.flatMap((l) => Object.values(r.values[l][metric.name])))),
+      title: `${metric.name} of ${label}`, unit: metric.unit, digits: 2, domain: metric.lower ? null : percents(runs.flatMap((r) => r.values.flatMap((of) => Object.values(of[metric.name])))),
       rows: runs.map((run, r) => ({
         name: run.name, color: lineColor(r),
-        points: Object.entries(run.values[label][metric.name]).map(([subject, value]) => ({ name: `subject ${subject}`, value })),
+        points: Object.entries(run.values[l][metric.name]).map(([subject, value]) => ({ name: `subject ${subject}`, value })),
       })),
     });
     return el("div", {}, el("h4", {}, label), place);
@@ -78,7 +79,7 @@ choice(byId("metric"), metrics.map((metric) => metric.name), (k) => {
 
 const longest = runs.reduce((a, b) => (b.log.length > a.log.length ? b : a)).log;
 for (const [place, title, key, factor, domain] of [
-  ["losses", "Total loss", "total", 1, null], ["validation", "Validation Dice in 3D, %", "val_dsc", 100, [0, 100]]])
+  ["losses", "Total loss", "total", 1, null], ["validation", "Validation Dice, %", "val_dsc", 100, [0, 100]]])
   lineChart(byId(place), {
     title, x: longest.map((row) => row.epoch), domain, digits: factor === 1 ? 3 : 1,
     series: runs.map((run, r) => ({

@@ -3,6 +3,7 @@
 
 const { config, log, test, classes, viewer } = data;
 const finished = Boolean(test);
+const unit = test?.per_image ? "image" : "subject";
 const best = finished ? test.best_epoch : bestEpoch();
 
 function bestEpoch() {
@@ -28,7 +29,7 @@ function head() {
     finished && `${test.parameters.toLocaleString("en")} parameters`,
     best !== null && `best epoch ${best} of ${finished ? test.epochs : epochs}`,
     log.length && `trained for ${duration(seconds)}`,
-    finished && `${test.subjects} test ${test.subjects === 1 ? "subject" : "subjects"} in 3D`,
+    finished && `${test.subjects} test ${unit}${test.subjects === 1 ? "" : "s"}${test.per_image ? "" : " in 3D"}`,
   ];
   byId("lead").textContent = parts.filter(Boolean).join(" · ");
   const shown = finished
@@ -52,7 +53,7 @@ function scores(showSubject) {
     byId("scores").remove();
     return;
   }
-  byId("scores-note").textContent = "Mean ± standard deviation over test subjects in 3D. "
+  byId("scores-note").textContent = `Mean ± standard deviation over test ${test.per_image ? "images" : "subjects in 3D"}. `
     + "A class that truth or prediction lacks has no distance; one that only one of them has is marked missed or spurious.";
   const marks = ["missed", "spurious"].filter((kind) => Object.values(test.per_class).some((of) => of[kind]));
   const summaryRow = (title, of) => [title,
@@ -61,7 +62,7 @@ function scores(showSubject) {
     caption: "By class",
     header: ["class", ...data.metrics.map((m) => `${m.name} ${m.unit}`), ...marks],
     rows: [...Object.keys(test.per_class).map((name) => summaryRow(named(name), test.per_class[name])),
-      summaryRow("mean", test.overall)],
+      summaryRow(data.mean, test.overall)],
   });
   choice(byId("metric"), data.metrics.map((m) => m.name), (k) => scoresOf(data.metrics[k], showSubject));
 }
@@ -74,7 +75,7 @@ function named(name) {
 function scoresOf(metric, showSubject) {
   const subjects = new Map();
   for (const row of data.scores) {
-    if (!subjects.has(row.subject)) subjects.set(row.subject, { subject: row.subject, cells: {} });
+    if (!subjects.has(row.subject)) subjects.set(row.subject, { subject: row.subject, cells: Object.create(null) });
     subjects.get(row.subject).cells[row.class] = { value: scaled(row[metric.key], metric), mark: row.missed ? "missed" : row.spurious ? "spurious" : null };
   }
   const rows = [...subjects.values()];
@@ -94,7 +95,7 @@ function scoresOf(metric, showSubject) {
     columns: [
       { title: "subject", value: (row) => row.subject, cell: (row) => subjectLink(row.subject, showSubject) },
       ...classes.map((name) => numbers(name, (row) => row.cells[name]?.value ?? null, (row) => row.cells[name]?.mark)),
-      numbers("mean", (row) => row.mean),
+      numbers(data.mean, (row) => row.mean),
     ],
     rows, by: classes.length + 1,
   });
@@ -173,8 +174,8 @@ function training() {
     series: terms.map((key, k) => ({ name: key, values: column(key), color: k ? lineColor([1, 2, 6][k - 1]) : "var(--text)", width: k ? 1.5 : 2.5 })),
   });
   lineChart(byId("validation"), {
-    title: "Validation Dice in 3D, %", x, mark: best, domain: [0, 100], digits: 1,
-    series: [{ name: "mean", values: column("val_dsc", 100), color: "var(--text)", width: 2.5 },
+    title: "Validation Dice, %", x, mark: best, domain: [0, 100], digits: 1,
+    series: [{ name: data.mean, values: column("val_dsc", 100), color: "var(--text)", width: 2.5 },
       ...classes.map((name, k) => ({ name, values: column(`val_dsc ${name}`, 100), color: lineColor(k), dash: dashes(k) }))],
   });
   const keys = Object.keys(log[0]);

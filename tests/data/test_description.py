@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from data.description import read_description
 from data.folder import open_data
+from data.nifti import write_nifti
 from data.preparation import Preparation
-from data.volumes import to_scan, write_nifti
+from data.volumes import to_scan
 from tests.helpers.errors import assert_clear
 from tests.helpers.files import NO_FILES
 from tests.helpers.png import GREY, encode, png, write_tree
@@ -34,6 +35,8 @@ values = st.recursive(
 DESCRIBED = {
     "labels": {"background": 0, "liver": 63},
     "values": {"background": 0, "liver": 7},
+    "colors": {"background": [255, 255, 255], "liver": [0, 0, 0]},
+    "channels": ["t1", "t2"],
     "preparation": Preparation(size=32, spacing=(1.5, 1.5), window=(40.0, 400.0)).to_dict(),
     "subjects": {
         "1": {
@@ -96,7 +99,9 @@ def test_what_dataset_json_says_is_refused_or_can_be_used(folder, place, value):
 def test_the_description_itself_is_taken(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps(DESCRIBED))
     described = read_description(tmp_path / "dataset.json")
-    assert described.labels.to_dict() == {key: DESCRIBED[key] for key in ("labels", "values")}
+    assert described.labels.to_dict() == {key: DESCRIBED[key] for key in ("labels", "values", "colors")}
+    assert described.labels.colors == (0xFFFFFF, 0)
+    assert described.channels == ("t1", "t2")
     assert described.labels.values == (0, 7)
     assert {subject: geometry.to_dict() for subject, geometry in described.geometry.items()} == DESCRIBED["subjects"]
     assert described.preparation.to_dict() == DESCRIBED["preparation"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.folder import open_data
-from data.png import MAX_BYTES, MAX_PIXELS, read_codes, read_image
+from data.png import MAX_BYTES, MAX_PIXELS, read_grey, read_image, read_mask
 from tests.helpers.errors import assert_clear
 from tests.helpers.png import GREY, KINDS, SIGNATURE, Chunks, as_image, decode, encode, flat, png, save_png, write_tree
 from utils import InputError
@@ -28,18 +28,19 @@ def test_bit_depths_are_read_without_loss(tmp_path):
     wide = rng.integers(0, 2**16, (5, 7), np.uint16)
     path = save_png(tmp_path / "wide.png", wide)
     np.testing.assert_allclose(read_image(path)[0], wide / np.float32(65535), rtol=1e-7)
-    np.testing.assert_array_equal(read_codes(path), wide)
+    np.testing.assert_array_equal(read_mask(path).codes, wide)
 
     rgb = rng.integers(0, 256, (5, 7, 3), np.uint8)
     path = save_png(tmp_path / "rgb.png", rgb)
     np.testing.assert_array_equal(read_image(path) * 255, rgb.transpose(2, 0, 1).astype(np.float32))
     with pytest.raises(InputError, match=r"rgb\.png.*colors"):
-        read_codes(path)
-    np.testing.assert_array_equal(read_codes(save_png(tmp_path / "g.png", np.repeat(rgb[..., :1], 3, 2))), rgb[..., 0])
+        read_grey(path)
+    np.testing.assert_array_equal(read_mask(path).codes, rgb.astype(int) @ [65536, 256, 1])
+    np.testing.assert_array_equal(read_grey(save_png(tmp_path / "g.png", np.repeat(rgb[..., :1], 3, 2))), rgb[..., 0])
 
     bits = rng.integers(0, 2, (5, 7)).astype(bool)
     path = save_png(tmp_path / "bits.png", bits)
-    np.testing.assert_array_equal(read_codes(path), bits)
+    np.testing.assert_array_equal(read_mask(path).codes, bits)
     np.testing.assert_array_equal(read_image(path)[0], bits)
 
 
@@ -50,13 +51,14 @@ def test_palettes_give_indices_as_masks_and_colors_as_images(tmp_path, depth):
     colors = [(3 * k % 256, 5 * k % 256, 255 - k) for k in range(2**depth)]
     picture.putpalette([value for color in colors for value in color])
     picture.save(tmp_path / "palette.png", bits=depth)
-    np.testing.assert_array_equal(read_codes(tmp_path / "palette.png"), indices)
+    np.testing.assert_array_equal(read_mask(tmp_path / "palette.png").codes, indices)
     expected = np.array(colors)[indices].transpose(2, 0, 1)
     np.testing.assert_allclose(read_image(tmp_path / "palette.png") * 255, expected, atol=1e-4)
 
     picture.putpalette([value for k in range(2**depth) for value in (9 * k % 256,) * 3])
     picture.save(tmp_path / "grey.png", bits=depth)
     np.testing.assert_allclose(read_image(tmp_path / "grey.png") * 255, [9 * indices.astype(int) % 256], atol=1e-4)
+    np.testing.assert_array_equal(read_grey(tmp_path / "grey.png"), 9 * indices.astype(int) % 256)
 
 
 @pytest.mark.parametrize("depth", [2, 4])
@@ -65,7 +67,7 @@ def test_low_depth_grey_masks_keep_their_indices(tmp_path, depth):
     indices = np.arange(8).reshape(2, 4) % 2**depth
     path = tmp_path / "low.png"
     path.write_bytes(png(encode(indices, depth)))
-    np.testing.assert_array_equal(read_codes(path), indices)
+    np.testing.assert_array_equal(read_mask(path).codes, indices)
     np.testing.assert_allclose(read_image(path)[0], indices / (2**depth - 1), rtol=1e-6)
 
 
@@ -132,7 +134,7 @@ def test_whatever_is_a_slice_is_read_exactly(folder, picture, garbage):
     path.write_bytes(png(chunks) + garbage)
     np.testing.assert_array_equal(read_image(path), expected)
     if stored[2] != 2:
-        np.testing.assert_array_equal(read_codes(path), stored[0])
+        np.testing.assert_array_equal(read_mask(path).codes, stored[0])
         np.testing.assert_array_equal(decode(path.read_bytes())[0], stored[0])
     root = folder / "data"
     mask = np.arange(stored[0].shape[0] * stored[0].shape[1]).reshape(stored[0].shape[:2]) % 256
@@ -290,7 +292,7 @@ def test_named_files(tmp_path, case, capfd):
     path = tmp_path / "Subj_1slice_1.png"
     path.write_bytes(make())
     tracemalloc.start()
-    for read in (read_image, read_codes):
+    for read in (read_image, read_mask):
         with pytest.raises(InputError) as caught:
             read(path)
         assert_clear(caught.value, str(path), expected)

@@ -10,11 +10,13 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
 from data.geometry import Geometry
+from data.nifti import write_nifti
 from data.preparation import Preparation, Slices, stretch
 from data.sources.nifti import find_pairs
-from data.volumes import to_scan, write_nifti
+from data.volumes import to_scan
 from tests.helpers.scans import ORIENTATIONS, assert_same_grid, assert_same_scan, make_scan, write_scan
 from utils import InputError
 
@@ -52,6 +54,28 @@ def test_labels_return_to_the_scan_from_any_orientation(folder, code, seed, angl
     geometry = Geometry.from_dict(json.loads(json.dumps(case.geometry.to_dict())))
     write_nifti(folder / "back.nii.gz", to_scan(case.label.astype(np.uint8), geometry))
     assert_same_scan(sitk.ReadImage(folder / "back.nii.gz"), sitk.ReadImage(folder / "label_1.nii.gz"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.permutations([0, 1, 2]), st.tuples(*[st.sampled_from([0, 45, -45, 90]) | st.floats(-180, 180)] * 3))
+def test_scans_that_lie_askew_are_cut_as_they_were_acquired(order, angles):
+    """Hearts along their short axis: slices are stored ones, in whatever order the axes are stored."""
+    scan = sitk.GetImageFromArray(np.arange(60, dtype=np.uint8).reshape(3, 4, 5))
+    scan.SetSpacing((1.4, 1.5, 9.0))
+    scan.SetDirection(Rotation.from_euler("xyz", angles, degrees=True).as_matrix().ravel())
+    stored = sitk.PermuteAxes(scan, list(order))
+    case = Preparation().apply([stored], stored)
+    ours = {frozenset(pixels.ravel().tolist()) for pixels in case.label}
+    assert ours == {frozenset(pixels.ravel().tolist()) for pixels in sitk.GetArrayFromImage(scan)}
+    assert case.geometry.spacing[2] == 9.0
+    back = to_scan(case.label.astype(np.uint8), case.geometry)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(back), sitk.GetArrayFromImage(stored))
+    np.testing.assert_allclose(back.GetDirection(), stored.GetDirection(), atol=1e-6)
+
+
+def test_a_scan_of_no_largest_spacing_is_cut_axially():
+    scan = sitk.GetImageFromArray(np.zeros((40, 41, 42), np.uint8))
+    assert Preparation().apply([sitk.DICOMOrient(scan, "PIR")]).images.shape == (1, 40, 41, 42)
 
 
 @pytest.mark.slow

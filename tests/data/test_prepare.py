@@ -15,9 +15,10 @@ from PIL import Image
 
 import prepare
 from data.folder import DataFolder, open_data
+from data.nifti import write_nifti
 from data.preparation import Preparation
 from data.sources import Case
-from data.volumes import assemble, to_scan, write_nifti
+from data.volumes import assemble, to_scan
 from data.writer import Plan, write_data
 from tests.helpers.errors import assert_clear, assert_one_line, error_of
 from tests.helpers.files import tree
@@ -147,7 +148,7 @@ def at(*origin: float):
 
 
 def write_mha_with_nan(source: Path) -> None:
-    """ITK reads NaN in NIfTI as 0, but keeps it in other formats."""
+    """A format of ITK's, with NaN in one scan."""
     for path in source.glob("image_*.nii.gz"):
         scan = sitk.ReadImage(path)
         if "s3" in path.name:
@@ -158,7 +159,7 @@ def write_mha_with_nan(source: Path) -> None:
 BAD = {
     "missing scan": (lambda s: (s / "image_s2.nii.gz").unlink(), [], ["subject s2", "image_s2.nii.gz", "no such file"]),
     "missing label": (lambda s: (s / "label_s2.nii.gz").unlink(), [], ["no label of subject s2", "only of s0, s1, s3"]),
-    "damaged scan": (lambda s: (s / "image_s2.nii.gz").write_bytes(b"noise"), [], ["image_s2.nii.gz", "readable"]),
+    "damaged scan": (lambda s: (s / "image_s2.nii.gz").write_bytes(b"noise"), [], ["image_s2.nii.gz", "as a NIfTI"]),
     "size": (lambda s: spoil(s / "image_s1.nii.gz", lambda x: x[1:]), [], ["image_s1.nii.gz", "voxels", "label_s1"]),
     "position": (lambda s: spoil(s / "label_s1.nii.gz", at(0, 0, 0)), [], ["image_s1.nii.gz", "lies elsewhere"]),
     "fraction": (
@@ -181,7 +182,7 @@ BAD = {
     ),
     "far away": (
         lambda s: [spoil(s / f"{kind}_s2.nii.gz", at(2e6, 0, 0)) for kind in ("image", "label")], [],
-        ["subject s2", "image_s2.nii.gz", "origin", "mm"],
+        ["label_s2.nii.gz", "lengths or positions that no scan has"],
     ),
     "names": (lambda s: None, ["--names", "a,b"], ["2 class names", "[1, 2, 3]"]),
     "two ways": (lambda s: None, ["--window", "0,9", "--normalize", "volume"], ["--normalize and --window: choose"]),
@@ -281,6 +282,7 @@ def test_odd_names_of_scans_are_refused_before_anything_is_written(tmp_path, nam
 def test_nothing_is_overwritten_and_leftovers_do_no_harm(scans, tmp_path):
     _, arguments = scans
     (tmp_path / ".out.partial" / "train").mkdir(parents=True)  # as a killed preparation leaves it
+    (tmp_path / ".out.partial" / ".lock").touch()
     (tmp_path / ".out.partial" / "splits.json").touch()
     prepare.main(arguments)
     made = {path.name for path in (tmp_path / "out").iterdir()}

@@ -8,7 +8,8 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.volumes import assemble, largest_components, write_nifti
+from data.nifti import write_nifti
+from data.volumes import assemble, largest_components
 from utils import InputError
 
 

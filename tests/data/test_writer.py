@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from data.folder import LONGEST_SUBJECT, open_data
 from data.preparation import Preparation
 from data.sources import Case
 from data.splits import read_split
@@ -63,3 +64,59 @@ def test_linked_outputs_are_left_alone(tmp_path, target):
         write(tmp_path / "out")
     assert_clear(caught.value, "out: exists already")
     assert tree(tmp_path) == {"elsewhere", "out"}
+
+
+@pytest.mark.parametrize("kind", ["link", "link to a preparation", "folder", "file"])
+def test_what_is_not_of_a_preparation_is_not_emptied(tmp_path, kind):
+    """Only a folder with the lock of an earlier call is."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("kept")
+    partial = tmp_path / ".out.partial"
+    if kind.startswith("link"):
+        partial.symlink_to("mine")
+        if "preparation" in kind:
+            (tmp_path / "mine" / ".lock").touch()
+    elif kind == "folder":
+        (tmp_path / "mine").rename(partial)
+    else:
+        partial.write_text("kept")
+    before = tree(tmp_path)
+    with pytest.raises(InputError) as caught:
+        write(tmp_path / "out")
+    assert_clear(caught.value, ".out.partial: is not of a preparation", "rename or remove it")
+    assert tree(tmp_path) == before
+
+
+def test_a_link_in_what_a_killed_preparation_left_is_not_followed(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("kept")
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / ".lock").touch()
+    (tmp_path / ".out.partial" / "train").symlink_to(tmp_path / "mine")
+    write(tmp_path / "out")
+    assert tree(tmp_path / "mine") == {"thesis.txt"} and not (tmp_path / "out" / "train").is_symlink()
+    assert not (tmp_path / ".out.partial").exists()
+
+
+def test_a_slice_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("data.writer.Image.Image.save", fail)
+    with pytest.raises(OSError) as caught:
+        write(tmp_path / "out")
+    assert caught.value.filename.endswith("slice_1.png")
+    assert not tree(tmp_path)
+
+
+def test_a_subject_whose_segmentation_could_not_be_written_is_refused(tmp_path):
+    with pytest.raises(InputError) as caught:
+        write(tmp_path / "out", SPLIT | {"train": ["x" * (LONGEST_SUBJECT + 1)]})
+    assert_clear(caught.value, f"of at most {LONGEST_SUBJECT}")
+    write(tmp_path / "out", SPLIT | {"train": ["x" * LONGEST_SUBJECT]})
+    long = "y" * (LONGEST_SUBJECT + 1)
+    for path in (tmp_path / "out").glob("test/*/*slice_1.png"):
+        path.rename(path.with_name(f"Subj_{long}slice_1.png"))
+    with pytest.raises(InputError) as caught:
+        open_data(tmp_path / "out")
+    assert_clear(caught.value, f"Subj_{long}slice_1.png: the subject's name has more than {LONGEST_SUBJECT} letters")

@@ -16,6 +16,7 @@ from experiments import launching
 from experiments.launching import Run, TrainingJob, submit_all
 from main import main
 from reproduce import slurm_options
+from tests.helpers.errors import assert_one_line
 from tests.helpers.runs import TINY
 from tests.helpers.trainings import TINY_NETWORKS
 from utils import InputError
@@ -131,6 +132,27 @@ def test_without_submitit_or_slurm(make_data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(InputError, match="pip install submitit"):
         submit_all(runs, tmp_path / "t" / "manifest.json", 1, {})
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "null", "[1, 2]", "{}}", "[" * 9999, '{"a": 1}', '[{"folder": "x"}]', '[{"folder": "x", "job": 3}]',
+     '[{"folder": "x", "job": "../y"}]', '[{"folder": [], "job": "1"}]'],
+)  # fmt: skip
+def test_a_damaged_manifest_is_a_line(tmp_path, content):
+    """Its jobs may still run; a second one of each would spoil it."""
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(InputError) as caught:
+        launching._read_jobs(tmp_path / "manifest.json")
+    assert_one_line(caught.value, "manifest.json: ")
+    assert (tmp_path / "manifest.json").read_text() == content
+
+
+def test_the_manifest_knows_the_jobs_of_its_runs(tmp_path):
+    runs = [Run("a", "1", tmp_path / "a", [], job="12_0"), Run("b", "1", tmp_path / "b", [])]
+    assert launching._read_jobs(tmp_path / "manifest.json") == {}
+    launching._write(runs, tmp_path / "manifest.json")
+    assert launching._read_jobs(tmp_path / "manifest.json") == {str(tmp_path / "a"): "12_0", str(tmp_path / "b"): ""}
 
 
 def test_requeued_jobs_go_on(make_data, tmp_path):

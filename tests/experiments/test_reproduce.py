@@ -20,7 +20,9 @@ from experiments.tables import PAPER
 from main import main
 from tests.helpers.processes import ended
 from tests.helpers.runs import ON_CPU, TINY
+from tests.helpers.runs import run as train
 from tests.helpers.trainings import start_reproduce, wait_for
+from training.checkpoint import load_checkpoint
 from utils import InputError, read_csv, user_errors
 
 ROOT = Path(__file__).parents[2]
@@ -210,6 +212,48 @@ def test_killed_at_any_moment_it_ends_with_the_same_table(make_data, tmp_path):
     # Other settings in the same folder would mix two experiments.
     with pytest.raises(InputError, match=r"trained with other settings \(lr 0.001 -> 0.5\)"):
         reproduce.main(arguments(data, out, "--lr", "0.5"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")])
+def test_a_signal_lets_the_trainings_save(make_data, tmp_path, number, name):
+    """In the middle of an epoch, from where the next call goes on."""
+    data, log = make_data(numbers=tuple(range(1, 41))), tmp_path / "log"
+    out = tmp_path / "out"
+    process = start_reproduce(arguments(data, out, "--epochs", "300", "--batch_size", "1"), log)
+    wait_for(out / "runs" / "daf", "*/last.pt", process)
+    os.kill(process.pid, number)
+    assert ended(process) == os.EX_TEMPFAIL, log.read_text()
+    assert f"stopped by {name}; the same command goes on" in log.read_text()
+    (training,) = out.glob("runs/*/*")
+    assert "stopped by SIGTERM after " in (training / "output.log").read_text()
+    done = load_checkpoint(training / "last.pt")["progress"]
+    assert done["epoch"]["iteration"] > 0 or len(done["log"]) == done["epoch"]["number"]
+    manifest = json.loads((out / "table-I" / "manifest.json").read_text())
+    assert [run["state"] for run in manifest] == ["waiting", "waiting"]
+
+
+def test_rows_of_a_data_set_that_was_changed_are_not_mixed(make_data, tmp_path, monkeypatch, tiny):
+    """Prepared anew in its place: other pixels of the same names, or another preparation."""
+    data, out = make_data(), tmp_path / "out"
+    folder = out / "runs" / "daf" / data.resolve().name
+    train(data, folder, "--epochs", "1")
+    started = []
+    monkeypatch.setattr(reproduce, "check", lambda run: False)  # its settings are not those of the tiny network
+    monkeypatch.setattr(reproduce, "run_all", lambda runs, *_: started.append(runs))
+    monkeypatch.setattr(reproduce, "write_table", lambda *_: None)
+    with pytest.raises(SystemExit):  # PAM has not finished
+        reproduce.main(arguments(data, out))
+    assert len(started) == 1
+    (data / "dataset.json").write_text('{"preparation": {"size": 48}}')
+    with pytest.raises(InputError, match=r"daf/.*: was trained on other preparation than .* has; choose another --out"):
+        reproduce.main(arguments(data, out))
+    (data / "dataset.json").unlink()
+    shutil.rmtree(data / "test")
+    make_data({"test": ["3"]})
+    with pytest.raises(InputError, match="was trained on other validation or test slices than"):
+        reproduce.main(arguments(data, out))
+    assert len(started) == 1 and (folder / "test.json").exists()
 
 
 def test_more_epochs_undo_no_run_where_another_cannot_go_on(make_data, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from experiments.results import MEAN
 from experiments.statistics import bootstrap_interval, compare, holm, paired_differences, wilcoxon
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=8)
@@ -67,7 +68,7 @@ def test_pairs_are_of_the_same_subject():
 def test_comparison_corrects_over_the_other_rows(results):
     reference, daf = results
     other = daf._replace(name="PAM")
-    found = compare([*results, other], reference, ("mean", "DSC"))
+    found = compare([*results, other], reference, (MEAN, "DSC"))
     assert found.keys() == {"DAF", "PAM"}
     assert found["DAF"].n == 3
     assert found["DAF"].p_holm == pytest.approx(min(1, 2 * found["DAF"].p))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from experiments.results import MEAN
 from experiments.rows import ROWS
 from experiments.tables import PAPER, Table
 
@@ -30,7 +31,7 @@ def test_table_by_hand(results):
     ],
 )
 def test_classes_of_brats_are_those_of_the_paper(results, names, printed):
-    value = {(name, "DSC"): {"1": 50.0} for name in (*names, "mean")}
+    value = {(name, "DSC"): {"1": 50.0} for name in (*names, MEAN)}
     result = results[0]._replace(classes=list(names), values=value)
     table = Table("VII", [result])
     for name, theirs in zip(names, printed, strict=True):

@@ -12,7 +12,7 @@ from utils import InputError, user_errors
 
 REMEDY = re.compile(
     r"write (the file|it) again|put|remove|correct|save|crop|export|keep|list|choose|rename|number|pad|prepare|leave|"
-    r"add |must |such as"
+    r"add |must |such as|copy|convert|resample"
 )
 
 

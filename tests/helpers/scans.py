@@ -6,8 +6,10 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
+from pydicom import uid
 from scipy.spatial.transform import Rotation
 
 sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # for volumes so small, starting threads takes longest
@@ -107,3 +109,37 @@ def write_dicom(
     writer.SetFileName(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     writer.Execute(image)
+
+
+def save_slice(path: Path, pixels: np.ndarray, syntax=uid.ExplicitVRLittleEndian, **elements) -> pydicom.Dataset:
+    """One CT slice by pydicom, with other elements (None: without that one), as it is."""
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    usual = {
+        "SOPClassUID": uid.CTImageStorage,
+        "SOPInstanceUID": "1.2.3.4",
+        "PatientName": "X",
+        "StudyInstanceUID": "1.2.3",
+        "SeriesInstanceUID": "1.2.4",
+        "ImagePositionPatient": [0, 0, 0],
+        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+        "PixelSpacing": [1.25, 1.5],
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "Rows": pixels.shape[0],
+        "Columns": pixels.shape[1],
+        "BitsAllocated": 8 * pixels.itemsize,
+        "BitsStored": 8 * pixels.itemsize,
+        "PixelRepresentation": int(pixels.dtype.kind == "i"),
+    }
+    usual["HighBit"] = elements.get("BitsStored", usual["BitsStored"]) - 1
+    order = ">" if syntax == uid.ExplicitVRBigEndian else "<"
+    usual["PixelData"] = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
+    for keyword, value in (usual | elements).items():
+        if value is not None:
+            setattr(dataset, keyword, value)
+    if "PixelData" in dataset:
+        dataset["PixelData"].VR = "OB" if pixels.itemsize == 1 else "OW"
+    dataset.save_as(path, enforce_file_format=True)
+    return dataset

@@ -87,7 +87,7 @@ def test_a_test_scan_gets_the_prediction_of_training(trained, tmp_path):
     of_slices, of_training = read_csv(tmp_path / "b" / "scores.csv"), read_csv(trained.run / "test.csv")
     for ours, theirs in zip(of_slices, of_training, strict=True):
         assert float(ours["dsc"]) == pytest.approx(float(theirs["dsc"]))
-    assert (tmp_path / "a" / "image_s3.png").stat().st_size > 3000
+    assert (tmp_path / "a" / "image_s3_overlay.png").stat().st_size > 3000
 
 
 def test_the_validation_of_the_training_is_that_of_the_checkpoint(trained, tmp_path):
@@ -235,6 +235,14 @@ def several(trained: Trained, *numbers: int) -> str:
     return ",".join(str(trained.image(k)) for k in numbers)
 
 
+def moved(trained: Trained, folder: Path) -> Path:
+    """The image of scan 1, a centimetre away."""
+    image = sitk.ReadImage(trained.image(1))
+    image.SetOrigin([value + 10 for value in image.GetOrigin()])
+    sitk.WriteImage(image, folder / "moved.nii.gz")
+    return folder / "moved.nii.gz"
+
+
 def noise(path: Path) -> Path:
     """A damaged file."""
     path.write_bytes(b"noise")
@@ -251,12 +259,15 @@ BAD = {
         ["b.pt", "other data"],
     ),
     "no scan": (lambda t, p: [t.checkpoint, p / "none.nii.gz"], ["none.nii.gz", "no such file"]),
-    "damaged scan": (lambda t, p: [t.checkpoint, noise(p / "x.nii.gz")], ["x.nii.gz", "readable"]),
+    "damaged scan": (lambda t, p: [t.checkpoint, noise(p / "x.nii.gz")], ["x.nii.gz", "as a NIfTI file"]),
     "empty folder": (lambda t, p: [t.checkpoint, p], ["holds no DICOM files"]),
     "folder of NIfTI files": (lambda t, p: [t.checkpoint, t.scans], ["no DICOM", "scans/*.nii.gz"]),
     "two channels": (lambda t, p: [t.checkpoint, several(t, 0, 0)], ["2 channels", "takes 1"]),
-    "other grid": (lambda t, p: [t.checkpoint, several(t, 0, 1)], ["image_s1.nii.gz", "lies elsewhere"]),
-    "channel elsewhere": (lambda t, p: [t.checkpoint, several(t, 0, 1, 0)], ["image_s1.nii.gz: lies elsewhere"]),
+    "other grid": (lambda t, p: [t.checkpoint, f"{t.image(0)},{moved(t, p)}"], ["moved.nii.gz: lies elsewhere"]),
+    "channel elsewhere": (
+        lambda t, p: [t.checkpoint, f"{t.image(0)},{moved(t, p)},{t.image(0)}"],
+        ["moved.nii.gz: lies elsewhere"],
+    ),
     "slices prepared otherwise": (
         lambda t, p: [t.checkpoint, described(t, p, preparation={"size": 36, "bits": 16})],
         ["data/test: its slices were prepared in another way", "(bits 8 -> 16)"],

@@ -7,13 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from PIL import Image
 from scipy.ndimage import map_coordinates
 
 from data.preparation import Preparation
 from data.volumes import largest_components, to_scan
-from inference.results import on_own_grid, write_probabilities, write_segmentation
+from inference.results import Segmentation, on_own_grid, read_masks, write_probabilities, write_segmentation
 from inference.scans import read_scans
+from tests.helpers.errors import assert_clear
 from tests.helpers.scans import read_array
+from utils import InputError
 
 
 @pytest.mark.parametrize("largest", [False, True])
@@ -27,7 +30,7 @@ def test_probabilities_of_resampled_slices_are_interpolated(trained, tmp_path, l
     probabilities = np.random.default_rng(0).dirichlet(np.full(4, 0.3), scan.images.shape[1:]).transpose(3, 0, 1, 2)
     probabilities = probabilities.astype(np.float32)
     result = on_own_grid(scan, probabilities, ensemble)
-    write_segmentation(tmp_path, result, dicom=False)
+    write_segmentation(tmp_path, result, colors=())
     write_probabilities(tmp_path, scan, probabilities)
 
     image = sitk.ReadImage(trained.image(2))
@@ -45,3 +48,20 @@ def test_probabilities_of_resampled_slices_are_interpolated(trained, tmp_path, l
     written = read_array(tmp_path / "s2.nii.gz")
     np.testing.assert_array_equal(written, largest_components(classes) if largest else classes)
     assert (written != sitk.GetArrayFromImage(to_scan(result.slices, scan.geometry))).any()
+
+
+def test_masks_of_a_truth_whose_palettes_differ_are_refused(trained, tmp_path):
+    ensemble = trained.ensemble()
+    (scan,) = read_scans(str(trained.data / "test"), "", ensemble)
+    segmentation = Segmentation(scan, ensemble.labels, np.zeros(0), sitk.Image(), ensemble.preparation)
+    expected = read_masks(segmentation, trained.data / "test" / "GT")
+    for turn in (0, 1):
+        for path in sorted((trained.data / "test" / "GT").iterdir()):
+            picture = Image.open(path)
+            picture.putpalette(np.roll(np.arange(256), turn * int(path.stem[-1])).astype(np.uint8).repeat(3).tobytes())
+            picture.save(tmp_path / path.name)
+        if not turn:
+            np.testing.assert_array_equal(read_masks(segmentation, tmp_path), expected)
+    with pytest.raises(InputError) as caught:
+        read_masks(segmentation, tmp_path)
+    assert_clear(caught.value, str(tmp_path), "the color of each class")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from data.geometry import Geometry
 from data.png import read_image
 from inference.networks import Ensemble
 from inference.scans import read_scans, scan_names
+from tests.helpers.errors import assert_clear
+from utils import InputError
 
 
 @pytest.mark.parametrize(
@@ -44,6 +48,52 @@ def prepared_with(ensemble: Ensemble, **options) -> Ensemble:
     (network,) = ensemble.networks
     identity = replace(network.identity, preparation=replace(network.preparation, **options))
     return replace(ensemble, networks=[replace(network, identity=identity)])
+
+
+def trained_on(ensemble: Ensemble, **facts) -> Ensemble:
+    """The same network, as if its data had been others."""
+    (network,) = ensemble.networks
+    return replace(ensemble, networks=[replace(network, identity=replace(network.identity, **facts))])
+
+
+@pytest.mark.parametrize(("spacing", "size", "expected"), [
+    ((1.0, 1.0, 1.0), (1.0, 1.0), []),
+    ((1.3, 1 / 1.3, 1.3), (1 / 1.3, 1.3), []),
+    ((1.4, 1.0, 1.0), (1.0, 1.0), ["spacing in mm 1.25 x 0.8, those of the training typically 1.75 x 0.8"]),
+    ((1.0, 0.25, 1.0), (1.0, 1.0), ["spacing in mm 1.25 x 0.8, those of the training typically 1.25 x 0.2"]),
+    ((1.0, 1.0, 0.5), (1.0, 1.0), ["distance of slices in mm 7.7, those of the training typically 3.85"]),
+    ((1.0, 1.0, 1.0), (1.0, 1.5), ["size in pixels 36 x 36, those of the training typically 36 x 54"]),
+    (None, (1.0, 1.0), []),
+])  # fmt: skip
+def test_other_scales_than_those_of_the_training_are_worth_a_warning(trained, capsys, spacing, size, expected):
+    """Factors between the training data and the scan, of 1.25 x 0.8 x 7.7 mm and 36 x 36 pixels."""
+    ensemble = trained.ensemble()
+    (network,) = ensemble.networks
+    assert network.identity.typical.spacing == pytest.approx((1.25, 0.8, 7.7))
+    assert network.identity.typical.size == (36, 36, 1)
+    known = spacing and tuple(np.multiply(spacing, (1.25, 0.8, 7.7)).tolist())
+    typical = Geometry(known, (round(size[0] * 36), round(size[1] * 36), 1))
+    for source in (str(trained.test_scan), str(trained.data / "test")):
+        list(read_scans(source, "s3", trained_on(ensemble, typical=typical)))
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == len(expected)
+        for line, part in zip(lines, expected, strict=True):
+            assert line.startswith("warning: s3: ")
+            assert part in line
+
+
+def test_slices_with_channels_of_other_names_are_refused(trained):
+    path = trained.data / "dataset.json"
+    before = path.read_text()
+    path.write_text(json.dumps(json.loads(before) | {"channels": ["t1"]}))
+    with pytest.raises(InputError) as caught:
+        list(read_scans(str(trained.data / "test"), "", trained_on(trained.ensemble(), channels=("t2",))))
+    assert_clear(caught.value, str(trained.data / "test"), "names the channels t1", "takes t2")
+    path.write_text(before)
+    with pytest.raises(InputError) as caught:
+        files = f"{trained.image(0).with_name('t1.nii')},{trained.image(0).with_name('t2.nii')}"
+        list(read_scans(files, "", trained_on(trained.ensemble(), channels=("t2", "t1"))))
+    assert_clear(caught.value, "t1.nii: is channel t1 by its name, where channel t2 belongs")
 
 
 def test_sixteen_bits_are_a_finer_grey(trained):

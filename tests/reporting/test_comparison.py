@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import wilcoxon
 
 import report
+from reporting.run_page import write_page
 from tests.helpers.browser import check_silence, needs_browser, show, texts
 from tests.helpers.pages import CONFIG, write_run
 from utils import write_json
@@ -49,3 +50,31 @@ def test_the_page_of_several_runs(tmp_path, browser):
     worst = [row[0] for row in texts(browser, "#subjects")[1:]]
     assert worst == [str(k) for k in np.argsort(values["ours"].mean(1))]
     assert texts(browser, "#differences")[1:] == [["model", "unet", "ms_dual_guided", "ms_dual_guided"]]
+
+
+@pytest.mark.slow
+@needs_browser
+def test_names_show_as_they_are_and_change_no_number(tmp_path, browser):
+    names = ["mean", "__proto__", "<b>x</b>", "constructor"]
+    runs = []
+    for run, shift in (("=a", 0.0), ("<i>b", 0.2)):
+        scores = [
+            {"subject": subject, "class": name, "dsc": 0.1 * k + 0.01 * s + shift, "vs": 0.5, "msd": 1.0, "hd95": 2.0}
+            for s, subject in enumerate(("1", "=2", "__proto__")) for k, name in enumerate(names)
+        ]  # fmt: skip
+        runs.append(write_run(tmp_path / run, names, scores, [{"epoch": 1, "val_dsc": 0.5, "seconds": 1.0}]))
+    report.main(report.Options(tuple(runs), out=tmp_path / "compared"))
+    show(browser, tmp_path / "compared" / "report.html")
+    check_silence(browser, tmp_path / "compared" / "report.html")
+    header, *rows = texts(browser, "#classes")
+    assert header == ["class", "<i>b", "=a"]
+    assert [row[0] for row in rows] == names
+    assert [row[2] for row in rows] == [f"{10 * k + 1:.2f} ± 1.00" for k in range(4)]
+    table = {row[0]: row[1] for row in texts(browser, "#runs")[1:]}
+    assert table == {"<i>b": "36.00 ± 1.00", "=a": "16.00 ± 1.00"}
+    subjects = {row[0]: row[2] for row in texts(browser, "#subjects")[1:]}
+    assert subjects == {"1": "15.00", "=2": "16.00", "__proto__": "17.00"}
+    show(browser, write_page(runs[0]))
+    header, *rows = texts(browser, "#subjects")
+    assert header == ["subject", *names, "mean over classes"]
+    assert {row[0]: row[1:] for row in rows}["1"] == ["0.0", "10.0", "20.0", "30.0", "15.0"]

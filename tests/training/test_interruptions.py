@@ -80,7 +80,7 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(data, tmp_path):
     before = load_checkpoint(out / "last.pt")
     # The weights of the second epoch: after a rate that makes everything overflow.
     spoiled = load_checkpoint(out / "last.pt")
-    spoiled["model"]["layers.0.weight"][:] = torch.inf
+    spoiled["model"]["layers.0.weight"][:] = 3e38
     torch.save(spoiled, out / "last.pt")
     flags = ["--epochs", "2", "--max_skipped", "1"]
     assert run_to_end(command, arguments(data, out, *flags), output=tmp_path / "out") == 1

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from config import parse_config
 from main import main
@@ -15,8 +19,9 @@ from tests.helpers.networks import TinyNetwork
 from tests.helpers.runs import TINY, read_csv, run, same_result
 from tests.helpers.soak import soak
 from training.checkpoint import load_checkpoint
+from training.run import claim_folder
 from training.signals import StopSignal
-from utils import InputError, run_folders
+from utils import InputError, run_folders, unlock_folder
 
 
 @pytest.fixture
@@ -136,6 +141,43 @@ def test_a_run_goes_on_with_the_same_slices_only(data, tmp_path, tiny):
     with pytest.raises(InputError, match="other training slices"):
         run(data, tmp_path / "run", "--epochs", "2")
     assert (tmp_path / "run" / "test.json").exists()
+
+
+@pytest.mark.parametrize(("split", "kind"), [("train", "Img"), ("test", "GT")])
+def test_a_run_goes_on_with_the_same_content_only(data, tmp_path, tiny, split, kind):
+    """Files of the same names with other pixels are other data; the same pixels in other files are not."""
+    run(data, tmp_path / "run", "--epochs", "1")
+    path = next((data / split / kind).iterdir())
+    with Image.open(path) as picture:
+        pixels = np.array(picture)
+    Image.fromarray(pixels).save(path, compress_level=0)
+    run(data, tmp_path / "run", "--epochs", "2")
+    pixels[3, 5] = 63 if pixels[3, 5] != 63 else 126
+    Image.fromarray(pixels).save(path)
+    what = "training slices" if split == "train" else "validation or test slices"
+    with pytest.raises(InputError, match=f"has other {what} than .*run was trained on"):
+        run(data, tmp_path / "run", "--epochs", "3")
+    assert (tmp_path / "run" / "test.json").exists()
+
+
+def test_runs_that_start_at_one_moment_get_numbers_of_their_own(tmp_path, monkeypatch):
+    """Threads stand for processes: nothing that they share keeps them apart. Files do not count as runs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "002-paper").mkdir(parents=True)
+    (tmp_path / "runs" / "003-quick").write_text("a file")
+    together = threading.Barrier(8)
+
+    def claim(k: int) -> Path:
+        together.wait()
+        return claim_folder(None, ("quick", "paper")[k % 2])
+
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(claim, range(8)))
+    for folder in folders:
+        unlock_folder(folder)
+    numbers = {folder.name.partition("-")[0] for folder in folders}
+    assert len(numbers) == len(set(folders)) == 8
+    assert min(numbers) == "004" and len(run_folders()) == 9
 
 
 def test_a_run_goes_on_with_the_same_evaluation_only(data, tmp_path, tiny):

@@ -33,12 +33,13 @@ def test_duration():
 def test_the_summary_fits_80_columns_and_names_everything(names, path):
     labels = Labels.indexed(("background", *names), tuple(range(len(names) + 1)))
     slices = [SimpleNamespace(subject=subject) for subject in ("1", "2", "2")]
-    data = SimpleNamespace(labels=labels, channels=2, size=(96, 128), splits={"train": slices})
+    facts = {"labels": labels, "channels": 2, "channel_names": ("t1", "flair"), "size": (96, 128)}
+    data = SimpleNamespace(**facts, splits={"train": slices})
     rows = describe_data(data) | {"network": "unet", "results": "runs/001", "path": path}
     text = "\n".join(line(title, row) for title, row in rows.items())
     assert max(map(len, text.splitlines())) <= 80
     words = text.split()
-    for word in " ".join(["train 2 subjects, 3 slices", "96 x 128", "runs/001", *names]).split():
+    for word in " ".join(["train 2 subjects, 3 slices", "96 x 128", "runs/001", "(t1, flair),", *names]).split():
         assert any(word in there for there in words)
 
 

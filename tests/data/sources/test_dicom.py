@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import re
 import struct
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
-from data.sources.dicom import read_series, write_series
+from data.sources.dicom import Series, read_series, write_series
 from data.volumes import like
-from tests.helpers.scans import slice_position, write_dicom
+from tests.helpers.scans import save_slice, slice_position, write_dicom
 from utils import InputError
 
 
@@ -69,8 +73,7 @@ def segmentation_of_patient(folder: Path, charset: str, name: bytes) -> bytes:
 )
 def test_names_of_patients_keep_their_letters(tmp_path, charset, codec, name):
     written = segmentation_of_patient(tmp_path, charset, name.encode(codec))
-    assert b"ISO_IR 192" in written
-    assert name.encode("utf-8") in written
+    assert pydicom.dcmread(io.BytesIO(written)).PatientName == name
 
 
 def test_names_in_a_set_with_escapes_stay_as_they_are(tmp_path):
@@ -96,6 +99,85 @@ def test_a_written_series_has_a_file_for_each_slice_whatever_their_names(tmp_pat
         np.testing.assert_array_equal(sitk.GetArrayFromImage(written)[0], sitk.GetArrayFromImage(label)[k])
         position = [float(number) for number in written.GetMetaData("0020|0032").split("\\")]
         np.testing.assert_allclose(position, slice_position(k), atol=1e-3)
+
+
+def small_series(folder: Path):
+    """Three slices and their series."""
+    for k in range(3):
+        write_dicom(folder / f"{k}.dcm", np.full((6, 7), k), slice_position(k))
+    return read_series(folder)
+
+
+def test_a_written_series_takes_the_place_of_an_earlier_one_with_nothing_left(tmp_path):
+    series = small_series(tmp_path / "scan")
+    before = Series(series.image[:, :, :2], series.files[:2])
+    write_series(tmp_path / "out", like(series.image, np.ones((3, 6, 7), np.uint8)), series)
+    killed = tmp_path / ".0123456789abcdef.partial.out"
+    killed.mkdir()
+    write_series(tmp_path / "out", like(before.image, np.full((2, 6, 7), 300, np.uint16)), before)
+    assert {path.name for path in tmp_path.iterdir()} == {"scan", "out"}
+    again = read_series(tmp_path / "out")
+    assert len({pydicom.dcmread(path).SeriesInstanceUID for path in again.files}) == 1
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(again.image), np.full((2, 6, 7), 300))
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+    series = small_series(tmp_path / "scan")
+    label = like(series.image, np.ones((3, 6, 7), np.uint8))
+    write_series(tmp_path / "out", label, series)
+    kept = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    calls = []
+
+    def fsync(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fsync)
+    with pytest.raises(OSError) as caught:
+        write_series(tmp_path / "out", label, series)
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(tmp_path / "out")
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == kept
+    assert {path.name for path in tmp_path.iterdir()} == {"scan", "out"}
+
+
+@pytest.mark.parametrize("there", ["the scan", "another scan", "notes", "a folder", "a file"])
+def test_a_written_series_replaces_nothing_else(tmp_path, there):
+    series = small_series(tmp_path / "scan")
+    out = tmp_path / ("scan" if there == "the scan" else "out")
+    if there == "another scan":
+        small_series(out)
+    elif there == "notes":
+        out.mkdir()
+        (out / "notes.txt").write_text("mine")
+    elif there == "a folder":
+        (out / "inner").mkdir(parents=True)
+    elif there == "a file":
+        out.write_text("mine")
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=re.escape(str(out))):
+        write_series(out, like(series.image, np.ones((3, 6, 7), np.uint8)), series)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
+
+
+def test_a_segmentation_shares_the_text_of_patient_study_and_place(tmp_path):
+    """What is there is copied to the letter, also from a file without preamble, in explicit VR."""
+    shared = {"PatientName": "A^B", "PatientID": "7", "StudyInstanceUID": "1.2.9", "FrameOfReferenceUID": "1.2.7"}
+    (tmp_path / "scan").mkdir()
+    source = save_slice(
+        tmp_path / "scan" / "a", np.zeros((6, 8), np.int16), **shared, ImagePositionPatient="1.50\\2\\3"
+    )
+    (tmp_path / "scan" / "a").write_bytes((tmp_path / "scan" / "a").read_bytes()[132:])
+    series = read_series(tmp_path / "scan")
+    write_series(tmp_path / "out", like(series.image, np.ones((1, 6, 8), np.uint8)), series)
+    written = pydicom.dcmread(tmp_path / "out" / "a")
+    for keyword in (*shared, "ImageOrientationPatient", "PixelSpacing"):
+        assert written[keyword].value == source[keyword].value
+    assert written.get_item("ImagePositionPatient").value.strip() == b"1.50\\2\\3"
+    assert written.SeriesInstanceUID != source.SeriesInstanceUID
+    assert written.SOPInstanceUID != source.SOPInstanceUID
+    assert written.ImageType[0] == "DERIVED"
 
 
 @pytest.mark.parametrize("angles", [(0, 0, 0), (12, -20, 8)])

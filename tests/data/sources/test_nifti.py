@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,10 @@ import pytest
 import SimpleITK as sitk
 
 import prepare
-from data.folder import open_data
-from data.sources.nifti import find_brats, find_msd, find_pairs, read_volume
+from data.folder import Identity, open_data
+from data.sources.nifti import find_brats, find_msd, find_pairs
 from data.volumes import assemble, to_scan
-from tests.helpers.errors import assert_clear
+from tests.helpers.errors import assert_clear, assert_one_line
 from tests.helpers.raw_json import Raw, to_json
 from utils import InputError
 
@@ -102,6 +102,130 @@ def test_msd(tmp_path, form):
     check(tmp_path / "out", cases, [0, 1, 2])
 
 
+# ---------------------------------------------------------------- files by name
+
+
+def write_pairs(folder: Path, image: str, label: str, subjects: str = "123") -> None:
+    """Pairs of volumes by two patterns."""
+    for subject in subjects:
+        volume, classes = random_case(int(subject), 1, [0, 1])
+        write_volume(folder / image.format(subject=subject), volume[0])
+        write_volume(folder / label.format(subject=subject), classes)
+
+
+@pytest.mark.parametrize("find", [
+    lambda folder: find_pairs(folder, ["{subject}_image.nii.gz"], "{subject}_label.nii.gz"),
+    lambda folder: find_pairs(folder, ["{subject}_image.nii"], "{subject}_label.nii"),
+])  # fmt: skip
+def test_hidden_files_are_left_out_and_packed_ones_are_as_good(tmp_path, find):
+    write_pairs(tmp_path, "{subject}_image.nii.gz", "{subject}_label.nii", "13")
+    write_pairs(tmp_path, "{subject}_image.nii", "{subject}_label.nii.gz", "2")
+    for path in list(tmp_path.iterdir()):
+        path.with_name(f"._{path.name}").write_bytes(b"a Mac's shadow")
+    found = find(tmp_path)
+    assert found.subjects() == ["1", "2", "3"]
+    for subject in found.subjects():
+        volume, classes = random_case(int(subject), 1, [0, 1])
+        case = found.read(subject)
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(case.images[0]), volume[0])
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(case.label), classes)
+
+
+@pytest.mark.parametrize("kind", ["image", "label"])
+def test_one_volume_in_two_files_is_refused(tmp_path, kind):
+    write_pairs(tmp_path, "image_{subject}.nii.gz", "label_{subject}.nii.gz")
+    write_volume(tmp_path / f"{kind}_2.nii", random_case(0, 1, [0, 1])[1])
+    with pytest.raises(InputError) as caught:
+        find_pairs(tmp_path, ["image_{subject}.nii.gz"], "label_{subject}.nii.gz")
+    assert_clear(caught.value, f"{kind}_2.nii", f"{kind}_2.nii.gz", "remove one of the two")
+
+
+def test_labels_with_0_and_1_beside_labels_with_0_and_255_are_refused(tmp_path):
+    write_pairs(tmp_path, "image_{subject}.nii.gz", "label_{subject}.nii.gz")
+    write_volume(tmp_path / "label_2.nii.gz", random_case(2, 1, [0, 255])[1])
+    patterns = ["image_{subject}.nii.gz"], "label_{subject}.nii.gz"
+    with pytest.raises(InputError) as caught:
+        find_pairs(tmp_path, *patterns).classes(["1", "2", "3"])
+    parts = [str(tmp_path / "label_2.nii.gz"), "[0, 255]", str(tmp_path / "label_1.nii.gz"), "[0, 1]"]
+    assert_one_line(caught.value, *parts)
+    assert find_pairs(tmp_path, *patterns, ("a", "b")).classes(["1", "2"]) == {0: "background", 1: "a", 255: "b"}
+    write_volume(tmp_path / "label_3.nii.gz", random_case(3, 1, [0, 1, 255])[1])  # so they are two classes
+    assert find_pairs(tmp_path, *patterns).classes(["1", "2", "3"])[255] == "class 255"
+
+
+def test_hidden_files_of_brats(tmp_path):
+    for sequence in ("flair", "t1", "t1ce", "t2", "seg"):
+        write_volume(tmp_path / "HGG" / "p1" / f"p1_{sequence}.nii.gz", random_case(0, 1, [0, 1])[1])
+        (tmp_path / "HGG" / "p1" / f"._p1_{sequence}.nii.gz").write_bytes(b"a Mac's shadow")
+    assert find_brats(tmp_path).subjects() == ["p1"]
+    assert find_brats(tmp_path).read("p1").channels == ("flair", "t1", "t1ce", "t2")
+
+
+def write_nnunet(root: Path, numbers: dict[str, list[int]], described: dict) -> Path:
+    """nnU-Net's raw data: the numbers of the channels that each case has."""
+    for name, of_case in numbers.items():
+        for k in of_case:
+            write_volume(root / "imagesTr" / f"{name}_{k:04d}.nii.gz", random_case(k, 1, [0, 1])[0][0])
+        write_volume(root / "labelsTr" / f"{name}.nii.gz", random_case(0, 1, [0, 1])[1])
+    labels = {"labels": {"background": 0, "a": 1}}
+    (root / "dataset.json").write_text(json.dumps(labels | described))
+    return root
+
+
+NAMES = {"channel_names": {"0": "T1", "1": "T2"}}
+
+
+@pytest.mark.parametrize("described", [NAMES, {"modality": {"1": "T2", "0": "T1"}}, {}])
+def test_a_channel_that_a_case_lacks_is_refused(tmp_path, described):
+    found = find_msd(write_nnunet(tmp_path, {"a_1": [0, 1], "a_2": [1], "a_3": [0], "a_4": []}, described))
+    assert found.read("a_1").channels == (("T1", "T2") if described else ())
+    for subject, number in (("a_2", 0), ("a_3", 1), ("a_4", 0)):
+        with pytest.raises(InputError) as caught:
+            found.read(subject)
+        file = str(tmp_path / "imagesTr" / f"{subject}_{number:04d}.nii.gz")
+        assert_one_line(caught.value, file, "no such file", "each channel")
+
+
+@pytest.mark.parametrize(("described", "expected"), [
+    (NAMES, "names 2 channels (T1, T2), and imagesTr has files of channel 0002"),
+    ({"channel_names": {"1": "T1", "2": "T2"}}, "by their numbers"),
+    ({"channel_names": ["T1", "T2"]}, "by their numbers"),
+    ({"labels": {"background": 0, "a": 1, "ignore": 2}}, "the label 'ignore'"),
+    ({"labels": {"0": "background", "1": "a", "2": "ignore"}}, "the label 'ignore'"),
+    ({"labels": {"background": 0, "whole": [1, 2], "core": [2]}, "regions_class_order": [1, 2]}, "no regions"),
+])  # fmt: skip
+def test_what_dataset_json_says_of_other_cases_is_refused(tmp_path, described, expected):
+    with pytest.raises(InputError) as caught:
+        find_msd(write_nnunet(tmp_path, {"a": [0, 1, 2]}, described))
+    assert_clear(caught.value, str(tmp_path / "dataset.json"), expected)
+
+
+def test_channels_of_the_decathlon_are_counted(tmp_path):
+    root = write_nnunet(tmp_path, {"a": []}, NAMES)
+    write_volume(root / "imagesTr" / "a.nii.gz", random_case(0, 3, [0, 1])[0])
+    with pytest.raises(InputError) as caught:
+        find_msd(root).read("a")
+    assert_clear(caught.value, str(root / "imagesTr" / "a.nii.gz"), "holds 3 channels", "must be 2: T1, T2")
+    write_volume(root / "imagesTr" / "a.nii.gz", random_case(0, 2, [0, 1])[0])
+    assert find_msd(root).read("a").channels == ("T1", "T2")
+
+
+def test_names_of_channels_stay_with_the_data(tmp_path):
+    for subject in "123":
+        for k, sequence in enumerate(("T2w", "FLAIR")):
+            write_volume(tmp_path / "in" / f"{subject}_{sequence}.nii.gz", random_case(k, 1, [0, 1])[0][0])
+        write_volume(tmp_path / "in" / f"{subject}_seg.nii.gz", random_case(0, 1, [0, 1])[1])
+    patterns = ["--image", "{subject}_FLAIR.nii.gz,{subject}_T2w.nii.gz", "--label", "{subject}_seg.nii.gz"]
+    prepare.main(["nifti", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--split", "1,1,1", *patterns])
+    data = open_data(tmp_path / "out")
+    assert data.channel_names == ("flair", "t2")
+    identity = data.identity()
+    assert Identity.from_dict(json.loads(json.dumps(identity.to_dict()))) == identity
+    assert identity.channels == ("flair", "t2")
+    assert identity.typical.to_dict() == {"spacing": [1.0, 1.0, 1.0], "size": [35, 33, 1]}
+    assert identity.difference(replace(identity, channels=("t2", "flair"))) == "names of channels"
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -144,15 +268,3 @@ def test_labels_of_other_data_sets_are_whole_numbers(tmp_path, labels):
     with pytest.raises(InputError) as caught:
         find_msd(tmp_path)
     assert_clear(caught.value, str(tmp_path / "dataset.json"), "labels must be single numbers")
-
-
-def test_volumes_that_say_too_much(tmp_path):
-    """A header of 32,000 voxels a side, over a file of a few bytes."""
-    path = tmp_path / "scan.nii"
-    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 3, 4), np.uint8)), path)
-    content = bytearray(path.read_bytes())
-    content[40:48] = struct.pack("<4h", 3, 32000, 32000, 32000)
-    path.write_bytes(content)
-    with pytest.raises(InputError) as caught:
-        read_volume(path)
-    assert_clear(caught.value, str(path), "voxels, of at most")

@@ -1,0 +1,108 @@
+"""What is allowed in a data set but worth a line before training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data.dataset import Slice, natural
+from data.geometry import Geometry
+from data.png import bit_depth
+from data.preparation import lie_of
+
+OBLIQUE = 15  # degrees between an axis of slices and the body's
+MAX_SHOWN = 8  # subjects in a line
+
+
+class Brightness(NamedTuple):
+    """What notes need to know of the images of a slice."""
+
+    depths: tuple[int, ...]
+    """Bits of each file."""
+    largest: tuple[float, ...]
+    """Value of each file, of 1."""
+    is_grey: bool
+    """Whether it has three channels that are equal."""
+
+    @classmethod
+    def of(cls, image: np.ndarray, paths: Sequence[Path]) -> Brightness:
+        """Of an image (channels, H, W)."""
+        same = len(image) == 3 and len(paths) == 1 and bool((image == image[:1]).all())
+        largest = image.max((1, 2)).tolist() if len(image) == len(paths) else [1.0] * len(paths)
+        return cls(tuple(map(bit_depth, paths)), tuple(largest), same)
+
+
+def class_notes(
+    splits: Mapping[str, Sequence[Slice]], classes: Mapping[Slice, set[int | None]], names: Sequence[str]
+) -> list[str]:
+    """Classes that no training slice holds, and where else they are."""
+    notes, absent = [], []
+    for k, name in enumerate(names[1:], 1):
+        homes = {split: {item.subject for item in slices if k in classes[item]} for split, slices in splits.items()}
+        if homes.get("train", True):
+            continue
+        elsewhere = [f"{split} subjects {some(subjects)}" for split, subjects in homes.items() if subjects]
+        if elsewhere:
+            notes.append(f"{name} is in no training slice, only in {' and '.join(elsewhere)}; split anew")
+        else:
+            absent.append(name)
+    if absent:
+        notes.append(f"no mask holds {some(absent)}; it cannot be learned")
+    return notes
+
+
+def lost_notes(lost: Mapping[str, Sequence[str]], subjects: set[str]) -> list[str]:
+    """Classes of which preparation has left no pixel; `lost` is subject -> class names."""
+    of_class: dict[str, set[str]] = {}
+    for subject in lost.keys() & subjects:
+        for name in lost[subject]:
+            of_class.setdefault(name, set()).add(subject)
+    return [
+        f"{name} has vanished from subjects {some(of_class[name])}: the spacing or size of the slices has left "
+        "no pixel of it; prepare them with a smaller spacing or a larger size"
+        for name in sorted(of_class)
+    ]
+
+
+def plane_notes(geometry: Mapping[str, Geometry]) -> list[str]:
+    """Subjects whose slices are not axial, or lie askew in the body; `geometry` is subject -> where they lie."""
+    notes = []
+    lies = {subject: lie_of(each) for subject, each in geometry.items() if each.direction is not None}
+    planes = {plane for plane, _ in lies.values()}
+    for plane in sorted(planes):
+        subjects = {subject for subject, (theirs, _) in lies.items() if theirs == plane}
+        if len(planes) > 1:
+            notes.append(f"slices of subjects {some(subjects)} are {plane}, others are not; prepare all alike")
+    oblique = {subject: degrees for subject, (_, degrees) in lies.items() if degrees > OBLIQUE}
+    if oblique:
+        most = max(oblique.values())
+        notes.append(f"slices of subjects {some(set(oblique))} lie oblique, by up to {most:.0f} degrees")
+    return notes
+
+
+def image_notes(images: Mapping[Slice, Brightness]) -> list[str]:
+    """Depths that differ between files of a channel where the deep ones are dark; RGB that is grey."""
+    notes = []
+    if all(image.is_grey for image in images.values()):
+        notes.append("the images are RGB with three equal channels; saved as grey, they train a network of one channel")
+    for k in range(min(len(image.depths) for image in images.values())):
+        deep = [item for item, image in images.items() if image.depths[k] == 16]
+        others = [item for item, image in images.items() if image.depths[k] < 16]
+        largest = max((images[item].largest[k] for item in deep), default=1.0)
+        if others and largest < 0.25:
+            notes.append(
+                f"{deep[0].images[k]} has 16 bits, of which its kind reaches {round(largest * 65535)} of 65535, and "
+                f"{others[0].images[k]} has {images[others[0]].depths[k]} bits, so some images are far darker; save "
+                "all with one depth and range"
+            )
+    return notes
+
+
+def some(names: Sequence[str] | set[str]) -> str:
+    """Names in natural order, those after the first few left out."""
+    ordered = sorted(names, key=natural)
+    more = f" and {len(ordered) - MAX_SHOWN} more" if len(ordered) > MAX_SHOWN else ""
+    return ", ".join(ordered[:MAX_SHOWN]) + more

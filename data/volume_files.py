@@ -1,0 +1,126 @@
+"""Volumes in files: NIfTI, and what ITK reads safely; on one grid, whatever order each stores its axes in."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+
+from data.geometry import MAX_VOXELS
+from data.nifti import ENDINGS, MAX_CHANNELS, read_nifti, to_image
+from data.volumes import itk_path, itk_reason, turned
+from utils import InputError
+
+# Ending -> its reader in ITK, and what its header must not hold: names of other files, or offsets into one.
+OTHERS = {
+    ".mha": ("MetaImageIO", ()),
+    ".nrrd": ("NrrdImageIO", (b"data file", b"datafile", b"line skip", b"byte skip")),
+}
+
+
+class VolumeFile(NamedTuple):
+    """What a file holds."""
+
+    channels: list[sitk.Image]
+    """3-D volumes on one grid; several of a file with four dimensions."""
+    header: nib.Nifti1Header | None
+    """Of a NIfTI file: what a segmentation of it is written with."""
+
+
+def read_file(path: Path) -> VolumeFile:
+    """The volumes of a file. Raises InputError for a file that is missing, damaged or something else."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; each label needs its image, and each channel one")
+    if path.name.lower().endswith(ENDINGS):
+        values, header = read_nifti(path)
+        if values.ndim == 3:
+            return VolumeFile([to_image(values, header, path)], header)
+        return VolumeFile([to_image(values[..., k], header, path) for k in range(values.shape[3])], header)
+    image = _read_other(path)
+    if image.GetDimension() == 3:
+        return VolumeFile([image], None)
+    return VolumeFile([image[..., k] for k in range(image.GetSize()[3])], None)
+
+
+def read_label(path: Path) -> sitk.Image:
+    """A 3-D volume of whole numbers, as 16 bits. Raises InputError for anything else."""
+    channels = read_file(path).channels
+    if len(channels) != 1:
+        raise InputError(f"{path}: has four dimensions, not three; is it the label?")
+    array = sitk.GetArrayViewFromImage(channels[0])
+    if not np.array_equal(array, np.rint(array)) or array.min() < 0 or array.max() >= 2**16:
+        raise InputError(f"{path}: holds values that are no class numbers 0, 1, 2, ...; is it the label?")
+    return sitk.Cast(channels[0], sitk.sitkUInt16)
+
+
+def aligned(image: sitk.Image, path: Path, other: sitk.Image, other_path: Path) -> sitk.Image:
+    """The image with its axes in the order and sense of another one's, on whose voxels its own must lie.
+
+    Raises InputError where they do not; headers are float32, so a hundredth of a voxel is let pass.
+    """
+    turn = np.reshape(other.GetDirection(), (3, 3)).T @ np.reshape(image.GetDirection(), (3, 3))
+    order = np.abs(turn).argmax(1)
+    if sorted(order) == [0, 1, 2] and not np.array_equal(np.rint(turn), np.eye(3)):
+        image = turned(image, order, np.diag(turn[:, order]) < 0)
+    check_same_grid(image, path, other, other_path)
+    return image
+
+
+def check_same_grid(image: sitk.Image, path: Path, other: sitk.Image, other_path: Path) -> None:
+    """Raise InputError unless both lie on one grid; headers are float32, so a hundredth of a voxel is let pass."""
+    if image.GetSize() != other.GetSize():
+        raise InputError(f"{path}: has {image.GetSize()} voxels, {other_path} {other.GetSize()}; they must be the same")
+    tolerance = 0.01 * min(image.GetSpacing())
+    x, y, z = (n - 1 for n in image.GetSize())
+    for corner in ((0, 0, 0), (x, 0, 0), (0, y, 0), (0, 0, z)):
+        points = [volume.TransformIndexToPhysicalPoint(corner) for volume in (image, other)]
+        if max(abs(a - b) for a, b in zip(*points, strict=True)) > tolerance:
+            shown = " and ".join(f"({', '.join(f'{value:.2f}' for value in point)})" for point in points)
+            raise InputError(
+                f"{path}: lies elsewhere than {other_path}: voxel {corner} is at {shown} mm; "
+                "correct the header that is wrong, or resample one onto the other"
+            )
+
+
+def _read_other(path: Path) -> sitk.Image:
+    """A volume of 3 or 4 dimensions in a format that ITK reads from one file."""
+    ending = path.suffix.lower()
+    if ending not in OTHERS:
+        known = ", ".join((".nii", ".nii.gz", ".hdr with .img", *OTHERS))
+        raise InputError(f"{path}: is no file of a known kind ({known}); convert it to NIfTI")
+    reader_name, forbidden = OTHERS[ending]
+    _check_header(path, ending, forbidden)
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(reader_name)
+    reader.SetFileName(itk_path(path))
+    try:
+        reader.ReadImageInformation()
+        size = reader.GetSize()
+        if math.prod(size[:3]) > MAX_VOXELS or math.prod(size[3:]) > MAX_CHANNELS:
+            raise InputError(f"{path}: says that it has {size} voxels, of at most {MAX_VOXELS:,}; crop it")
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise InputError(f"{path}: not a readable volume ({itk_reason(error)}); copy or export it again") from None
+    kind = image.GetPixelIDTypeAsString()
+    if image.GetDimension() not in (3, 4) or image.GetNumberOfComponentsPerPixel() != 1 or "complex" in kind:
+        raise InputError(f"{path}: is no volume of numbers ({image.GetDimension()} dimensions); export volumes")
+    if "float" in kind and not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
+        raise InputError(f"{path}: holds voxels that are NaN or infinite; give them a value, such as that of air")
+    return image
+
+
+def _check_header(path: Path, ending: str, forbidden: tuple[bytes, ...]) -> None:
+    """A header leads to no other file: ITK would read any of them, and takes its name for a format of text."""
+    with path.open("rb") as file:
+        head = file.read(2**16)
+    if ending == ".mha":
+        _, _, rest = head.partition(b"ElementDataFile")
+        alone = rest.partition(b"\n")[0].strip(b"= \t\r") == b"LOCAL"
+    else:
+        alone = not any(word in head.partition(b"\n\n")[0].lower() for word in forbidden)
+    if not alone:
+        raise InputError(f"{path}: does not hold its own voxels; convert it to NIfTI")

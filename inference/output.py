@@ -1,0 +1,86 @@
+"""The folder that results are written to: which files in it are whose, and its tables of all scans."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+from utils import LONGEST_NAME, InputError, make_folder, one_at_a_time, remove_leftovers, write_csv
+
+TABLES = {"volumes.csv": "scan", "scores.csv": "subject"}  # name -> the column that names a row's scan
+
+
+class OutputFolder:
+    """A folder of results, into which other processes may write at the same time.
+
+    `optional` are the results of this call that not all calls have: "probabilities", "dicom". Raises InputError for a
+    table in the folder that is none of predict.py's.
+    """
+
+    def __init__(self, folder: Path, optional: set[str]) -> None:
+        self.folder, self.kinds = folder, {"segmentation", "overlay"} | optional
+        make_folder(folder)
+        remove_leftovers(folder)
+        self.done: set[str] = set()
+        self.owner: dict[str, str] = {}
+        """File -> scan of the results that lie here."""
+        names = {row["scan"] for row in self._rows("volumes.csv")}
+        for kind in ("probabilities", "dicom", "overlay", "segmentation"):  # a scan may be called x_probabilities
+            for name in names:
+                file = _file(kind, name, is_picture=not (folder / f"{name}.nii.gz").exists())
+                if (folder / file).exists():
+                    self.owner[file] = name
+
+    def claim(self, name: str, is_picture: bool) -> None:
+        """Take the names of a scan's results. Raises InputError where one is another scan's, or too long."""
+        if name in self.done:
+            raise InputError(f"a second scan called {name}; segment it into another --out")
+        self.done.add(name)
+        for kind in self.kinds:
+            file = _file(kind, name, is_picture)
+            owner = self.owner.setdefault(file, name)
+            if owner != name:
+                raise InputError(
+                    f"{self.folder / file}: would be a result of {name}, and is one of {owner}; choose another --out"
+                )
+            if len(os.fsencode(file)) > LONGEST_NAME:
+                raise InputError(f"{self.folder / file}: has a name that is too long to be written; rename the scan")
+        for kind in {"probabilities", "dicom"} - self.kinds:
+            file = _file(kind, name, is_picture)
+            if self.owner.get(file) == name:
+                print(f"note: {self.folder / file} is of an earlier call")
+
+    def replace_rows(self, table: str, name: str, rows: list[dict[str, Any]]) -> None:
+        """Put the rows of a scan into a table in place of those that it has; the rows of other scans stay."""
+        path = self.folder / table
+        with one_at_a_time(self.folder):
+            before = self._rows(table)
+            others = [row for row in before if row[TABLES[table]] != name]
+            if others or rows:
+                write_csv(path, [*others, *rows])
+            elif before:
+                path.unlink()
+
+    def _rows(self, table: str) -> list[dict[str, str]]:
+        """The rows of a table; none where it is missing."""
+        path = self.folder / table
+        if not path.exists():
+            return []
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file, restkey="", strict=True)
+                rows = list(reader)
+            if TABLES[table] in (reader.fieldnames or []) and not any("" in row for row in rows):
+                return rows
+        except (ValueError, csv.Error):
+            pass
+        raise InputError(f"{path}: is no table of predict.py, and would be replaced; move it, or choose another --out")
+
+
+def _file(kind: str, name: str, is_picture: bool) -> str:
+    """What a result of a scan is called."""
+    endings = {"overlay": "_overlay.png", "probabilities": "_probabilities.nii.gz", "dicom": "_dicom"}
+    endings["segmentation"] = ".png" if is_picture else ".nii.gz"
+    return name + endings[kind]
