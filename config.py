@@ -249,11 +249,10 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Flat name -> value as JSON can hold it."""
-        plain = {Path: str, tuple: list}
-        return {
-            name: next((kind(value) for cls, kind in plain.items() if isinstance(value, cls)), value)
-            for name, value in self.values().items()
-        }
+        plain = {}
+        for name, value in self.values().items():
+            plain[name] = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+        return plain
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
@@ -306,7 +305,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, str) and len(value) <= LONGEST_TEXT
     if type(value) is int and value.bit_length() > 64:
         return False
-    return type(value) in {float: (int, float)}.get(hint, (hint,))
+    return type(value) is hint or (hint is float and type(value) is int)
 
 
 PRESETS = {

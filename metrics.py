@@ -59,6 +59,7 @@ METRICS = {
 # What tables show: all that the paper has, and the maximal distance. ASSD is MSD under another name.
 IN_VOXELS = [METRICS[key] for key in ("dsc", "vs", "msd", "hd95")]
 IN_PIXELS = [replace(metric, unit=metric.unit.replace("voxels", "pixels")) for metric in IN_VOXELS]
+BY_NAME = {metric.name: metric for metric in IN_VOXELS}
 IN_MM = [METRICS[key] for key in ("dsc", "vs", "msd_mm", "hd95_mm")]
 
 

@@ -8,6 +8,7 @@ python predict.py runs/001-paper/best.pt photo.jpg pictures --out segmentations
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from pathlib import Path
 import tyro
 
 from inference.networks import Ensemble, load_network
-from inference.output import OutputFolder
+from inference.output import OutputFolder, file_of
 from inference.results import (
     Segmentation,
+    check_truth,
     measure,
     on_own_grid,
     score,
@@ -62,6 +64,7 @@ def main(options: Options) -> None:
     """Segment, measure and score scan after scan; what is done is kept when a later one is bad."""
     check(options)
     ensemble = load_ensemble(options)
+    check_truth(options.truth, ensemble.identity.labels)
     wanted = {"probabilities": options.probabilities, "dicom": options.dicom}
     output = OutputFolder(options.out, {kind for kind, is_wanted in wanted.items() if is_wanted})
     scores, are_pictures, failures = [], [], []
@@ -114,17 +117,22 @@ def check(options: Options) -> None:
     for path in options.truth:
         if not path.exists():
             raise InputError(f"--truth {path}: no such file or folder; correct the name")
-    out = options.out.resolve()
+    out = _real(options.out)
     files = [Path(file) for source in options.inputs for file in source.split(",")]
     for path in (*files, *options.truth):
-        folders = [path.resolve()] if path.is_dir() else [path.resolve().parent, path.parent.resolve()]
+        folders = [_real(path)] if path.is_dir() else [_real(path).parent, _real(path.parent)]
         if any(out in (folder, folder / "Img", folder / "GT") for folder in folders):
             raise InputError(f"--out {options.out}: holds {path}, which results could replace; choose another folder")
     for name in scan_names(options.inputs) if options.dicom else ():
-        series = (options.out / f"{name}_dicom").resolve()
+        series = _real(options.out / file_of("dicom", name))
         for path in (*files, *options.truth):
-            if series in (path.resolve(), *path.resolve().parents):
+            if series in (_real(path), *_real(path).parents):
                 raise InputError(f"--out {options.out}: {series.name} would replace {path}; choose another folder")
+
+
+def _real(path: Path) -> Path:
+    """The path without links; Path.resolve fails where links lead in a circle."""
+    return Path(os.path.realpath(path))
 
 
 def load_ensemble(options: Options) -> Ensemble:
@@ -132,12 +140,12 @@ def load_ensemble(options: Options) -> Ensemble:
     device = select_device(options.device)
     networks = [load_network(Path(path), device) for path in options.checkpoint.split(",")]
     for network in networks:
-        if network.preparation is None:
+        if network.identity.preparation is None:
             print(f"{network.path}: does not say how scans became slices; taking whole slices, each stretched")
     machine = Machine(device, choose_dtype(networks[0].config.machine.amp, device), workers=0)
     ensemble = Ensemble(networks, machine, options.batch, options.tta)
-    if len(ensemble.channel_names) > 1:
-        print(f"channels, in the order of the files of a scan: {', '.join(ensemble.channel_names)}")
+    if len(ensemble.identity.channels) > 1:
+        print(f"channels, in the order of the files of a scan: {', '.join(ensemble.identity.channels)}")
     for network in networks:
         if options.tta and not network.config.augmentation.flip_probability:
             raise InputError(
@@ -150,15 +158,15 @@ def segment(options: Options, scan: Scan, ensemble: Ensemble, output: OutputFold
     """Segment a scan, and write its segmentation, its volumes, its picture, and its probabilities if wanted."""
     probabilities = ensemble.probabilities(scan.images, scan.name)
     segmentation = on_own_grid(scan, probabilities, ensemble)
-    write_segmentation(options.out, segmentation, class_colors(len(ensemble.labels.names)))
+    write_segmentation(options.out, segmentation, class_colors(len(segmentation.labels.names)))
     output.replace_rows("volumes.csv", scan.name, measure(segmentation))
     output.replace_rows("scores.csv", scan.name, [])  # of an earlier segmentation
     if options.probabilities:
         write_probabilities(options.out, scan, probabilities)
     of_slices = segmentation.slices[scan.positions]
-    overlay = options.out / f"{scan.name}_overlay.png"
+    overlay = options.out / file_of("overlay", scan.name)
     with harmless(overlay):
-        save_montage(overlay, scan.shown, of_slices, ensemble.labels.names)
+        save_montage(overlay, scan.shown, of_slices, segmentation.labels.names)
     return segmentation
 
 

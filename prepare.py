@@ -25,7 +25,7 @@ from data.sources.nifti import find_brats, find_hvsmr, find_msd, find_pairs, rea
 from data.sources.pictures import find_pictures
 from data.splits import PAPER_SEED, PROTOCOLS, Split, fold_split, random_splits, read_split, split_counts
 from data.writer import Plan, describe, write_data
-from reporting.figures import save_contact_sheet
+from reporting.figures import harmless, save_contact_sheet
 from utils import InputError, OptionError, user_errors, write_json
 
 CHAOS_LICENCE = "CC BY-NC-SA 4.0; Kavur et al., CHAOS, doi 10.5281/zenodo.3431873"
@@ -149,6 +149,26 @@ class ScanOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NamedOptions(Options):
+    """What sources have in common that do not say what their data set and its classes are called."""
+
+    names: str = ""
+    """Names of the classes without the background, separated by commas, in the order of their values."""
+    name: str = ""
+    """Name of the data set, for its dataset.json."""
+    licence: str = ""
+    """Licence of the data, for its dataset.json."""
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+    @property
+    def licence_text(self) -> str:
+        return self.licence
+
+
+@dataclass(frozen=True, kw_only=True)
 class ChaosMr(ScanOptions):
     """CHAOS abdominal MR: the challenge's MR folder, MR/<subject>/{T1DUAL,T2SPIR} (DICOM, PNG ground truth)."""
 
@@ -210,35 +230,21 @@ class Msd(ScanOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nifti(ScanOptions):
+class Nifti(NamedOptions, ScanOptions):
     """Pairs of image and label volumes (NIfTI or what else ITK reads), found by name patterns."""
 
     image: str = "image_{subject}.nii.gz"
     """Name of an image below SOURCE; several, separated by commas, are several channels."""
     label: str = "label_{subject}.nii.gz"
     """Name of a label volume below SOURCE."""
-    names: str = ""
-    """Names of the classes without the background, separated by commas, in the order of their label values."""
-    name: str = ""
-    """Name of the data set, for its dataset.json."""
-    licence: str = ""
-    """Licence of the data, for its dataset.json."""
     key = "nifti"
-
-    @property
-    def title(self) -> str:
-        return self.name
-
-    @property
-    def licence_text(self) -> str:
-        return self.licence
 
     def find(self) -> Source:
         return find_pairs(self.source, self.image.split(","), self.label, _texts(self.names))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Png(Options):
+class Png(NamedOptions):
     """Pictures (PNG, JPEG, BMP) and masks (PNG, BMP), found by name patterns; images keep their values and colors."""
 
     image: str = "images/{subject}.png"
@@ -246,21 +252,7 @@ class Png(Options):
     have several slices."""
     mask: str = "masks/{subject}.png"
     """Name of a mask below SOURCE."""
-    names: str = ""
-    """Names of the classes without the background, separated by commas, in the order of their values in the masks."""
-    name: str = ""
-    """Name of the data set, for its dataset.json."""
-    licence: str = ""
-    """Licence of the data, for its dataset.json."""
     key = "png"
-
-    @property
-    def title(self) -> str:
-        return self.name
-
-    @property
-    def licence_text(self) -> str:
-        return self.licence
 
     def find(self) -> Source:
         source = find_pictures(self.source, self.image.split(","), self.mask, _texts(self.names))
@@ -294,10 +286,8 @@ def show(root: Path) -> None:
     for note in data.notes:
         print(f"note: {note}")
     print(describe(data))
-    try:
+    with harmless(root / "contact_sheet.png"):  # shared data is often read-only, and as good for training
         save_contact_sheet(root / "contact_sheet.png", data)
-    except OSError as error:  # shared data is often read-only, and as good for training
-        print(f"note: no picture of it ({error.filename}: {error.strerror})")
 
 
 def say_ready(root: Path) -> None:

@@ -33,7 +33,7 @@ from experiments.launching import Run, check, run_all, submit_all
 from experiments.results import Result, read_result
 from experiments.rows import IDENTITY, ROWS
 from experiments.tables import PAPER, Table
-from metrics import IN_VOXELS
+from metrics import BY_NAME
 from models import build_model, check_network
 from reporting.figures import harmless, save_boxes, save_curves
 from training.checkpoint import content_of, load_checkpoint
@@ -233,9 +233,6 @@ def write_table(name: str, runs: list[Run], folder: Path) -> None:
         _write(name, [read_result(row, folders) for row, folders in rows.items()], folder)
 
 
-METRIC_OF = {metric.name: metric for metric in IN_VOXELS}
-
-
 def _write(name: str, results: list[Result], folder: Path) -> None:
     if len({tuple(result.classes) for result in results}) > 1:
         raise InputError(f"{name}: the runs are of data sets with other classes and cannot share a table")
@@ -245,7 +242,7 @@ def _write(name: str, results: list[Result], folder: Path) -> None:
     write_text(folder / "table.tex", latex(table))
     values = {result.name: result.values for result in results}
     with harmless(folder / "boxes.png"):
-        save_boxes(folder / "boxes.png", values, results[0].classes, METRIC_OF[table.columns[0][1]])
+        save_boxes(folder / "boxes.png", values, results[0].classes, BY_NAME[table.columns[0][1]])
     with harmless(folder / "curves.png"):
         save_curves(folder / "curves.png", {result.name: result.curves for result in results})
     print(f"\n{plain(table)}\n\nWritten to {folder}: table.md, table.csv, table.tex, boxes.png, curves.png")

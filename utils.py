@@ -13,7 +13,7 @@ import re
 import secrets
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,6 +29,15 @@ class InputError(ValueError):
 
 class OptionError(InputError):
     """A value that an option cannot have. Its message begins with the option's name; `user_errors` makes it a flag."""
+
+
+@contextlib.contextmanager
+def errors_begin(where: object, remedy: str = "") -> Iterator[None]:
+    """Let the message of an InputError in the block begin with `where`, such as a file, and end with `remedy`."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}{remedy}") from None
 
 
 # Errors of disks: full, over a quota or a limit of size, damaged, read-only.
@@ -234,13 +243,24 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.glob(".*.partial.*"):
         if not LEFTOVER.fullmatch(path.name) or path.is_symlink() or not path.is_file():
             continue
-        with contextlib.suppress(OSError):  # of a process that is at work, or of somebody else
-            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError), locked(path) as free:  # OSError: of somebody else
+            if free:
                 path.unlink()
-            finally:
-                os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Try to lock a file or folder for the block; yield whether it worked: no other process has it, and locks exist."""
+    descriptor = os.open(path, (os.O_RDONLY if path.is_dir() else os.O_RDWR) | os.O_NOFOLLOW)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -350,7 +370,7 @@ def unlock_folder(folder: Path) -> None:
         HELD.pop(folder).close()
 
 
-# ---------------------------------------------------------------- numbers
+# ---------------------------------------------------------------- numbers and texts
 
 
 def seed_everything(seed: int, *position: int) -> None:
@@ -367,6 +387,22 @@ def seed_everything(seed: int, *position: int) -> None:
 def ceil_div(a: int, b: int) -> int:
     """a / b, rounded up."""
     return -(-a // b)
+
+
+def aligned_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of as many cells each as lines of text: the first column flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *cells in rows:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *padded]))
+    return lines
+
+
+def some(values: Sequence[object], most: int = 8) -> str:
+    """The first values in words, separated by commas, and how many more there are."""
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(map(str, values[:most])) + more
 
 
 def duration(seconds: float) -> str:

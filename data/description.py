@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from data.geometry import Geometry
 from data.png import NO_COLOR, RGB, Mask, pack_colors, unpack_color
 from data.preparation import Preparation
-from utils import InputError, read_json
+from utils import InputError, errors_begin, read_json
 
 MAX_CLASSES = 256  # targets travel as uint8
 
@@ -53,15 +53,12 @@ class Labels:
         _check_classes(labels, "labels", "masks")
         if colors and colors.keys() != labels.keys():
             raise InputError("colors must give each class of labels its color; background is black unless it says more")
-        names, codes = tuple(labels), tuple(labels.values())
-        in_order = tuple(colors[name] for name in names) if colors else ()
-        if "values" not in content:
-            return cls(names, codes, tuple(range(len(names))), in_order)
-        values = content["values"]
-        if not isinstance(values, dict) or tuple(values) != names:
+        values = content.get("values", {name: k for k, name in enumerate(labels)})
+        if not isinstance(values, dict) or list(values) != list(labels):
             raise InputError("values must give each class of labels, in their order, its value in volumes")
         _check_classes(values, "values", "volumes")
-        return cls(names, codes, tuple(values.values()), in_order)
+        in_order = tuple(colors[name] for name in labels) if colors else ()
+        return cls(tuple(labels), tuple(labels.values()), tuple(values.values()), in_order)
 
     def to_classes(self, mask: Mask, path: Path) -> np.ndarray:
         """A mask (H, W) -> class indices uint8 of the same shape.
@@ -97,6 +94,13 @@ class Description:
     lost: dict[str, list[str]] = field(default_factory=dict)
     """Subject -> classes of which preparation has left no pixel."""
 
+    def geometry_of(self, subject: str, numbers: Sequence[int], shape: tuple[int, int]) -> Geometry:
+        """Where those slices (H, W) of a subject lie. Raises InputError for another size than it says."""
+        whole = self.geometry.get(subject, Geometry())
+        with errors_begin(f"subject {subject}"):
+            whole.check_size(shape)
+        return whole.of_slices(min(numbers), max(numbers))
+
 
 def read_description(path: Path) -> Description:
     """The content of a dataset.json, an empty description where there is none. Raises InputError, naming the file."""
@@ -107,16 +111,12 @@ def read_description(path: Path) -> Description:
         raise InputError(f'{path}: must hold an object such as {{"labels": {{"background": 0, "liver": 63}}}}')
     if "values" in content and "labels" not in content:
         raise InputError(f"{path}: values must give each class of labels, in their order, its value in volumes")
-    try:
+    with errors_begin(path):
         labels = Labels.from_dict(content) if "labels" in content or "colors" in content else None
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
     preparation = content.get("preparation")
     if preparation is not None:
-        try:
+        with errors_begin(f"{path}: preparation", "; prepare the scans again"):
             preparation = Preparation.from_dict(preparation)
-        except InputError as error:
-            raise InputError(f"{path}: preparation: {error}; prepare the scans again") from None
     subjects, channels = content.get("subjects", {}), content.get("channels", [])
     geometry = _read_geometry(subjects, path)
     if not is_list_of_names(channels):
@@ -136,10 +136,8 @@ def _read_geometry(subjects: Any, path: Path) -> dict[str, Geometry]:
         raise InputError(f'{path}: subjects must be an object such as {{"1": {{"spacing": [1.5, 1.5, 8.0]}}}}')
     geometry = {}
     for subject, entry in subjects.items():
-        try:
+        with errors_begin(f"{path}: subject {subject}", "; correct it"):
             geometry[subject] = Geometry.from_dict(entry)
-        except InputError as error:
-            raise InputError(f"{path}: subject {subject}: {error}; correct it") from None
     return geometry
 
 

@@ -19,14 +19,14 @@ import numpy as np
 
 from config import AugmentationConfig
 from data.dataset import Slice, SliceDataset, digest_of, natural
-from data.description import Labels, is_list_of_names, read_description
+from data.description import Description, Labels, is_list_of_names, read_description
 from data.geometry import Geometry
 from data.masks import MaskValues, check_background, check_colors, extremes
 from data.notes import Brightness, class_notes, image_notes, lost_notes, plane_notes
 from data.png import read_mask, read_pair
 from data.preparation import Preparation
 from data.volumes import MAX_SPAN
-from utils import LONGEST_NAME, InputError, printable
+from utils import LONGEST_NAME, InputError, errors_begin, printable, some
 
 SPLITS = ("train", "val", "test")
 LONGEST_SUBJECT = LONGEST_NAME - len(".nii.gz")  # as the name of a segmentation
@@ -66,6 +66,8 @@ class Identity:
             raise InputError("its names of channels are no names")
         images = tuple(values["channels"]), Geometry.from_dict(values["typical"])
         fingerprints = values["training"], values["validation"], values["test"]
+        if images[1].size is None or not all(isinstance(fingerprint, str) for fingerprint in fingerprints):
+            raise InputError("it does not say which slices it was trained on")
         return cls(Labels.from_dict(values), preparation, *images, *fingerprints)
 
     def difference(self, other: Identity) -> str | None:
@@ -155,9 +157,11 @@ def open_data(root: Path, splits: Sequence[str] = SPLITS, subjects: dict[str, li
     notes += class_notes(found, classes, labels.names)
     notes += lost_notes(described.lost, {item.subject for item in slices})
     notes += image_notes({item: scan.brightness for item, scan in scans.items()})
-    geometry, gaps = _geometry_of_subjects(scans, described.geometry, root)
+    geometry, gaps = _geometry_of_subjects(scans, described, root)
     notes += plane_notes(geometry)
-    checked = {split: [item._replace(**scans[item].facts()) for item in items] for split, items in found.items()}
+    checked = {}
+    for split, items in found.items():
+        checked[split] = [item._replace(shape=scans[item].shape, digest=scans[item].digest) for item in items]
     channels, rows, columns = (max(sides) for sides in zip(*(scan.shape for scan in scans.values()), strict=True))
     if described.channels and len(described.channels) != channels:
         raise InputError(
@@ -181,10 +185,6 @@ class _Scan(NamedTuple):
     mask: MaskValues
     brightness: Brightness
     digest: str
-
-    def facts(self) -> dict[str, Any]:
-        """What a `Slice` keeps of it."""
-        return {"shape": self.shape, "digest": self.digest}
 
 
 def _scan(item: Slice, in_colors: bool) -> _Scan:
@@ -361,7 +361,7 @@ def _check_validation(classes: Sequence[set[int | None]], root: Path) -> None:
 
 
 def _geometry_of_subjects(
-    scans: dict[Slice, _Scan], described: dict[str, Geometry], root: Path
+    scans: dict[Slice, _Scan], described: Description, root: Path
 ) -> tuple[dict[str, Geometry], list[str]]:
     """Subject -> where those of its slices lie that are there; and notes on numbers that are missing."""
     numbers: dict[str, list[int]] = {}
@@ -370,14 +370,9 @@ def _geometry_of_subjects(
     shapes = {item.subject: scan.shape[1:] for item, scan in scans.items()}
     geometry, notes = {}, []
     for subject, of_subject in numbers.items():
-        whole = described.get(subject, Geometry())
-        try:
-            whole.check_size(shapes[subject])
-        except InputError as error:
-            raise InputError(f"{root}: subject {subject}: its {error}") from None
-        first, last = min(of_subject), max(of_subject)
-        geometry[subject] = whole.of_slices(first, last)
-        missing = last - first + 1 - len(of_subject)
+        with errors_begin(root):
+            geometry[subject] = described.geometry_of(subject, of_subject, shapes[subject])
+        missing = max(of_subject) - min(of_subject) + 1 - len(of_subject)
         if missing:
             notes.append(f"subject {subject}: {missing} slice numbers are missing; they count as background in 3D")
     return geometry, notes
@@ -397,10 +392,9 @@ def infer_labels(masks: Sequence[MaskValues], root: Path) -> Labels:
     if codes == set(range(count)) and count <= 64:
         return Labels.indexed(("background", *(f"class {k}" for k in range(1, count))), tuple(range(count)))
     shown = sorted(codes)
-    values = ", ".join(map(str, shown[:12])) + (", ..." if count > 12 else "")
     example = json.dumps({"labels": {"background": 0, "NAME": next(code for code in shown if code)}})
     raise InputError(
-        f"{root}: the masks hold the values {values} ({count} in all{extremes(masks)}), which are neither CHAOS's 0, "
-        "63, 126, 189, 252, nor 0 and 255, nor class indices 0, 1, 2, ...; save all masks with one value for each "
-        f"class, or list the values in {root / 'dataset.json'}, such as {example}"
+        f"{root}: the masks hold the values {some(shown, 12)} ({count} in all{extremes(masks)}), which are neither "
+        "CHAOS's 0, 63, 126, 189, 252, nor 0 and 255, nor class indices 0, 1, 2, ...; save all masks with one value "
+        f"for each class, or list the values in {root / 'dataset.json'}, such as {example}"
     )

@@ -118,7 +118,7 @@ class Geometry:
         if self.size is not None and self.size[:2] != (columns, rows):
             stated = " x ".join(map(str, self.size[:2]))
             raise InputError(
-                f"slices have {columns} x {rows} pixels, and {stated} in dataset.json; "
+                f"its slices have {columns} x {rows} pixels, and {stated} in dataset.json; "
                 "prepare them again, or correct size, spacing and origin there"
             )
 

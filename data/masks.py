@@ -12,7 +12,7 @@ import numpy as np
 
 from data.description import MAX_CLASSES, Labels
 from data.png import GREY, NO_COLOR, PALETTE, RGB, Mask, unpack_color
-from utils import InputError
+from utils import InputError, some
 
 MAX_SHOWN = 12  # colors or values in a message
 
@@ -43,8 +43,7 @@ class MaskValues(NamedTuple):
 
     def shown(self) -> str:
         """The values in words."""
-        values = sorted(self.colors)
-        return ", ".join(map(str, values[:MAX_SHOWN])) + (", ..." if len(values) > MAX_SHOWN else "")
+        return some(sorted(self.colors), MAX_SHOWN)
 
 
 def check_colors(masks: Sequence[MaskValues], described: Path) -> None:

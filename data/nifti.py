@@ -6,10 +6,11 @@ order of nibabel, FSL and SPM.
 
 from __future__ import annotations
 
-import functools
 import gzip
 import math
+import re
 import zlib
+from collections import defaultdict
 from itertools import product
 from pathlib import Path
 from typing import BinaryIO
@@ -28,16 +29,27 @@ MAX_CHANNELS = 64  # volumes along the fourth axis; more are a film
 MAX_SHEAR = 1e-2  # cosine of the angle between two axes that still counts as a right one
 DENSEST = 1040  # bytes that one byte of gzip can stand for
 LAST_CODE = 5  # of what a form can lead to: scanner, aligned, Talairach, MNI, another template
+THICKEST = 100  # mm; a voxel beyond it has another unit than its header says
 FORMS_DIFFER = 0.1  # mm at any corner
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MILLIMETRES = {1: ("metre", 1000.0), 3: ("micrometre", 0.001)}  # NIfTI's code of a unit -> its name and length
+FURTHEST = 2**26  # bytes before the voxels
+MOST_NOTES = 3  # of one kind
+NOTED: defaultdict[str, set[Path]] = defaultdict(set)  # kind of note -> files
 FIRST_BYTES = 544  # hold the header of either version
 
 
-@functools.cache
-def note(text: str) -> None:
-    """Print a note to the user, once."""
-    tqdm.write(f"note: {text}")
+def note(path: Path, text: str) -> None:
+    """Print a note on a file, once; of notes that differ in numbers alone, those on the first files."""
+    kind = re.sub(r"[0-9.]+", "", text)
+    files = NOTED[kind]
+    if path in files:
+        return
+    files.add(path)
+    if len(files) <= MOST_NOTES:
+        tqdm.write(f"note: {path}: {text}")
+    elif len(files) == MOST_NOTES + 1:
+        tqdm.write(f"note: {path} and others: the same")
 
 
 def read_nifti(path: Path) -> tuple[np.ndarray, nib.Nifti1Header]:
@@ -65,7 +77,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, nib.Nifti1Header]:
         if bad:
             share = f"{bad:,} of its voxels ({bad / values.size:.1%})"
             raise InputError(f"{path}: {share} are NaN or infinite; give them a value, such as that of air")
-    return values.astype(values.dtype.newbyteorder("=")), header
+    return values.astype(values.dtype.newbyteorder("="), copy=False), header
 
 
 def to_image(values: np.ndarray, header: nib.Nifti1Header, path: Path) -> sitk.Image:
@@ -77,11 +89,11 @@ def to_image(values: np.ndarray, header: nib.Nifti1Header, path: Path) -> sitk.I
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     direction = affine[:3, :3] / spacing
     shear = np.abs(direction.T @ direction - np.eye(3)).max()
-    off = f"{path}: its axes are off a right angle by {math.degrees(math.asin(min(1, shear))):.2g} degrees"
+    off = f"its axes are off a right angle by {math.degrees(math.asin(min(1, shear))):.2g} degrees"
     if shear > MAX_SHEAR:
-        raise InputError(f"{off}; resample it onto a grid of right angles, such as with flirt or SimpleITK")
+        raise InputError(f"{path}: {off}; resample it onto a grid of right angles, such as with flirt or SimpleITK")
     if shear > 1e-5:
-        note(f"{off}; they are taken as right ones, and a segmentation of it has its own axes again")
+        note(path, f"{off}; they are taken as right ones, and a segmentation of it has its own axes again")
     left, _, right = np.linalg.svd(direction)  # the nearest axes at right angles
     image = sitk.GetImageFromArray(values.T)
     image.SetSpacing(spacing.tolist())
@@ -132,10 +144,11 @@ def _affine_of(image: sitk.Image) -> np.ndarray:
 def _parts(path: Path) -> tuple[Path, Path]:
     """The file of the header and that of the voxels: the same one but for pairs of .hdr and .img."""
     for ending, other in ((".hdr", ".img"), (".img", ".hdr"), (".hdr.gz", ".img.gz"), (".img.gz", ".hdr.gz")):
-        if path.name.endswith(ending):
-            pair = path.with_name(path.name.removesuffix(ending) + other)
-            if not pair.is_file():
-                raise InputError(f"{path}: {pair.name} is missing; a pair needs both of its files")
+        if path.name.lower().endswith(ending):
+            name = path.name[: -len(ending)] + other
+            pair = next((each for each in path.parent.iterdir() if each.name.lower() == name.lower()), None)
+            if pair is None:
+                raise InputError(f"{path}: {name} is missing; a pair must have both of its files")
             return (path, pair) if ".hdr" in ending else (pair, path)
     return path, path
 
@@ -184,9 +197,9 @@ def _first_byte(header: nib.Nifti1Header, single: bool, path: Path) -> int:
     """Where the voxels begin."""
     offset = float(header["vox_offset"])
     least = header.template_dtype.itemsize if single else 0
-    if not (math.isfinite(offset) and offset.is_integer() and (least <= offset < 2**40 or offset == 0)):
+    if not (offset.is_integer() and least <= offset < FURTHEST):
         raise InputError(f"{path}: its header says that voxels begin at byte {offset:g}; export it again")
-    return int(offset) or (least + 4 if single else 0)
+    return int(offset)
 
 
 def _content(path: Path, first: int, count: int, header: nib.Nifti1Header) -> np.ndarray:
@@ -208,10 +221,13 @@ def _content(path: Path, first: int, count: int, header: nib.Nifti1Header) -> np
             if not got:
                 raise InputError(f"{path}: is cut: it holds {filled:,} of {size:,} bytes of voxels; copy it again")
             filled += got
-        while packed and stream.read(2**20):
-            filled += 2**20
-            if filled > 2 * size + 2**26:
+        more = 0
+        while rest := stream.read(2**20):  # a packed file says at its end whether it is whole
+            more += len(rest)
+            if more > size + FURTHEST:
                 raise InputError(f"{path}: holds far more bytes than its header says; export it again")
+    if more:
+        note(path, f"holds {more:,} bytes more than its header says; they are left out")
     return content
 
 
@@ -232,29 +248,51 @@ def _affine(header: nib.Nifti1Header, path: Path) -> np.ndarray:
     if not (np.isfinite(lengths).all() and lengths.min() > 0):
         shown = " x ".join(f"{length:g}" for length in lengths)
         raise InputError(f"{path}: its header gives a voxel {shown} mm; correct pixdim, or distances would be made up")
-    forms = {name: form for name in ("sform", "qform") if (form := _form(header, name, path)) is not None}
+    forms = _forms(header, path)
     if forms:
         name, affine = next(iter(forms.items()))
     else:
         affine = header.get_base_affine()
         note(
-            f"{path}: neither sform nor qform say how it lies (both codes are 0); it is taken as LAS about its middle, "
-            "as nibabel does, and left and right may be exchanged"
+            path,
+            "neither sform nor qform say how it lies (both codes are 0); it is taken as LAS about its middle, as "
+            "nibabel does, and left and right may be exchanged",
         )
     if len(forms) == 2:
         apart = _apart(forms["sform"], forms["qform"], header)
         if apart > FORMS_DIFFER:
             codes = " and ".join(f"{each} (code {int(header[f'{each}_code'])})" for each in forms)
-            note(f"{path}: its {codes} differ by up to {apart:.1f} mm; the {name} is used, as by nibabel, FSL and SPM")
+            note(path, f"its {codes} differ by up to {apart:.1f} mm; the {name} is used, as by nibabel, FSL and SPM")
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    if forms and np.abs(steps / lengths - 1).max() > 0.01:
+        shown = [" x ".join(f"{value:.4g}" for value in values) for values in (steps, lengths)]
+        note(path, f"has voxels of {shown[0]} mm by its {name}, and of {shown[1]} mm by pixdim; the {name} is used")
     unit = int(header["xyzt_units"]) & 7
     if unit in MILLIMETRES:
         called, length = MILLIMETRES[unit]
-        note(f"{path}: its unit is the {called}; lengths are turned into mm")
+        note(path, f"its unit is the {called}; lengths are turned into mm")
         affine = np.diag([length, length, length, 1.0]) @ affine
     steps = np.linalg.norm(affine[:3, :3], axis=0)
+    if unit in MILLIMETRES and steps.max() > THICKEST:
+        raise InputError(f"{path}: has voxels of {steps.max():g} mm if its unit is the {called}; correct the unit")
     if not (steps.min() > 1 / LONGEST and np.abs(affine).max() < LONGEST):
         raise InputError(f"{path}: its header gives lengths or positions that no scan has; correct it")
     return affine
+
+
+def _forms(header: nib.Nifti1Header, path: Path) -> dict[str, np.ndarray]:
+    """The affines of sform and qform, where their codes are above 0; beside a sform, a qform may be none."""
+    if header["pixdim"][0] == 0:
+        header["pixdim"][0] = 1  # which is what 0 means here
+    sform = _form(header, "sform", path)
+    try:
+        qform = _form(header, "qform", path)
+    except InputError:
+        if sform is None:
+            raise
+        note(path, "its qform gives no axes; the sform is used")
+        qform = None
+    return {name: form for name, form in (("sform", sform), ("qform", qform)) if form is not None}
 
 
 def _form(header: nib.Nifti1Header, name: str, path: Path) -> np.ndarray | None:

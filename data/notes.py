@@ -12,9 +12,9 @@ from data.dataset import Slice, natural
 from data.geometry import Geometry
 from data.png import bit_depth
 from data.preparation import lie_of
+from utils import some
 
 OBLIQUE = 15  # degrees between an axis of slices and the body's
-MAX_SHOWN = 8  # subjects in a line
 
 
 class Brightness(NamedTuple):
@@ -44,13 +44,13 @@ def class_notes(
         homes = {split: {item.subject for item in slices if k in classes[item]} for split, slices in splits.items()}
         if homes.get("train", True):
             continue
-        elsewhere = [f"{split} subjects {some(subjects)}" for split, subjects in homes.items() if subjects]
+        elsewhere = [f"{split} subjects {_some(subjects)}" for split, subjects in homes.items() if subjects]
         if elsewhere:
             notes.append(f"{name} is in no training slice, only in {' and '.join(elsewhere)}; split anew")
         else:
             absent.append(name)
     if absent:
-        notes.append(f"no mask holds {some(absent)}; it cannot be learned")
+        notes.append(f"no mask holds {_some(absent)}; it cannot be learned")
     return notes
 
 
@@ -61,7 +61,7 @@ def lost_notes(lost: Mapping[str, Sequence[str]], subjects: set[str]) -> list[st
         for name in lost[subject]:
             of_class.setdefault(name, set()).add(subject)
     return [
-        f"{name} has vanished from subjects {some(of_class[name])}: the spacing or size of the slices has left "
+        f"{name} has vanished from subjects {_some(of_class[name])}: the spacing or size of the slices has left "
         "no pixel of it; prepare them with a smaller spacing or a larger size"
         for name in sorted(of_class)
     ]
@@ -75,11 +75,11 @@ def plane_notes(geometry: Mapping[str, Geometry]) -> list[str]:
     for plane in sorted(planes):
         subjects = {subject for subject, (theirs, _) in lies.items() if theirs == plane}
         if len(planes) > 1:
-            notes.append(f"slices of subjects {some(subjects)} are {plane}, others are not; prepare all alike")
+            notes.append(f"slices of subjects {_some(subjects)} are {plane}, others are not; prepare all alike")
     oblique = {subject: degrees for subject, (_, degrees) in lies.items() if degrees > OBLIQUE}
     if oblique:
         most = max(oblique.values())
-        notes.append(f"slices of subjects {some(set(oblique))} lie oblique, by up to {most:.0f} degrees")
+        notes.append(f"slices of subjects {_some(set(oblique))} lie oblique, by up to {most:.0f} degrees")
     return notes
 
 
@@ -101,8 +101,5 @@ def image_notes(images: Mapping[Slice, Brightness]) -> list[str]:
     return notes
 
 
-def some(names: Sequence[str] | set[str]) -> str:
-    """Names in natural order, those after the first few left out."""
-    ordered = sorted(names, key=natural)
-    more = f" and {len(ordered) - MAX_SHOWN} more" if len(ordered) > MAX_SHOWN else ""
-    return ", ".join(ordered[:MAX_SHOWN]) + more
+def _some(names: Sequence[str] | set[str]) -> str:
+    return some(sorted(names, key=natural))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import mmap
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +37,8 @@ def read_file(path: Path) -> VolumeFile:
     """The volumes of a file. Raises InputError for a file that is missing, damaged or something else."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; each label needs its image, and each channel one")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: is empty; copy it again")
     if path.name.lower().endswith(ENDINGS):
         values, header = read_nifti(path)
         if values.ndim == 3:
@@ -115,12 +119,11 @@ def _read_other(path: Path) -> sitk.Image:
 
 def _check_header(path: Path, ending: str, forbidden: tuple[bytes, ...]) -> None:
     """A header leads to no other file: ITK would read any of them, and takes its name for a format of text."""
-    with path.open("rb") as file:
-        head = file.read(2**16)
-    if ending == ".mha":
-        _, _, rest = head.partition(b"ElementDataFile")
-        alone = rest.partition(b"\n")[0].strip(b"= \t\r") == b"LOCAL"
-    else:
-        alone = not any(word in head.partition(b"\n\n")[0].lower() for word in forbidden)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if ending == ".mha":  # nowhere else, whatever ITK takes for the end of the header
+            alone = re.findall(rb"(?i)[^\n]*elementdatafile[^\n]*", content) == [b"ElementDataFile = LOCAL"]
+        else:
+            head = content[: 2**16].partition(b"\n\n")[0].lower()
+            alone = len(head) < 2**16 and not any(word in head for word in forbidden)
     if not alone:
         raise InputError(f"{path}: does not hold its own voxels; convert it to NIfTI")

@@ -20,7 +20,16 @@ from data.png import read_mask
 from data.preparation import Preparation
 from data.sources import Source
 from data.splits import Split
-from utils import InputError, errors_name, lock_folder, make_folder, unlock_folder, write_json
+from utils import (
+    InputError,
+    aligned_columns,
+    errors_begin,
+    errors_name,
+    lock_folder,
+    make_folder,
+    unlock_folder,
+    write_json,
+)
 
 
 @dataclass(frozen=True)
@@ -189,10 +198,8 @@ def _write_subject(folder: Path, subject: str, plan: Plan) -> _Written:
     unknown = sorted(set(np.unique(label).tolist()) - codes.keys())
     if unknown:
         raise InputError(f"{case.files[-1]}: holds the label values {unknown}; known are {list(codes)}")
-    try:
+    with errors_begin(case.files[0]):
         Geometry.from_dict(geometry.to_dict())
-    except InputError as error:
-        raise InputError(f"{case.files[0]}: {error}") from None
     rows, columns = label.shape[1:]
     if min(rows, columns) < 32:
         raise InputError(
@@ -232,8 +239,4 @@ def describe(data: DataFolder) -> str:
             spacing = data.geometry[subject].spacing
             grid = [f"{masks.shape[2]}x{masks.shape[1]}", "x".join(f"{s:.4g}" for s in spacing) if spacing else "-"]
             lines.append([split, subject, str(len(indices)), *grid, *(f"{count:,}" for count in counts)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
-    )
+    return "\n".join(aligned_columns(lines))

@@ -10,15 +10,13 @@ from typing import Any
 from experiments.results import MEAN
 from experiments.statistics import bootstrap_interval
 from experiments.tables import PAPER, Table
-from metrics import IN_VOXELS
-from utils import duration, printable
-
-TITLES = {metric.name: metric.title for metric in IN_VOXELS}
+from metrics import BY_NAME
+from utils import aligned_columns, duration, printable
 
 
 def markdown(table: Table) -> str:
     """The table, the tests and the footnotes as Markdown."""
-    titles = [_text(f"{table.title(label)} {TITLES[metric]}") for label, metric in table.columns]
+    titles = [_text(f"{table.title(label)} {BY_NAME[metric].title}") for label, metric in table.columns]
     header = ["row", *titles, "subjects", "parameters", "time", "peak memory"]
     lines = [_line(header), _line(["---", *["---:"] * (len(header) - 1)])]
     for result in table.results:
@@ -49,7 +47,7 @@ def markdown(table: Table) -> str:
 def plain(table: Table) -> str:
     """The means over classes for a terminal: ours, and the paper's mean in brackets."""
     columns = [column for column in table.columns if column[0] is MEAN]
-    lines = [["row", *(TITLES[metric] for _, metric in columns)]]
+    lines = [["row", *(BY_NAME[metric].title for _, metric in columns)]]
     for result in table.results:
         cells = []
         for column in columns:
@@ -57,12 +55,7 @@ def plain(table: Table) -> str:
             ours = _number(*table.statistics(result, column)[:2])
             cells.append(f"{ours} ({printed[0]:.2f})" if printed else ours)
         lines.append([result.name, *cells])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [
-        "  ".join([name.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(cells, widths[1:], strict=True))])
-        for name, *cells in lines
-    ]
-    return "\n".join([_heading(table), "", *text])
+    return "\n".join([_heading(table), "", *aligned_columns(lines)])
 
 
 def _tests(table: Table) -> str:
@@ -83,7 +76,7 @@ def _tests(table: Table) -> str:
 
 def latex(table: Table) -> str:
     """The table as LaTeX, for the package booktabs: ours in one line, the paper's below it."""
-    titles = [_escape(f"{table.title(label)} {TITLES[metric]}") for label, metric in table.columns]
+    titles = [_escape(f"{table.title(label)} {BY_NAME[metric].title}") for label, metric in table.columns]
     lines = [
         r"\begin{table}",
         r"\centering",

@@ -12,13 +12,12 @@ import numpy as np
 
 from experiments.results import MEAN, Column, Result
 from experiments.statistics import bootstrap_interval, compare
-from metrics import IN_VOXELS, mean_title
+from metrics import BY_NAME, IN_VOXELS, mean_title
 from utils import InputError
 
 PAPER = json.loads((Path(__file__).resolve().parent / "paper_tables.json").read_text())
 PAPER_MEAN = "mean"  # as paper_tables.json calls the mean over classes
 PROPOSED = "MS-Dual-Guided"
-LOWER_IS_BETTER = {metric.name for metric in IN_VOXELS if metric.lower_is_better}
 # Classes that BraTS and the Decathlon call otherwise. The paper's three do not overlap, so its "TC" is the rest.
 IN_THE_PAPER = {
     "edema": "oedema",
@@ -86,7 +85,7 @@ class Table:
         known = [mean for mean in means.values() if math.isfinite(mean)]
         if not known:
             return set()
-        best = min(known) if column[1] in LOWER_IS_BETTER else max(known)
+        best = min(known) if BY_NAME[column[1]].lower_is_better else max(known)
         return {name for name, mean in means.items() if mean == best}
 
     def footnotes(self) -> list[tuple[str | None, Column | None, str]]:

@@ -11,10 +11,7 @@ import torch
 from torch import nn
 
 from config import Config
-from data.description import Labels
 from data.folder import Identity
-from data.geometry import Geometry
-from data.preparation import Preparation
 from data.volumes import largest_components
 from inference.segmentation import not_finite, segment_volume
 from models import build_model
@@ -32,16 +29,7 @@ class TrainedNetwork:
     """In eval mode."""
     config: Config
     identity: Identity
-
-    @property
-    def labels(self) -> Labels:
-        """The classes that it tells apart."""
-        return self.identity.labels
-
-    @property
-    def preparation(self) -> Preparation | None:
-        """How its scans became slices; None where its data set did not say."""
-        return self.identity.preparation
+    """Of the data set that it was trained on: classes, channels, how scans became slices."""
 
 
 @dataclass(frozen=True)
@@ -71,24 +59,9 @@ class Ensemble:
         return self.networks[0].config.network.channels
 
     @property
-    def channel_names(self) -> tuple[str, ...]:
-        """Of the image channels, in the order in which it takes them; none where its data set did not say."""
-        return self.networks[0].identity.channels
-
-    @property
-    def typical(self) -> Geometry:
-        """Median spacing (x, y, z) and size (columns, rows, 1) of the slices that it was trained on."""
-        return self.networks[0].identity.typical
-
-    @property
-    def labels(self) -> Labels:
-        """The classes that it tells apart."""
-        return self.networks[0].labels
-
-    @property
-    def preparation(self) -> Preparation | None:
-        """How its scans became slices; None where its data set did not say."""
-        return self.networks[0].preparation
+    def identity(self) -> Identity:
+        """Of the data set of the first network: `_shared` says what of it those of the others have, too."""
+        return self.networks[0].identity
 
     def probabilities(self, images: np.ndarray, name: str) -> np.ndarray:
         """Images float32 (channels, D, H, W) in [0, 1] -> class probabilities float32 (classes, D, H, W).
@@ -112,7 +85,7 @@ class Ensemble:
 def _shared(network: TrainedNetwork) -> tuple[object, ...]:
     """What networks must share to be averaged."""
     options = network.config.network.channels, network.config.evaluation.largest_component
-    return *options, network.labels, network.preparation, network.identity.channels
+    return *options, network.identity.labels, network.identity.preparation, network.identity.channels
 
 
 def load_network(path: Path, device: torch.device) -> TrainedNetwork:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
-from utils import LONGEST_NAME, InputError, make_folder, one_at_a_time, remove_leftovers, write_csv
+from utils import LONGEST_NAME, InputError, make_folder, one_at_a_time, read_csv, remove_leftovers, write_csv
 
 TABLES = {"volumes.csv": "scan", "scores.csv": "subject"}  # name -> the column that names a row's scan
 
@@ -29,7 +29,7 @@ class OutputFolder:
         names = {row["scan"] for row in self._rows("volumes.csv")}
         for kind in ("probabilities", "dicom", "overlay", "segmentation"):  # a scan may be called x_probabilities
             for name in names:
-                file = _file(kind, name, is_picture=not (folder / f"{name}.nii.gz").exists())
+                file = file_of(kind, name, is_picture=not (folder / f"{name}.nii.gz").exists())
                 if (folder / file).exists():
                     self.owner[file] = name
 
@@ -38,8 +38,11 @@ class OutputFolder:
         if name in self.done:
             raise InputError(f"a second scan called {name}; segment it into another --out")
         self.done.add(name)
+        other = file_of("segmentation", name, not is_picture)
+        if other in self.owner:
+            raise InputError(f"{self.folder / other}: is of a scan or picture of the same name; choose another --out")
         for kind in self.kinds:
-            file = _file(kind, name, is_picture)
+            file = file_of(kind, name, is_picture)
             owner = self.owner.setdefault(file, name)
             if owner != name:
                 raise InputError(
@@ -48,7 +51,7 @@ class OutputFolder:
             if len(os.fsencode(file)) > LONGEST_NAME:
                 raise InputError(f"{self.folder / file}: has a name that is too long to be written; rename the scan")
         for kind in {"probabilities", "dicom"} - self.kinds:
-            file = _file(kind, name, is_picture)
+            file = file_of(kind, name, is_picture)
             if self.owner.get(file) == name:
                 print(f"note: {self.folder / file} is of an earlier call")
 
@@ -68,19 +71,15 @@ class OutputFolder:
         path = self.folder / table
         if not path.exists():
             return []
-        try:
-            with path.open(newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file, restkey="", strict=True)
-                rows = list(reader)
-            if TABLES[table] in (reader.fieldnames or []) and not any("" in row for row in rows):
+        with contextlib.suppress(InputError):
+            rows = read_csv(path)
+            if rows and TABLES[table] in rows[0]:
                 return rows
-        except (ValueError, csv.Error):
-            pass
         raise InputError(f"{path}: is no table of predict.py, and would be replaced; move it, or choose another --out")
 
 
-def _file(kind: str, name: str, is_picture: bool) -> str:
-    """What a result of a scan is called."""
+def file_of(kind: str, name: str, is_picture: bool = False) -> str:
+    """What a result of a scan or picture called `name` is called: its segmentation, overlay, probabilities or dicom."""
     endings = {"overlay": "_overlay.png", "probabilities": "_probabilities.nii.gz", "dicom": "_dicom"}
     endings["segmentation"] = ".png" if is_picture else ".nii.gz"
     return name + endings[kind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 
 from data.description import Labels
 from data.folder import list_images
-from data.geometry import Geometry, Grid
+from data.geometry import Geometry
 from data.masks import MaskValues, check_colors
 from data.nifti import write_nifti
 from data.png import PICTURES, read_mask, unpack_color
@@ -22,6 +23,7 @@ from data.sources.dicom import write_series
 from data.volume_files import aligned, read_label
 from data.volumes import assemble, like, to_scan
 from inference.networks import Ensemble
+from inference.output import file_of
 from inference.scans import Scan, check_preparation, description_of, description_path
 from metrics import score_subject
 from utils import InputError, atomic_path
@@ -43,7 +45,7 @@ class Segmentation:
     @property
     def file(self) -> str:
         """The name of the file that it is written to."""
-        return f"{self.scan.name}.png" if self.scan.is_picture else f"{self.scan.name}.nii.gz"
+        return file_of("segmentation", self.scan.name, self.scan.is_picture)
 
     def to_values(self) -> sitk.Image:
         """The segmentation in the labels' values."""
@@ -57,7 +59,7 @@ def on_own_grid(scan: Scan, probabilities: np.ndarray, ensemble: Ensemble) -> Se
     if scan.geometry.was_resampled:
         maps = probability_maps(scan, probabilities)  # a view of an image is good as long as the image is there
         image = like(image, ensemble.classify(np.stack([sitk.GetArrayViewFromImage(each) for each in maps])))
-    return Segmentation(scan, ensemble.labels, slices, image, ensemble.preparation)
+    return Segmentation(scan, ensemble.identity.labels, slices, image, ensemble.identity.preparation)
 
 
 def probability_maps(scan: Scan, probabilities: np.ndarray) -> list[sitk.Image]:
@@ -94,13 +96,13 @@ def write_dicom(out: Path, segmentation: Segmentation) -> None:
     """Write the series NAME_dicom of a scan that was one, in the labels' values."""
     scan = segmentation.scan
     if scan.series is not None:
-        write_series(out / f"{scan.name}_dicom", segmentation.to_values(), scan.series)
+        write_series(out / file_of("dicom", scan.name), segmentation.to_values(), scan.series)
 
 
 def write_probabilities(out: Path, scan: Scan, probabilities: np.ndarray) -> None:
     """Write NAME_probabilities.nii.gz, with the classes along its fourth axis."""
     maps = probability_maps(scan, probabilities)
-    write_nifti(out / f"{scan.name}_probabilities.nii.gz", sitk.JoinSeries(maps), scan.header)
+    write_nifti(out / file_of("probabilities", scan.name), sitk.JoinSeries(maps), scan.header)
 
 
 def measure(segmentation: Segmentation) -> list[dict[str, Any]]:
@@ -114,6 +116,19 @@ def measure(segmentation: Segmentation) -> list[dict[str, Any]]:
             row["ml"] = round(float(count * np.prod(image.GetSpacing()) / 1000), 3)
         rows.append(row)
     return rows
+
+
+def check_truth(truth: Sequence[Path], labels: Labels) -> None:
+    """Raises InputError where masks of pictures among `truth` differ in what the values of their palettes mean."""
+    if labels.colors:
+        return
+    files = [path for each in truth for path in (sorted(each.iterdir()) if each.is_dir() else [each])]
+    masks = []
+    for path in files:
+        if path.suffix.lower() in (".png", ".bmp") and path.is_file():
+            with contextlib.suppress(InputError):  # said where it is the mask of a picture
+                masks.append(MaskValues.of(read_mask(path), path))
+    check_colors(masks, Path("dataset.json"))
 
 
 def score(segmentation: Segmentation, truth: Path) -> list[dict[str, Any]]:
@@ -138,7 +153,7 @@ def score(segmentation: Segmentation, truth: Path) -> list[dict[str, Any]]:
         label = aligned(label, truth, image, Path(scan.name))
         prediction = sitk.GetArrayFromImage(image)
         target = labels.values_to_classes(sitk.GetArrayFromImage(label), truth)
-        spacing = Grid.of(image).spacing[::-1] if scan.geometry.spacing is not None else None
+        spacing = image.GetSpacing()[::-1] if scan.geometry.spacing is not None else None
     rows = score_subject(prediction, target, labels.names, spacing)
     return [{"subject": scan.name} | row for row in rows]
 
@@ -177,7 +192,8 @@ def read_masks(segmentation: Segmentation, folder: Path) -> list[np.ndarray]:
         if number not in scan.numbers:
             raise InputError(f"{masks[number]}: is the mask of a slice that the scan does not have; remove it")
     height, width = scan.images.shape[2:]
-    reader, stored = theirs or labels, {number: read_mask(masks[number]) for number in scan.numbers}
+    reader = theirs or labels
+    stored = {number: read_mask(masks[number]) for number in scan.numbers}
     if not reader.colors:
         values = [MaskValues.of(mask, masks[number]) for number, mask in stored.items()]
         check_colors(values, description_path(folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -22,9 +23,10 @@ from data.notes import OBLIQUE
 from data.png import PICTURES, read_image
 from data.preparation import Preparation, lie_of
 from data.sources.dicom import Series, read_series
+from data.sources.dicom_file import is_dicom
 from data.volume_files import aligned, read_file
 from inference.networks import Ensemble
-from utils import InputError
+from utils import InputError, errors_begin
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,6 @@ class Scan:
     """The DICOM series that it was read from."""
     header: nib.Nifti1Header | None = None
     """The header of the NIfTI file that it was read from, which its segmentation gets too."""
-
     colored: bool = False
     """Whether the first three channels are red, green and blue."""
 
@@ -78,7 +79,7 @@ def _parts(source: str) -> list[str]:
     # Not resolved: a link is called as it is, not as what it leads to.
     _root, *folders, name = Path(os.path.normpath(path.absolute())).parts
     if not path.is_dir():
-        name = name.removesuffix(".gz").rsplit(".", 1)[0]
+        name = re.sub(r"(?i)\.gz$", "", name).rsplit(".", 1)[0]
     return [*folders, name]
 
 
@@ -89,7 +90,7 @@ def read_scans(source: str, name: str, ensemble: Ensemble) -> Iterator[Scan]:
     """
     path = Path(source)
     files = [Path(file) for file in source.split(",")]
-    check_order(files, ensemble.channel_names)
+    check_order(files, ensemble.identity.channels)
     if not path.is_dir() and all(file.suffix.lower() in PICTURES for file in files):
         scans = iter([_read_picture(name, files, ensemble)])
     elif not path.is_dir():
@@ -107,13 +108,15 @@ def read_scans(source: str, name: str, ensemble: Ensemble) -> Iterator[Scan]:
                 f"{source}: has {len(scan.images)} channels, the network takes {ensemble.channels}; "
                 "separate the files of the channels by commas"
             )
+        if len({file.resolve() for file in files}) < len(files):
+            raise InputError(f"{source}: one file is given for two channels; each must have its own")
         warn_of_scale(scan, ensemble)
         yield scan
 
 
 def warn_of_scale(scan: Scan, ensemble: Ensemble) -> None:
     """Print a warning where size or spacing of a scan's slices differ from the training data's by over a third."""
-    typical, spacing = ensemble.typical, scan.geometry.spacing
+    typical, spacing = ensemble.identity.typical, scan.geometry.spacing
     pairs = {"size in pixels": (scan.images.shape[:1:-1], typical.size[:2])}
     if spacing and typical.spacing:
         pairs["spacing in mm"] = (spacing[:2], typical.spacing[:2])
@@ -132,7 +135,7 @@ def _list_pictures(folder: Path) -> list[Path]:
     files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
     pictures = sorted((path for path in files if path.suffix.lower() in PICTURES), key=lambda path: natural(path.name))
     others = [path for path in files if path.suffix.lower() not in PICTURES]
-    if not pictures or any(path.suffix.lower() == ".dcm" or _has_preamble(path) for path in others):
+    if not pictures or any(is_dicom(path) or path.name.upper() == "DICOMDIR" for path in others):
         return []
     for first, second in pairwise(pictures):
         if first.stem == second.stem:
@@ -140,12 +143,6 @@ def _list_pictures(folder: Path) -> list[Path]:
     if others:
         print(f"note: {folder}: {len(others)} files that are no pictures are left out, such as {others[0].name}")
     return pictures
-
-
-def _has_preamble(path: Path) -> bool:
-    """Whether a file begins as DICOM's do."""
-    with path.open("rb") as file:
-        return file.read(132).endswith(b"DICM")
 
 
 def _read_picture(name: str, files: Sequence[Path], ensemble: Ensemble) -> Scan:
@@ -158,8 +155,12 @@ def _read_picture(name: str, files: Sequence[Path], ensemble: Ensemble) -> Scan:
                 f"{file}: is {channel.shape[2]} x {channel.shape[1]} pixels, {files[0]} {columns} x {rows}; "
                 "the channels of a picture must have one size"
             )
-    trained = ensemble.preparation
-    preparation = trained if trained and trained.of_pictures else Preparation(normalize="none")
+    preparation = ensemble.identity.preparation or Preparation(normalize="none")
+    if not preparation.of_pictures:
+        raise InputError(
+            f"{files[0]}: is a picture, and the network was trained on slices whose grey values were stretched; name "
+            "the scan itself, or put all its slices into a data set"
+        )
     images = preparation.fit(np.concatenate(channels))
     if min(images.shape[1:]) < 32:
         raise InputError(f"{files[0]}: is {columns} x {rows} pixels; the network needs 32 x 32")
@@ -181,18 +182,17 @@ def _prepare(
     name: str, volumes: Sequence[sitk.Image], ensemble: Ensemble, path: Path, series: Series | None = None
 ) -> Scan:
     """Do to a scan what was done to those that the network was trained on."""
-    preparation = ensemble.preparation or Preparation()
-    try:
+    preparation = ensemble.identity.preparation or Preparation()
+    with errors_begin(path):
         images, _, geometry = preparation.apply(volumes)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
     if min(images.shape[2:]) < 32:
         raise InputError(
             f"{path}: has slices of {images.shape[3]} x {images.shape[2]} pixels; the network needs 32 x 32"
         )
     plane, degrees = lie_of(geometry)
     if degrees > OBLIQUE:
-        note(f"{path}: lies oblique, {degrees:.0f} degrees off {plane}; its slices are cut {preparation.axis}")
+        how = "as they were acquired" if preparation.axis == "acquired" else f"in the {preparation.axis} plane"
+        note(path, f"lies oblique, {degrees:.0f} degrees off {plane}; its slices are cut {how}")
     scaled = images.astype(np.float32) / np.float32(2**preparation.bits - 1)
     return Scan(name, scaled, list(range(1, images.shape[1] + 1)), geometry, series)
 
@@ -203,22 +203,20 @@ def _read_slices(folder: Path, ensemble: Ensemble) -> Iterator[Scan]:
     Raises InputError where that says that scans became slices in another way than those of the network.
     """
     described = description_of(folder)
-    check_preparation(folder, ensemble.preparation, described.preparation)
-    if described.channels and ensemble.channel_names and described.channels != ensemble.channel_names:
+    network = ensemble.identity
+    check_preparation(folder, network.preparation, described.preparation)
+    if described.channels and network.channels and described.channels != network.channels:
         raise InputError(
             f"{folder}: its dataset.json names the channels {', '.join(described.channels)}, and the network takes "
-            f"{', '.join(ensemble.channel_names)}; prepare them alike"
+            f"{', '.join(network.channels)}; prepare them alike"
         )
     for subject, slices in list_images(folder).items():
         numbers = [number for number, _ in slices]
         images = _stack(subject, [paths for _, paths in slices])
         colored = len(read_image(slices[0][1][0])) == 3
-        whole = described.geometry.get(subject, Geometry())
-        try:
-            whole.check_size(images.shape[2:])
-        except InputError as error:
-            raise InputError(f"{folder}: subject {subject}: its {error}") from None
-        yield Scan(subject, images, numbers, whole.of_slices(min(numbers), max(numbers)), colored=colored)
+        with errors_begin(folder):
+            geometry = described.geometry_of(subject, numbers, images.shape[2:])
+        yield Scan(subject, images, numbers, geometry, colored=colored)
 
 
 def check_preparation(folder: Path, ours: Preparation | None, theirs: Preparation | None) -> None:

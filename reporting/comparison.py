@@ -36,7 +36,7 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
         "runs": [_describe_run(table, result, page) for result, page in zip(table.results, pages, strict=True)],
         "labels": [table.title(label) for label in labels(table)],
         "metrics": [describe_metric(metric) for metric in IN_VOXELS],
-        "rows": [{key: _plain(value) for key, value in row.items()} for row in table.rows()],
+        "rows": [{key: finite(value) for key, value in row.items()} for row in table.rows()],
         "classes": _class_statistics(table),
         "reference": table.reference.name,
         "differences": _differences([page["config"] or {} for page in pages]),
@@ -54,7 +54,8 @@ def labels(table: Table) -> list[str | None]:
 def _describe_run(table: Table, result: Result, page: dict[str, Any]) -> dict[str, Any]:
     values = []
     for label in labels(table):
-        values.append({metric.name: _known(result.values[label, metric.name]) for metric in IN_VOXELS})
+        of_metrics = {metric.name: result.values[label, metric.name] for metric in IN_VOXELS}
+        values.append({name: {s: finite(value) for s, value in scores.items()} for name, scores in of_metrics.items()})
     return {
         "name": result.name,
         "log": page["log"],
@@ -82,11 +83,3 @@ def _differences(configs: list[dict[str, Any]]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for config in configs for name in config if name not in ("out", "resume"))
     values = {name: [config.get(name) for config in configs] for name in names}
     return {name: of_runs for name, of_runs in values.items() if any(value != of_runs[0] for value in of_runs)}
-
-
-def _known(values: dict[str, float]) -> dict[str, float | None]:
-    return {subject: finite(value) for subject, value in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    return finite(value) if isinstance(value, float) else value

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from data.dataset import SliceDataset
+from data.dataset import Slice, SliceDataset
 from data.folder import DataFolder
 from data.png import read_image
 from data.volumes import Volume
@@ -39,14 +39,11 @@ def save_overview(path: Path, volumes: list[Volume], dataset: SliceDataset, most
         len(volumes), 3, figsize=(7.5, 2.6 * len(volumes) + 0.4), squeeze=False, layout="constrained"
     )
     for row, volume in zip(axes, volumes, strict=True):
-        indices, positions = dataset.subjects()[volume.subject], dataset.positions(volume.subject)
-        k = fullest(volume.target[positions])
-        truth, prediction = volume.target[positions[k]], volume.prediction[positions[k]]
-        number = dataset.slices[indices[k]].number
-        image = read_image(dataset.slices[indices[k]].images[0])
+        shown, truth, prediction = _fullest_of(volume, dataset)
+        image = read_image(shown.images[0])
         for axis, overlay in zip(row, (None, truth, prediction), strict=True):
             _draw(axis, image, overlay, len(dataset.labels.names))
-        row[0].set_ylabel(f"subject {volume.subject}, slice {number}", fontsize=8)
+        row[0].set_ylabel(f"subject {volume.subject}, slice {shown.number}", fontsize=8)
     for axis, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
         axis.set_title(title, fontsize=9)
     _save(figure, path, dataset.labels.names)
@@ -110,9 +107,7 @@ def save_boxes(
         axis.grid(axis="x", linewidth=0.3)
     axes[0, 0].set_yticks(range(1, len(values) + 1), list(values))
     axes[0, 0].set_ylim(len(values) + 0.6, 0.4)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=300)
-    plt.close(figure)
+    _save(figure, path, dpi=300)
 
 
 def save_curves(path: Path, rows: dict[str, list[tuple[np.ndarray, np.ndarray]]]) -> None:
@@ -131,9 +126,7 @@ def save_curves(path: Path, rows: dict[str, list[tuple[np.ndarray, np.ndarray]]]
         axis.grid(linewidth=0.3)
     axes[0].set_ylabel("validation DSC, %", fontsize=8)
     _legend(figure, lines, list(rows), loc="outside right center", fontsize=7)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=300)
-    plt.close(figure)
+    _save(figure, path, dpi=300)
 
 
 class Row(NamedTuple):
@@ -175,7 +168,7 @@ def _window(marked: np.ndarray) -> tuple[slice, slice]:
 
 def overlay(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """An image (1 or 3, H, W) in [0, 1] and class indices (H, W) over it -> uint8 (H, W, 3)."""
-    table = np.array([to_rgb("black")] + [to_rgb(COLORS[k % len(COLORS)]) for k in range(classes.max(initial=0))])
+    table = np.array(_colors(classes.max(initial=0) + 1))
     colors = np.broadcast_to(image, (3, *classes.shape)).transpose(1, 2, 0)
     return np.rint(255 * np.where(classes[..., None] > 0, (colors + table[classes]) / 2, colors)).astype(np.uint8)
 
@@ -183,11 +176,16 @@ def overlay(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
 def overlays(volumes: Sequence[Volume], dataset: SliceDataset, most: int = 3) -> Iterator[tuple[str, np.ndarray]]:
     """Of the first `most` subjects: name, and their fullest slice as uint8 (H, 2 W, 3), truth beside prediction."""
     for volume in volumes[:most]:
-        indices, positions = dataset.subjects()[volume.subject], dataset.positions(volume.subject)
-        k = fullest(volume.target[positions])
-        image = read_image(dataset.slices[indices[k]].images[0])
-        truth, prediction = (overlay(image, array[positions[k]]) for array in (volume.target, volume.prediction))
-        yield volume.subject, np.hstack([truth, prediction])
+        shown, truth, prediction = _fullest_of(volume, dataset)
+        image = read_image(shown.images[0])
+        yield volume.subject, np.hstack([overlay(image, truth), overlay(image, prediction)])
+
+
+def _fullest_of(volume: Volume, dataset: SliceDataset) -> tuple[Slice, np.ndarray, np.ndarray]:
+    """The fullest slice of a subject, with its truth and prediction, class indices (H, W)."""
+    indices, positions = dataset.subjects()[volume.subject], dataset.positions(volume.subject)
+    k = fullest(volume.target[positions])
+    return dataset.slices[indices[k]], volume.target[positions[k]], volume.prediction[positions[k]]
 
 
 def fullest(targets: Sequence[np.ndarray]) -> int:
@@ -197,28 +195,30 @@ def fullest(targets: Sequence[np.ndarray]) -> int:
 
 def class_colors(classes: int) -> list[tuple[int, int, int]]:
     """Red, green and blue of each class, 0 to 255; the background is black."""
-    shown = [(0.0, 0.0, 0.0), *(to_rgb(COLORS[k % len(COLORS)]) for k in range(classes - 1))]
-    return [tuple(round(255 * part) for part in color) for color in shown]
+    return [tuple(round(255 * part) for part in color) for color in _colors(classes)]
 
 
-def _colors(classes: int) -> ListedColormap:
-    return ListedColormap([COLORS[k % len(COLORS)] for k in range(classes - 1)])
+def _colors(classes: int) -> list[tuple[float, float, float]]:
+    """As `class_colors`, 0 to 1."""
+    return [to_rgb("black"), *(to_rgb(COLORS[k % len(COLORS)]) for k in range(classes - 1))]
 
 
 def _draw(axis: Axes, image: np.ndarray, overlay: np.ndarray | None, classes: int) -> None:
     """An image (1 or 3, H, W), in grey or RGB, and class indices (H, W) over it."""
     axis.imshow(image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray")
     if overlay is not None:
-        shown = np.ma.masked_equal(overlay, 0)
-        axis.imshow(shown, cmap=_colors(classes), vmin=1, vmax=classes - 1, alpha=0.5, interpolation="nearest")
+        shown, colors = np.ma.masked_equal(overlay, 0), ListedColormap(_colors(classes)[1:])
+        axis.imshow(shown, cmap=colors, vmin=1, vmax=classes - 1, alpha=0.5, interpolation="nearest")
     axis.set_xticks([], [])
     axis.set_yticks([], [])
 
 
-def _save(figure: Figure, path: Path, names: Sequence[str], dpi: int = 150) -> None:
-    patches = [Patch(color=_colors(len(names))(k)) for k in range(len(names) - 1)]
-    columns = min(len(patches), 6)
-    _legend(figure, patches, names[1:], loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+def _save(figure: Figure, path: Path, names: Sequence[str] = (), dpi: int = 150) -> None:
+    """Write and close a figure, with a legend for classes of these `names`, the background first."""
+    if names:
+        patches = [Patch(color=color) for color in _colors(len(names))[1:]]
+        columns = min(len(patches), 6)
+        _legend(figure, patches, names[1:], loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
     plt.close(figure)

@@ -135,4 +135,4 @@ def _read_table(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = read_table(path, needed)
-    return [{key: finite(cell) if isinstance(cell, float) else cell for key, cell in row.items()} for row in rows]
+    return [{key: finite(cell) for key, cell in row.items()} for row in rows]

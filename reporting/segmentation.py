@@ -33,7 +33,7 @@ def segment_run(folder: Path, device: str) -> tuple[Segmented, nn.Module]:
     machine = Machine.of(config.change(device=device, workers="auto").machine)
     trained = load_network(folder / "best.pt", machine.device)
     data = open_data_of(config)
-    known = trained.labels, trained.config.network.channels, trained.preparation
+    known = trained.identity.labels, trained.config.network.channels, trained.identity.preparation
     if known != (data.labels, data.channels, data.preparation):
         raise InputError(f"{config.data}: has other classes, channels or preparation than {folder} was trained on")
     split = "test" if (folder / "test.json").exists() else "val"

@@ -99,6 +99,6 @@ def _subject(segmented: Segmented, volume: Volume, slices: list[int], counts: np
     }
 
 
-def finite(value: float) -> float | None:
-    """The value as JSON can hold it."""
-    return value if math.isfinite(value) else None
+def finite(value: Any) -> Any:
+    """The value as JSON can hold it: None for NaN and infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

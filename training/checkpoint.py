@@ -17,9 +17,10 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from config import LONGEST_TEXT
 from utils import InputError, atomic_path, is_out_of_memory
 
-LONGEST_TEXT, LONGEST_NUMBER = 4096, 64  # characters, bits
+LONGEST_NUMBER = 64  # bits
 # What the pickle in a checkpoint names besides the storages of its tensors.
 GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")
 
@@ -72,7 +73,10 @@ def _check_archive(path: Path, file: BinaryIO) -> int:
 
     Raises InputError for anything but an archive as torch.save writes it: whole, not packed, of tensors.
     """
-    pickles: list[bytes] = []
+    unsafe = InputError(
+        f"{path}: holds Python objects, which could run code, and is not loaded; "
+        "docs/reliability.md says how to take the weights out of it safely"
+    )
     broken = (zipfile.BadZipFile, RuntimeError, ValueError, EOFError, IndexError, OverflowError, struct.error)
     try:
         with zipfile.ZipFile(file) as archive:
@@ -83,14 +87,11 @@ def _check_archive(path: Path, file: BinaryIO) -> int:
         if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
             raise  # EINVAL: the archive says that an entry begins before the file
         file.seek(0)
-        if not re.match(rb"\x80[\x02-\x05]", file.read(2)):  # as pickles of protocol 2 to 5 begin
-            raise Damaged(f"{path}: not a checkpoint of this program, or damaged ({_reason(error)})") from None
-        named = ["a pickle"]
+        if re.match(rb"\x80[\x02-\x05]", file.read(2)):  # as pickles of protocol 2 to 5 begin
+            raise unsafe from None
+        raise Damaged(f"{path}: not a checkpoint of this program, or damaged ({_reason(error)})") from None
     if not all(map(GLOBALS.fullmatch, named)):
-        raise InputError(
-            f"{path}: holds Python objects, which could run code, and is not loaded; "
-            "docs/reliability.md says how to take the weights out of it safely"
-        )
+        raise unsafe
     file.seek(0)
     return sum(map(len, pickles))
 

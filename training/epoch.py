@@ -6,8 +6,8 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,10 +55,6 @@ class Epoch:
         """The means over slices, NaN where there are none, and the number of skipped iterations."""
         means = [total / self.slices if self.slices else math.nan for total in self.sums]
         return dict(zip(LossTerms._fields, means, strict=True)) | {"skipped": self.skipped}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, from which Epoch(**values) is the same again."""
-        return asdict(self)
 
 
 @dataclass

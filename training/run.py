@@ -11,13 +11,7 @@ from torch import nn
 
 from config import GROUP_OF, Config, changeable, differences
 from data.folder import Identity
-from training.checkpoint import (
-    check_weights,
-    content_of,
-    load_checkpoint,
-    load_newest,
-    save_checkpoint,
-)
+from training.checkpoint import check_weights, content_of, load_checkpoint, load_newest, save_checkpoint
 from training.distributed import from_first, rank
 from training.epoch import Epoch
 from training.optimization import Optimization
@@ -43,10 +37,11 @@ class Progress:
         counts = (epoch.number, epoch.iteration, epoch.slices, epoch.skipped)
         of_rows = [number for row in log for number in row.values()]
         numbers = [progress.best, epoch.seconds, epoch.lr, *epoch.sums, *of_rows]
-        right = all(type(count) is int and count >= 0 for count in counts)
-        right = right and all(type(number) in (int, float) for number in numbers)
-        right = right and all({"epoch", "val_dsc", "seconds", "memory_gib"} <= row.keys() for row in log)
-        if not right or len(epoch.sums) != len(Epoch(0).sums) or len(log) != epoch.number:
+        are_counts = all(type(count) is int and count >= 0 for count in counts)
+        are_numbers = all(type(number) in (int, float) for number in numbers)
+        are_rows = all({"epoch", "val_dsc", "seconds", "memory_gib"} <= row.keys() for row in log)
+        fits = len(epoch.sums) == len(Epoch(0).sums) and len(log) == epoch.number
+        if not (are_counts and are_numbers and are_rows and fits):
             raise ValueError("its progress is none of a training")
         return progress
 
@@ -112,11 +107,9 @@ class Run:
             write_csv(self.folder / "log.csv", self.progress.log)
 
     def _weights(self) -> dict[str, Any]:
-        return {
-            "model": self.network.state_dict(),
-            "config": self.config.to_dict(),
-            "data": self.identity.to_dict(),
-        }
+        """What a network is loaded from: `inference.networks.load_network`."""
+        config, identity = self.config.to_dict(), self.identity.to_dict()
+        return {"model": self.network.state_dict(), "config": config, "data": identity}
 
     def save(self) -> None:
         """Write everything that the training goes on from to last.pt."""

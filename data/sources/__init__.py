@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Protocol, TypeVar
 
 import SimpleITK as sitk
 
 from data.preparation import Preparation, Slices
+from utils import InputError
+
+T = TypeVar("T")
 
 
 class Case(NamedTuple):
@@ -49,6 +53,22 @@ class PictureCase(Case):
         span = max(self.numbers) - min(self.numbers) + 1
         images = [preparation.fit(pixels) for pixels in self.images]
         return Slices(images, preparation.fit(self.label), preparation.geometry_of_pictures((columns, rows, span)))
+
+
+def read_each(read: Callable[[str], T], subjects: Sequence[str], skip_bad: bool) -> dict[str, T]:
+    """Subject -> what `read` makes of it; with `skip_bad`, of those subjects that can be read."""
+
+    def attempt(subject: str) -> T | None:
+        try:
+            return read(subject)
+        except InputError:
+            if not skip_bad:
+                raise
+            return None  # the subject is left out when it is read as a whole
+
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = zip(subjects, pool.map(attempt, subjects), strict=True)
+        return {subject: outcome for subject, outcome in outcomes if outcome is not None}
 
 
 class Source(Protocol):

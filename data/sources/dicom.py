@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import math
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -20,8 +18,18 @@ import SimpleITK as sitk
 from pydicom import uid
 
 from data.geometry import LONGEST, MAX_VOXELS
-from data.sources.dicom_file import Layout, explain, has_pixels, is_dicom, layout, numbers, read_file, read_pixels
-from utils import InputError, make_folder, printable
+from data.sources.dicom_file import (
+    Layout,
+    explain,
+    grey_slice,
+    has_pixels,
+    is_dicom,
+    layout,
+    numbers,
+    read_file,
+    read_pixels,
+)
+from utils import LEFTOVER, InputError, locked, make_folder, printable, some
 
 MAX_TILT = 0.5  # degrees; it shifts slices by a pixel (0.9 mm) in 100 mm, while rounded positions stay below 0.1
 MODALITY, DESCRIPTION = "OT", "Segmentation"  # of what is written
@@ -102,9 +110,8 @@ def write_series(folder: Path, label: sitk.Image, series: Series) -> None:
 
 def _derive(source: pydicom.FileDataset, mask: np.ndarray, series_uid: str) -> pydicom.Dataset:
     """A slice's segmentation (rows, columns)."""
-    derived = pydicom.Dataset()
-    derived.file_meta = pydicom.dataset.FileMetaDataset()
-    derived.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian
+    stored = Layout(mask.shape, mask.dtype, 8 * mask.dtype.itemsize, compressed=False)
+    derived = grey_slice(uid.ImplicitVRLittleEndian, stored, mask.tobytes() + b"\0" * (mask.nbytes % 2))
     if "SpecificCharacterSet" in source:
         derived.SpecificCharacterSet = source.SpecificCharacterSet
     for keyword in COPIED:
@@ -112,15 +119,9 @@ def _derive(source: pydicom.FileDataset, mask: np.ndarray, series_uid: str) -> p
         if isinstance(element, pydicom.dataelem.RawDataElement):
             # As UN, the bytes stay those of the file, whatever its character set.
             derived.add(pydicom.DataElement(element.tag, "UN", element.value or b""))
-    derived.SOPClassUID, derived.SOPInstanceUID = uid.SecondaryCaptureImageStorage, uid.generate_uid(None)
     derived.SeriesInstanceUID, derived.SeriesNumber = series_uid, None
     derived.Modality, derived.SeriesDescription = MODALITY, DESCRIPTION
     derived.ConversionType, derived.ImageType = "WSD", ["DERIVED", "SECONDARY"]
-    derived.SamplesPerPixel, derived.PhotometricInterpretation = 1, "MONOCHROME2"
-    derived.Rows, derived.Columns = mask.shape
-    derived.BitsAllocated = derived.BitsStored = 8 * mask.dtype.itemsize
-    derived.HighBit, derived.PixelRepresentation = derived.BitsStored - 1, int(mask.dtype.kind == "i")
-    derived.PixelData = mask.tobytes() + b"\0" * (mask.nbytes % 2)
     return derived
 
 
@@ -153,16 +154,16 @@ def _replacing(folder: Path) -> Iterator[Path]:
 
     So are those that killed processes have left, which hold no lock. OSErrors name `folder`.
     """
-    ours = re.compile(rf"\.[0-9a-f]{{16}}\.partial\.{re.escape(folder.name)}", re.DOTALL)
     new, old = (folder.with_name(f".{secrets.token_hex(8)}.partial.{folder.name}") for _ in range(2))
     try:
         for path in folder.parent.iterdir():
-            if ours.fullmatch(path.name) and not path.is_symlink() and path.is_dir():
-                with contextlib.suppress(OSError), _locked(path) as free:
+            ours = LEFTOVER.fullmatch(path.name) and path.name.endswith(f".partial.{folder.name}")
+            if ours and not path.is_symlink() and path.is_dir():
+                with contextlib.suppress(OSError), locked(path) as free:
                     if free:
                         shutil.rmtree(path)
         new.mkdir()
-        with _locked(new):
+        with locked(new):
             yield new
             if folder.exists():
                 folder.replace(old)
@@ -173,21 +174,6 @@ def _replacing(folder: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Hold the folder's lock; yield whether it is held, and not by another process, or by none for lack of locks."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)
 
 
 def _read_headers(folder: Path) -> list[_Slice]:
@@ -204,9 +190,8 @@ def _read_headers(folder: Path) -> list[_Slice]:
         hint = f"; name NIfTI files one by one, as in {folder}/*.nii.gz" if any(folder.glob("*.nii*")) else ""
         raise InputError(f"{folder}: holds no DICOM files with pixels{hint}")
     if left_out:
-        names = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
         count = f"{len(left_out)} of {len(left_out) + len(slices)} files"
-        print(printable(f"note: {folder}: {count} left out, since they are no DICOM images: {names}"))
+        print(printable(f"note: {folder}: {count} left out, since they are no DICOM images: {some(left_out)}"))
     return slices
 
 

@@ -242,16 +242,21 @@ def _pixels_only(header: pydicom.FileDataset, stored: Layout) -> pydicom.Dataset
     frame = next(generate_frames(header.get_item("PixelData").value, number_of_frames=1))
     if syntax in (*JPEG, *JPEG_LS):
         _check_jpeg(frame, stored)
-    copy = pydicom.Dataset()
-    copy.file_meta = pydicom.dataset.FileMetaDataset()
-    copy.file_meta.TransferSyntaxUID = syntax
-    copy.SOPClassUID, copy.SOPInstanceUID = uid.SecondaryCaptureImageStorage, uid.generate_uid()
-    copy.SamplesPerPixel, copy.PhotometricInterpretation = 1, "MONOCHROME2"
-    copy.Rows, copy.Columns = stored.shape
-    copy.BitsAllocated, copy.BitsStored, copy.HighBit = 8 * stored.dtype.itemsize, stored.bits, stored.bits - 1
-    copy.PixelRepresentation = int(stored.dtype.kind == "i")
-    copy.PixelData = encapsulate([frame])
-    return copy
+    return grey_slice(syntax, stored, encapsulate([frame]))
+
+
+def grey_slice(syntax: str, stored: Layout, pixels: bytes) -> pydicom.Dataset:
+    """A new slice of these pixels, a secondary capture, without anything else."""
+    new = pydicom.Dataset()
+    new.file_meta = pydicom.dataset.FileMetaDataset()
+    new.file_meta.TransferSyntaxUID = syntax
+    new.SOPClassUID, new.SOPInstanceUID = uid.SecondaryCaptureImageStorage, uid.generate_uid(None)
+    new.SamplesPerPixel, new.PhotometricInterpretation = 1, "MONOCHROME2"
+    new.Rows, new.Columns = stored.shape
+    new.BitsAllocated, new.BitsStored, new.HighBit = 8 * stored.dtype.itemsize, stored.bits, stored.bits - 1
+    new.PixelRepresentation = int(stored.dtype.kind == "i")
+    new.PixelData = pixels
+    return new
 
 
 def _check_jpeg(frame: bytes, stored: Layout) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ import SimpleITK as sitk
 from data.channels import pattern_names
 from data.dataset import natural
 from data.description import refuse_ignore
-from data.sources import Case
+from data.sources import Case, read_each
 from data.volume_files import aligned, read_file, read_label
-from utils import InputError, read_json
+from utils import InputError, errors_begin, read_json, some
 
 BRATS_CHANNELS = ("flair", "t1", "t1ce", "t2")  # the order of the Decathlon's Task01
 BRATS_CLASSES = {0: "background", 1: "necrotic and non-enhancing", 2: "edema", 4: "enhancing"}
@@ -48,15 +47,9 @@ class VolumeFiles:
             return self.known
 
         def values_of(subject: str) -> set[int]:
-            try:
-                return set(np.unique(sitk.GetArrayFromImage(read_label(self._paths(subject)[1]))).tolist())
-            except InputError:
-                if not skip_bad:
-                    raise
-                return set()  # the subject is left out when it is read
+            return set(np.unique(sitk.GetArrayFromImage(read_label(self._paths(subject)[1]))).tolist())
 
-        with ThreadPoolExecutor(4) as pool:
-            of_subject = dict(zip(subjects, pool.map(values_of, subjects), strict=True))
+        of_subject = read_each(values_of, subjects, skip_bad)
         values = sorted({0}.union(*of_subject.values()))[1:]
         if not self.names:
             self._check_values(of_subject)
@@ -96,7 +89,7 @@ class VolumeFiles:
 
     def _paths(self, subject: str) -> tuple[list[Path], Path]:
         if subject not in self.files:
-            raise InputError(f"{self.folder}: has no label of subject {subject}, only of {_some(self.subjects())}")
+            raise InputError(f"{self.folder}: has no label of subject {subject}, only of {some(self.subjects())}")
         return self.files[subject]
 
 
@@ -240,10 +233,8 @@ def _msd_classes(folder: Path) -> dict[int, str] | None:
             f"{folder / 'dataset.json'}: labels must be single numbers, each once, and no regions (lists of numbers), "
             f"not {reprlib.repr(labels)}; give each number its own class there"
         )
-    try:
+    with errors_begin(folder / "dataset.json"):
         refuse_ignore(map(str, names))
-    except InputError as error:
-        raise InputError(f"{folder / 'dataset.json'}: {error}") from None
     pairs = sorted(zip(map(int, numbers), map(str, names), strict=True))
     return {value: name if value else "background" for value, name in pairs} or None
 
@@ -254,7 +245,3 @@ def _found(folder: Path, files: dict[str, tuple[list[Path], Path]], what: str, *
     if not files:
         raise InputError(f"{folder}: holds no {what}; name the folder above them")
     return VolumeFiles(folder, files, **options)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")

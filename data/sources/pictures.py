@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from data.description import Labels, read_description
 from data.folder import infer_labels
 from data.masks import MaskValues, check_background, check_colors, extremes
 from data.png import PICTURES, is_turned, read_mask, read_pixels
-from data.sources import PictureCase
-from utils import InputError
+from data.sources import PictureCase, read_each
+from utils import InputError, some
 
 DESCRIPTION = "dataset.json"  # of the folder of pictures: its labels or colors, as in a data set
 Key = tuple[str, int]  # subject and slice, 1 where the pattern has none
@@ -57,15 +56,10 @@ class PictureFiles:
 
     def _values_in_masks(self, subjects: Sequence[str], skip_bad: bool) -> list[MaskValues]:
         def values_of(subject: str) -> list[MaskValues]:
-            try:
-                return [MaskValues.of(read_mask(mask), mask) for *_, mask in self._whole(subject).values()]
-            except InputError:
-                if not skip_bad:
-                    raise
-                return []  # the subject is left out when it is read
+            return [MaskValues.of(read_mask(mask), mask) for *_, mask in self._whole(subject).values()]
 
-        with ThreadPoolExecutor(4) as pool:
-            masks = [mask for of_subject in pool.map(values_of, subjects) for mask in of_subject]
+        of_subjects = read_each(values_of, subjects, skip_bad)
+        masks = [mask for of_subject in of_subjects.values() for mask in of_subject]
         if not masks:
             raise InputError(f"{self.folder}: no subject of the split can be read")
         return masks
@@ -75,10 +69,9 @@ class PictureFiles:
         check_background(masks, self.folder / DESCRIPTION)
         values = sorted({0}.union(*(mask.colors for mask in masks)))[1:]
         if len(self.names) != len(values):
-            shown = ", ".join(map(str, values[:20])) + (", ..." if len(values) > 20 else "")
             raise InputError(
-                f"{self.folder}: {len(self.names)} class names for the values {shown} beside 0{extremes(masks)}; give "
-                "one for each, or correct the masks"
+                f"{self.folder}: {len(self.names)} class names for the values {some(values, 20)} beside "
+                f"0{extremes(masks)}; give one for each, or correct the masks"
             )
         return {0: "background"} | dict(zip(values, self.names, strict=True))
 
@@ -174,8 +167,10 @@ def _find(folder: Path, pattern: str, without: set[Path] = frozenset()) -> dict[
     depth = pattern.count("/") + 1
     found: dict[Key, Path] = {}
     for path in sorted(folder.glob("/".join(["*"] * depth))):
-        match = expression.fullmatch(path.relative_to(folder).as_posix())
-        if match is None or path in without or path.name.startswith("."):
+        name = path.relative_to(folder)
+        match = expression.fullmatch(name.as_posix())
+        hidden = any(part.startswith(".") for part in name.parts)
+        if match is None or path in without or hidden or not path.is_file():
             continue
         key = (re.sub(r"[^A-Za-z0-9_-]", "-", match["subject"]), int(match.groupdict().get("slice") or 1))
         if key in found:

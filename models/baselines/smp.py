@@ -31,6 +31,8 @@ class SegmentationModel(Network):
         if name.lower() not in known:
             names = sorted(architecture.__name__ for architecture in known.values())
             raise OptionError(f"model smp.{name}: no such architecture; there are {', '.join(names)}")
+        if ":" in backbone:  # timm takes it for an address, or a folder, from which it loads
+            raise OptionError(f"backbone {backbone}: must be the name of an encoder of the library")
         weights = "imagenet" if pretrained else None
         try:
             self.network = smp.create_model(name, backbone, weights, channels, classes)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from data.nifti import note, to_image, write_nifti
+from data.nifti import NOTED, to_image, write_nifti
 from data.volume_files import aligned, read_file, read_label
 from tests.helpers.errors import assert_clear
 from utils import InputError
@@ -27,7 +27,7 @@ SHAPE = (5, 4, 3)
 @pytest.fixture(autouse=True)
 def fresh_notes():
     """A note is printed once a process."""
-    note.cache_clear()
+    NOTED.clear()
 
 
 def nifti(values: np.ndarray, affine=AFFINE, sform: int = 1, qform: int = 1, **fields) -> nib.Nifti1Image:
@@ -248,12 +248,53 @@ def test_a_spacing_that_is_none_is_a_line(tmp_path, length):
 
 @pytest.mark.parametrize(("unit", "length"), [("mm", 1), ("unknown", 1), ("meter", 1000), ("micron", 0.001)])
 def test_lengths_are_mm_whatever_the_unit(tmp_path, unit, length):
-    image = nifti(values())
+    image = nifti(values(), np.diag([1.5 / length, 1.25 / length, 4 / length, 1]))
     image.header.set_xyzt_units(unit)
     file = read_file(save(tmp_path / "a.nii", image))
-    np.testing.assert_allclose(file.channels[0].GetSpacing(), np.multiply((1.5, 1.25, 4), length), rtol=1e-6)
+    np.testing.assert_allclose(file.channels[0].GetSpacing(), (1.5, 1.25, 4), rtol=1e-6)
     write_nifti(tmp_path / "out.nii.gz", file.channels[0], file.header)
     assert nib.load(tmp_path / "out.nii.gz").affine.tobytes() == nib.load(tmp_path / "a.nii").affine.tobytes()
+
+
+def test_a_unit_that_makes_no_scan_is_refused(tmp_path):
+    image = nifti(values())
+    image.header.set_xyzt_units("meter")
+    with pytest.raises(InputError) as caught:
+        read_file(save(tmp_path / "a.nii", image))
+    assert_clear(caught.value, "a.nii", "has voxels of 4000 mm if its unit is the metre")
+
+
+def test_a_qform_beside_a_sform_may_be_none(tmp_path, capsys):
+    """qfac 0 counts as 1; a quaternion that is no rotation does not count."""
+    image = nifti(values())
+    content = bytearray(image.to_bytes())
+    content[76:80] = struct.pack("<f", 0)
+    (tmp_path / "a.nii").write_bytes(content)
+    assert_read_as_nibabel(tmp_path / "a.nii")
+    content[256:268] = struct.pack("<3f", 2, 2, 2)
+    (tmp_path / "b.nii").write_bytes(content)
+    np.testing.assert_allclose(affine_of(read_file(tmp_path / "b.nii").channels[0]), AFFINE, atol=1e-5)
+    assert "b.nii: its qform gives no axes; the sform is used" in capsys.readouterr().out
+
+
+def test_notes_say_what_the_header_and_the_file_disagree_in(tmp_path, capsys):
+    image = nifti(values(), qform=0)
+    image.header["pixdim"][1:4] = 3, 3, 3
+    (tmp_path / "a.nii").write_bytes(image.to_bytes() + bytes(40))
+    read_file(tmp_path / "a.nii")
+    said = capsys.readouterr().out
+    assert "has voxels of 1.5 x 1.25 x 4 mm by its sform, and of 3 x 3 x 3 mm by pixdim" in said
+    assert "holds 40 bytes more than its header says" in said
+
+
+@pytest.mark.parametrize("offset", [0, 9e8, np.nan])
+def test_voxels_that_begin_nowhere_are_a_line(tmp_path, offset):
+    content = bytearray(nifti(values()).to_bytes())
+    content[108:112] = struct.pack("<f", offset)
+    (tmp_path / "a.nii").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_file(tmp_path / "a.nii")
+    assert_clear(caught.value, "a.nii", "voxels begin at byte")
 
 
 @pytest.mark.parametrize(("shear", "refused"), [(1e-4, False), (5e-3, False), (0.05, True)])
@@ -355,6 +396,8 @@ def test_another_format_that_says_too_much_is_a_line(tmp_path):
         ),
         ("a.nrrd", NRRD + "line skip: 1000000000\n\n"),
         ("a.nrrd", NRRD + "data file: /etc/hostname\n\n"),
+        ("a.mha", "Comment = ElementDataFile = LOCAL\n" + META + "ElementDataFile = x%n.raw 1 2 1\n"),
+        ("a.mha", META + "Offset = 1 2\nElementDataFile = LOCAL\nElementDataFile = /etc/hostname\n"),
         ("a.vtk", "# vtk DataFile Version 3.0\n"),
     ],
 )

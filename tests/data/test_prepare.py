@@ -359,7 +359,7 @@ def test_a_data_set_that_cannot_be_written_to_is_checked_all_the_same(scans, tmp
     monkeypatch.setattr(prepare, "save_contact_sheet", refuse)
     prepare.main(["check", str(tmp_path / "data")])
     shown = capsys.readouterr().out
-    assert "note: no picture of it" in shown
+    assert "contact_sheet.png: could not be written" in shown
     assert shown.splitlines()[-1].startswith(f"{tmp_path / 'data'} is ready. Train with")
 
 

@@ -69,6 +69,14 @@ def test_processes_that_write_at_one_time_lose_no_rows(tmp_path):
     assert set(scans_in(tmp_path / "volumes.csv", "scan")) == {f"{name}{k}" for name in "pq" for k in range(10)}
 
 
+def test_rows_of_names_that_spreadsheets_would_compute_are_replaced_and_kept(tmp_path):
+    output = OutputFolder(tmp_path, set())
+    for name, count in (("-a", 1), ("=b", 1), ("-a", 2)):
+        output.replace_rows("volumes.csv", name, [{"scan": name, "class": "+c", "voxels": count}])
+    rows = [{"scan": "=b", "class": "+c", "voxels": "1"}, {"scan": "-a", "class": "+c", "voxels": "2"}]
+    assert read_csv(tmp_path / "volumes.csv") == rows
+
+
 @pytest.mark.parametrize("content", [b"", b"name,age\nx,3\n", b"\xff\xfe", b"scan,class\na,b,c\n", b'scan\n"a\n'])
 def test_a_table_of_something_else_is_not_replaced(tmp_path, content):
     (tmp_path / "volumes.csv").write_bytes(content)

@@ -224,6 +224,24 @@ def test_what_cannot_be_segmented_is_a_line(photos, tmp_path):
     assert_clear(caught.value, "has 0 masks called d.png")
 
 
+def test_truth_whose_palettes_disagree_is_refused(photos, tmp_path):
+    """One value in two colors, in the masks of two pictures."""
+    files = []
+    for name, palette in (("a", [0, 0, 0, 255, 0, 0, 0, 255, 0]), ("d", [0, 0, 0, 0, 255, 0, 255, 0, 0])):
+        mask = (
+            Image.fromarray(np.asarray(Image.open(photos.mask(name))) > 0)
+            .convert("L")
+            .point(lambda value: value // 255)
+        )
+        mask = Image.fromarray(np.asarray(mask), "P")
+        mask.putpalette(palette)
+        files.append(tmp_path / f"{name}.png")
+        mask.save(files[-1])
+    with pytest.raises(InputError) as caught:
+        run(photos, photos.image("a"), photos.image("d"), truth=tuple(files))
+    assert_clear(caught.value, "a.png", "d.png")
+
+
 def test_a_scan_is_no_picture(photos, tmp_path):
     sitk.WriteImage(sitk.Image(40, 40, 3, sitk.sitkInt16), tmp_path / "scan.nii.gz")
     with pytest.raises(InputError) as caught:

@@ -53,7 +53,9 @@ def test_probabilities_of_resampled_slices_are_interpolated(trained, tmp_path, l
 def test_masks_of_a_truth_whose_palettes_differ_are_refused(trained, tmp_path):
     ensemble = trained.ensemble()
     (scan,) = read_scans(str(trained.data / "test"), "", ensemble)
-    segmentation = Segmentation(scan, ensemble.labels, np.zeros(0), sitk.Image(), ensemble.preparation)
+    segmentation = Segmentation(
+        scan, ensemble.identity.labels, np.zeros(0), sitk.Image(), ensemble.identity.preparation
+    )
     expected = read_masks(segmentation, trained.data / "test" / "GT")
     for turn in (0, 1):
         for path in sorted((trained.data / "test" / "GT").iterdir()):

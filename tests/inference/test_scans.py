@@ -46,7 +46,7 @@ def test_prepared_slices_are_what_the_network_gets(trained):
 def prepared_with(ensemble: Ensemble, **options) -> Ensemble:
     """The same network, as if its scans had become slices with other options."""
     (network,) = ensemble.networks
-    identity = replace(network.identity, preparation=replace(network.preparation, **options))
+    identity = replace(network.identity, preparation=replace(network.identity.preparation, **options))
     return replace(ensemble, networks=[replace(network, identity=identity)])
 
 

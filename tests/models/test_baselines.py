@@ -201,6 +201,8 @@ def test_unknown_models_are_refused():
         build_model(Config.of(backbone="mit_b0"))
     with pytest.raises(OptionError, match="pretrained: unet has no backbone"):
         build_model(Config.of(model="unet", pretrained=True))
+    with pytest.raises(OptionError, match="must be the name of an encoder"):
+        build_model(Config.of(model="smp.Unet", backbone="tu-hf-hub:someone/network"))
     check_network(Config.of(model="smp.Segformer", backbone="mit_b0").network)  # the library's encoders
 
 

@@ -79,7 +79,7 @@ def test_an_untouched_run_goes_on(whole, schedule):
     assert run.resumed == "after epoch 2"
     stored = load_checkpoint(whole / "last.pt")
     torch.testing.assert_close(run.optimization.state_dict()["optimizer"], stored["optimization"]["optimizer"])
-    assert load_network(whole / "best.pt", CPU).labels == identity().labels
+    assert load_network(whole / "best.pt", CPU).identity.labels == identity().labels
 
 
 @pytest.mark.slow
@@ -122,8 +122,8 @@ def test_mutated_networks_segment_or_are_refused(whole, tmp_path_factory, data):
         return
     logits = network.model(torch.rand(1, network.config.network.channels, 40, 40))
     assert logits.isfinite().all()
-    assert len(network.labels.names) == logits.shape[1]
-    values = network.labels.to_values(np.arange(logits.shape[1]))
+    assert len(network.identity.labels.names) == logits.shape[1]
+    values = network.identity.labels.to_values(np.arange(logits.shape[1]))
     assert len(set(values.tolist())) == logits.shape[1]
     assert 0 <= values.min() <= values.max() < 2**16
 
