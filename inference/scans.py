@@ -73,9 +73,14 @@ def scan_names(sources: Sequence[str]) -> list[str]:
     return [parts[-1] for parts in paths]
 
 
+def files_of(source: str) -> list[Path]:
+    """The files of an input, one a channel, separated by commas; what lies under the whole name is one file."""
+    return [Path(source)] if Path(source).exists() else [Path(file) for file in source.split(",")]
+
+
 def _parts(source: str) -> list[str]:
     """The folders of an input and its name, without the ending of a file."""
-    path = Path(source) if Path(source).is_dir() else Path(source.split(",")[0])
+    path = files_of(source)[0]
     # Not resolved: a link is called as it is, not as what it leads to.
     _root, *folders, name = Path(os.path.normpath(path.absolute())).parts
     if not path.is_dir():
@@ -89,7 +94,7 @@ def read_scans(source: str, name: str, ensemble: Ensemble) -> Iterator[Scan]:
     Raises InputError for anything else, or other channels.
     """
     path = Path(source)
-    files = [Path(file) for file in source.split(",")]
+    files = files_of(source)
     check_order(files, ensemble.identity.channels)
     if not path.is_dir() and all(file.suffix.lower() in PICTURES for file in files):
         scans = iter([_read_picture(name, files, ensemble)])

@@ -161,9 +161,11 @@ def _find(folder: Path, pattern: str, without: set[Path] = frozenset()) -> dict[
         )
     if len(parts) == 5 and not parts[2]:
         raise InputError(f"pattern {pattern}: {{subject}} and {{slice}} must have a sign between them")
+    suffix = Path(pattern).suffix
+    parts[-1] = parts[-1].removesuffix(suffix)
     parts[0::2] = map(re.escape, parts[0::2])
     parts[1::2] = [r"(?P<subject>[^/]+)" if field == "subject" else r"(?P<slice>\d+)" for field in parts[1::2]]
-    expression = re.compile("".join(parts))
+    expression = re.compile("".join(parts) + f"(?i:{re.escape(suffix)})")  # cameras write .JPG
     depth = pattern.count("/") + 1
     found: dict[Key, Path] = {}
     for path in sorted(folder.glob("/".join(["*"] * depth))):

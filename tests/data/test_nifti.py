@@ -106,8 +106,9 @@ def test_voxels_that_are_not_finite_are_a_line(tmp_path, value):
     assert_clear(caught.value, "a.nii.gz", "3 of its voxels (5.0%) are NaN or infinite")
 
 
+@pytest.mark.slow
 @given(st.data())
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_a_file_that_ends_anywhere_is_a_line(tmp_path_factory, data):
     """Packed or not; the last bytes of a packed file are its checksum."""
     ending = data.draw(st.sampled_from([".nii", ".nii.gz"]))
@@ -134,6 +135,7 @@ def test_a_byte_that_is_wrong_in_a_packed_file_is_found(tmp_path_factory, positi
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image).T, values())
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 351), st.integers(0, 255)), min_size=1, max_size=6))
 @settings(deadline=None, max_examples=500)
 def test_headers_with_wrong_bytes_are_read_as_by_nibabel_or_refused(tmp_path_factory, changes):
@@ -184,8 +186,9 @@ def test_what_is_no_number_is_a_line(tmp_path, dtype):
 ROTATIONS = st.tuples(*[st.floats(-180, 180)] * 3)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 4), st.integers(0, 4), ROTATIONS, ROTATIONS, st.booleans(), st.booleans())
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 def test_the_form_is_that_of_nibabel_and_comes_out_again(tmp_path_factory, sform, qform, first, second, agree, mirror):
     """Any codes, agreeing or not: nibabel's affine is ours, and a segmentation has both forms and codes to the bit."""
     folder = tmp_path_factory.mktemp("forms")

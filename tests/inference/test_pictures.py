@@ -228,12 +228,9 @@ def test_truth_whose_palettes_disagree_is_refused(photos, tmp_path):
     """One value in two colors, in the masks of two pictures."""
     files = []
     for name, palette in (("a", [0, 0, 0, 255, 0, 0, 0, 255, 0]), ("d", [0, 0, 0, 0, 255, 0, 255, 0, 0])):
-        mask = (
-            Image.fromarray(np.asarray(Image.open(photos.mask(name))) > 0)
-            .convert("L")
-            .point(lambda value: value // 255)
-        )
-        mask = Image.fromarray(np.asarray(mask), "P")
+        indices = (np.asarray(Image.open(photos.mask(name))) > 0).astype(np.uint8)
+        mask = Image.fromarray(indices).convert("P")
+        mask.putdata(indices.ravel().tolist())
         mask.putpalette(palette)
         files.append(tmp_path / f"{name}.png")
         mask.save(files[-1])

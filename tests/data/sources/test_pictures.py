@@ -203,6 +203,17 @@ def test_images_and_masks_in_one_folder(tmp_path):
     assert found.classes(found.subjects()) == {0: "background", 255: "foreground"}
 
 
+def test_endings_in_capitals_and_files_in_hidden_folders(tmp_path):
+    """Cameras write .JPG; a bin holds no subjects."""
+    source = write_photos(tmp_path / "in", count=2)
+    before = find_pictures(source, ["images/{subject}.png"], "masks/{subject}_seg.png").subjects()
+    first = next((source / "images").iterdir())
+    first.rename(first.with_suffix(".PNG"))
+    write_photos(source / ".bin", count=1)
+    assert find_pictures(source, ["images/{subject}.png"], "masks/{subject}_seg.png").subjects() == before
+    assert len(before) == 2
+
+
 def test_masks_by_the_table_of_their_folder(tmp_path):
     """Masks in colors, and palettes whose indices differ from file to file."""
     source = tmp_path / "in"
