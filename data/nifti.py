@@ -22,7 +22,7 @@ from nibabel.spatialimages import HeaderDataError
 from tqdm import tqdm
 
 from data.geometry import LONGEST, MAX_VOXELS
-from utils import InputError, atomic_path
+from utils import InputError, atomic_path, printable
 
 ENDINGS = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
 MAX_CHANNELS = 64  # volumes along the fourth axis; more are a film
@@ -47,9 +47,9 @@ def note(path: Path, text: str) -> None:
         return
     files.add(path)
     if len(files) <= MOST_NOTES:
-        tqdm.write(f"note: {path}: {text}")
+        tqdm.write(printable(f"note: {path}: {text}"))
     elif len(files) == MOST_NOTES + 1:
-        tqdm.write(f"note: {path} and others: the same")
+        tqdm.write(printable(f"note: {path} and others: the same"))
 
 
 def read_nifti(path: Path) -> tuple[np.ndarray, nib.Nifti1Header]:
