@@ -23,12 +23,13 @@ from models import check_network
 from reporting.run_report import RunReport
 from training.device import Machine, peak_memory
 from training.distributed import barrier, broadcast_statistics, distribute, from_first, on_any, process_group, rank
+from training.environment import environment
 from training.epoch import Training, train_one_epoch
 from training.memory import MemoryBudget
 from training.optimization import Optimization
 from training.run import Run
 from training.scores import validation_scores, write_test
-from training.setup import check_batches, environment, open_data_of, training_loader, training_loss, training_network
+from training.setup import check_batches, open_data_of, training_loader, training_loss, training_network
 from training.signals import StopSignal
 from training.terminal import epoch_line, introduce
 from utils import seed_everything
@@ -57,7 +58,8 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
     optimization = Optimization(network, config.optimization, len(loader), machine.dtype)
     run = Run(config, data.identity(), network, optimization)
     introduce(run, data, machine, budget)
-    run.begin(environment(machine.device))
+    made_by = environment(machine)
+    run.begin(made_by)
     model = distribute(network, machine.device)
     training = Training(model, loader, criterion, optimization, machine, config.optimization.max_skipped, stop)
     report = RunReport(run.folder, data, len(run.progress.log))
@@ -86,7 +88,7 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
     check_finite(volumes, run.folder / "best.pt")
     if rank() > 0:
         return
-    summary = write_test(run.folder, volumes, data, run.cost() | {"best_epoch": best_epoch})
+    summary = write_test(run.folder, volumes, data, run.cost() | {"best_epoch": best_epoch, "environment": made_by})
     report.show_test(volumes, test_set, network)
     run.close()
     scored = "images" if summary["per_image"] else "subjects in 3D"

@@ -4,9 +4,12 @@ A subject of a single slice is scored in 2D: its surface is its outline.
 
 Masks A (prediction) and B (target) are boolean arrays of one shape, of any number of axes; other types count as
 "non-zero is inside". `spacing` is the size of a voxel along each array axis in mm; without it the unit is the voxel.
-The surface dA is every voxel of A with a face neighbor outside A; beyond the edge of the array is outside.
+The surface dA is every voxel of A with a face neighbor outside A; beyond the edge of the array is outside. d(a, dB) is
+the distance of the center of a to the nearest center of dB. So do MONAI, Metrics Reloaded and medpy; DeepMind's
+surface-distance draws surfaces between voxels and weighs them by area, so its values differ.
 
-Empty masks: both empty -> NaN for every metric; exactly one empty -> DSC 0, VS 0 and NaN for every distance.
+Empty masks: both empty -> NaN for every metric; exactly one empty -> DSC, VS and NSD are 0, and a distance is NaN, or
+in the worst case (`*_worst`) the diagonal of the image.
 NaN are left out of all means, and what was left out is counted (`n`, `missed`, `spurious`).
 """
 
@@ -14,15 +17,22 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.spatial import KDTree
 
 Mask = NDArray[np.bool_]
+
+TOLERANCE_MM = 1.0
+"""Of the NSD, where a class has no other."""
+ROUNDING = 1e-6
+"""Spacings in files are float32: distances that exceed a tolerance by this part of it are equal to it."""
 
 
 @dataclass(frozen=True)
@@ -48,42 +58,68 @@ METRICS = {
     for metric in (
         Metric("dsc", "DSC", "%", scale=100, lower_is_better=False),
         Metric("vs", "VS", "%", scale=100, lower_is_better=False),
+        Metric("nsd", "NSD", "%", scale=100, lower_is_better=False),
         Metric("msd", "MSD", "voxels"),
-        Metric("assd", "ASSD", "voxels"),
         Metric("hd95", "HD95", "voxels"),
+        Metric("hd95_pooled", "HD95 pooled", "voxels"),
+        Metric("msd_worst", "MSD worst case", "voxels"),
+        Metric("hd95_worst", "HD95 worst case", "voxels"),
+        Metric("nsd_mm", "NSD", "%", scale=100, lower_is_better=False),
         Metric("msd_mm", "MSD", "mm"),
-        Metric("assd_mm", "ASSD", "mm"),
         Metric("hd95_mm", "HD95", "mm"),
+        Metric("hd95_pooled_mm", "HD95 pooled", "mm"),
+        Metric("msd_worst_mm", "MSD worst case", "mm"),
+        Metric("hd95_worst_mm", "HD95 worst case", "mm"),
     )
 }
-# What tables show: all that the paper has, and the maximal distance. ASSD is MSD under another name.
-IN_VOXELS = [METRICS[key] for key in ("dsc", "vs", "msd", "hd95")]
-IN_PIXELS = [replace(metric, unit=metric.unit.replace("voxels", "pixels")) for metric in IN_VOXELS]
-BY_NAME = {metric.name: metric for metric in IN_VOXELS}
-IN_MM = [METRICS[key] for key in ("dsc", "vs", "msd_mm", "hd95_mm")]
+SHOWN = ("dsc", "vs", "nsd", "msd", "hd95")
+"""What tables show: the paper's metrics, NSD and the maximal distance."""
+SHOWN_WORST_CASE = ("msd_worst", "hd95_worst")
+
+
+def metrics_in(unit: str, worst_case: bool) -> list[Metric]:
+    """What tables show, with distances in "mm", "voxels" or "pixels"; with their worst case where wanted."""
+    keys = SHOWN + SHOWN_WORST_CASE if worst_case else SHOWN
+    if unit == "mm":
+        return [METRICS.get(f"{key}_mm", METRICS[key]) for key in keys]
+    return [replace(METRICS[key], unit=METRICS[key].unit.replace("voxels", unit)) for key in keys]
 
 
 def dice(prediction: Mask, target: Mask) -> float:
-    """Dice similarity coefficient, DSC = 2 |A and B| / (|A| + |B|), in [0, 1]."""
+    """Dice similarity coefficient, DSC = 2 |A and B| / (|A| + |B|), in [0, 1]; medpy's dc, MONAI's compute_dice."""
     prediction, target = _as_masks(prediction, target)
     total = np.count_nonzero(prediction) + np.count_nonzero(target)
     return float(2 * np.count_nonzero(prediction & target) / total) if total else math.nan
 
 
 def volume_similarity(prediction: Mask, target: Mask) -> float:
-    """Volume similarity, VS = 1 - ||A| - |B|| / (|A| + |B|), in [0, 1]; it ignores where the masks are."""
+    """Volume similarity, VS = 1 - ||A| - |B|| / (|A| + |B|), in [0, 1], of Taha and Hanbury (2015).
+
+    It ignores where the masks are.
+    """
     prediction, target = _as_masks(prediction, target)
     a, b = np.count_nonzero(prediction), np.count_nonzero(target)
     return float(1 - abs(a - b) / (a + b)) if a + b else math.nan
 
 
+def normalized_surface_dice(
+    prediction: Mask, target: Mask, tolerance: float, spacing: Sequence[float] | None = None
+) -> float:
+    """NSD = (|a in dA: d(a, dB) <= tolerance| + |b in dB: d(b, dA) <= tolerance|) / (|dA| + |dB|), in [0, 1].
+
+    Surfaces are counted in voxels, as in MONAI's compute_surface_dice (use_subvoxels=False) and in Metrics Reloaded.
+    The tolerance is in mm or voxels. 0 where exactly one mask is empty.
+    """
+    return _part_within(_surface_distances(_surfaces(prediction, target), spacing), tolerance)
+
+
 def mean_surface_distance(prediction: Mask, target: Mask, spacing: Sequence[float] | None = None) -> float:
     """Mean surface distance, MSD = (sum over dA of d(a, dB) + sum over dB of d(b, dA)) / (|dA| + |dB|), mm or voxels.
 
-    Symmetric and pooled. The average symmetric surface distance (ASSD) of Heimann et al. (2009), of CHAOS and of
-    medpy >= 0.5.2 is the same quantity, so it is another name for this function.
+    Symmetric and pooled. The average symmetric surface distance (ASSD) of Heimann et al. (2009), of CHAOS, of Metrics
+    Reloaded and of medpy >= 0.5.2 is the same quantity, so it is another name for this function.
     """
-    return _mean(_surface_distances(_surfaces(prediction, target), spacing))
+    return _mean(_surface_distances(_surfaces(prediction, target), spacing).pooled)
 
 
 average_symmetric_surface_distance = mean_surface_distance
@@ -92,22 +128,53 @@ average_symmetric_surface_distance = mean_surface_distance
 def hausdorff_distance(
     prediction: Mask, target: Mask, spacing: Sequence[float] | None = None, percentile: float = 95
 ) -> float:
-    """The percentile of the distances from dA to dB and from dB to dA, pooled, in mm or voxels; 100: the maximum.
+    """The larger of two percentiles: of d(a, dB) over dA and of d(b, dA) over dB, in mm or voxels; 100: the maximum.
 
-    Pooling is medpy's HD95. MONAI's is the larger of the two directed percentiles, which is another number.
+    Percentiles lie linearly between two distances, as in MONAI's compute_hausdorff_distance and Metrics Reloaded's
+    measured_hausdorff_distance_perc. DeepMind's compute_robust_hausdorff takes the larger of two, too.
     """
-    return _percentile(_surface_distances(_surfaces(prediction, target), spacing), percentile)
+    return _directed_percentile(_surface_distances(_surfaces(prediction, target), spacing), percentile)
 
 
-def score(prediction: Mask, target: Mask, spacing: Sequence[float] | None = None) -> dict[str, float]:
-    """All metrics of one class of one subject: dsc, vs; msd, assd, hd95 in voxels; with `spacing` also *_mm in mm."""
+def pooled_hausdorff_distance(
+    prediction: Mask, target: Mask, spacing: Sequence[float] | None = None, percentile: float = 95
+) -> float:
+    """The percentile of all d(a, dB) and d(b, dA) together, in mm or voxels; 95 is medpy's hd95, another number."""
+    return _percentile(_surface_distances(_surfaces(prediction, target), spacing).pooled, percentile)
+
+
+def score(
+    prediction: Mask,
+    target: Mask,
+    spacing: Sequence[float] | None = None,
+    tolerance: float = TOLERANCE_MM,
+    shape: Sequence[int] | None = None,
+) -> dict[str, float]:
+    """All metrics of one class of one subject, by the keys of METRICS; those in mm where there is a spacing.
+
+    The tolerance is in mm; in voxels it is one. `shape` is the image's, where the masks are a part of it.
+    """
     values = {"dsc": dice(prediction, target), "vs": volume_similarity(prediction, target)}
     surfaces = _surfaces(prediction, target)
-    units = {"": None} if spacing is None else {"": None, "_mm": spacing}
-    for suffix, unit in units.items():
-        distances = _surface_distances(surfaces, unit)
-        values[f"msd{suffix}"] = values[f"assd{suffix}"] = _mean(distances)
-        values[f"hd95{suffix}"] = _percentile(distances, 95)
+    size = np.array(np.shape(target) if shape is None else shape)
+    values |= _surface_scores(_surface_distances(surfaces, None), 1, float(np.linalg.norm(size)))
+    if spacing is not None:
+        distances = _surface_distances(surfaces, spacing)
+        in_mm = _surface_scores(distances, tolerance, float(np.linalg.norm(size * spacing)))
+        values |= {f"{key}_mm": value for key, value in in_mm.items()}
+    return values
+
+
+def _surface_scores(distances: SurfaceDistances, tolerance: float, diagonal: float) -> dict[str, float]:
+    """The metrics of the surfaces in one unit."""
+    values = {
+        "nsd": _part_within(distances, tolerance),
+        "msd": _mean(distances.pooled),
+        "hd95": _directed_percentile(distances, 95),
+        "hd95_pooled": _percentile(distances.pooled, 95),
+    }
+    for key in ("msd", "hd95"):
+        values[f"{key}_worst"] = diagonal if distances.one_is_missing else values[key]
     return values
 
 
@@ -116,65 +183,93 @@ def score_subject(
     target: NDArray[np.integer],
     class_names: Sequence[str],
     spacing: Sequence[float] | None = None,
+    regions: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    tolerances: Mapping[str, float] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-    """One row per foreground class: class, missed (in the truth only), spurious (in the prediction only), `score`'s.
+    """One row per foreground class, then one per region: class, missed (in the truth only), spurious, `score`'s.
 
     prediction and target hold class indices, in arrays of one shape; class_names[0] is the background, not scored.
+    Regions are names of several classes each, scored as one class. Where there are any, "region" says of each row
+    whether it is a region's. `tolerances` are the NSD's in mm by class or region; TOLERANCE_MM for the others.
     """
     _check_shapes(prediction, target)
     if prediction.ndim == 3 and len(prediction) == 1:  # a slice has no face above and below
         prediction, target = prediction[0], target[0]
-        spacing = spacing and spacing[1:]
+        spacing = None if spacing is None else spacing[1:]
     both = np.stack([prediction, target])
     if both.size and not (both.min() >= 0 and both.max() < len(class_names)):
         raise ValueError(f"labels from {both.min()} to {both.max()} with {len(class_names)} class names")
+    classes = list(class_names[1:])
+    scored = [(name, [k], False) for k, name in enumerate(classes, 1)]
+    scored += [(name, [classes.index(part) + 1 for part in parts], True) for name, parts in regions.items()]
     # One pass finds the box of every class in either volume; None is a class in neither.
-    boxes = ndimage.find_objects(both, max_label=len(class_names) - 1)
+    boxes = ndimage.find_objects(both, max_label=len(classes))
     rows = []
-    for k, (name, box) in enumerate(zip(class_names[1:], boxes, strict=False), 1):
-        inside = box[1:] if box else np.s_[:0]
-        a, b = prediction[inside] == k, target[inside] == k
+    for name, indices, is_region in scored:
+        inside = _union([boxes[k - 1] for k in indices])[1:]
+        belongs = np.isin(np.arange(len(class_names)), indices)
+        a, b = belongs[prediction[inside]], belongs[target[inside]]
         found, present = bool(a.any()), bool(b.any())
-        rows.append({
-            "class": name, "missed": present and not found, "spurious": found and not present, **score(a, b, spacing)
-        })  # fmt: skip
+        row = {"class": name, "region": is_region} if regions else {"class": name}
+        row |= {"missed": present and not found, "spurious": found and not present}
+        rows.append(row | score(a, b, spacing, tolerances.get(name, TOLERANCE_MM), prediction.shape))
     return rows
+
+
+def _union(boxes: Sequence[tuple[slice, ...] | None]) -> tuple[slice, ...]:
+    """The smallest box around boxes; an empty one where all are None."""
+    known = [box for box in boxes if box]
+    if not known:
+        return np.s_[:0, :0]
+    return tuple(slice(min(s.start for s in sides), max(s.stop for s in sides)) for sides in zip(*known, strict=True))
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means and sample standard deviations (n - 1; NaN for n = 1) over subjects, of rows {subject, class, metrics}.
 
-    Returns {"per_class": {class: {metric: {"mean", "std", "n"}, ..., "missed": int, "spurious": int}},
-    "overall": {metric: {"mean", "std", "n"}}, "subjects": int}. Metrics are the keys with float values. "overall" is
-    over the subjects' means over classes. NaN and absent values are left out; n counts what is in.
+    Returns {"per_class": {class: {metric: {"mean", "std", "n"}, ..., "missed": int, "spurious": int}}, "per_region":
+    the same of regions where there are any, "overall": {metric: {"mean", "std", "n"}}, "subjects": int}. Metrics are
+    the keys with float values. "overall" is over the subjects' means over classes, without regions. NaN and absent
+    values are left out; n counts what is in.
     """
     metrics = _unique(key for row in rows for key, value in row.items() if isinstance(value, float))
 
     def statistics(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         return {metric: _mean_std(row.get(metric, math.nan) for row in rows) for metric in metrics}
 
-    per_class = {}
-    for name in _unique(row["class"] for row in rows):
-        of_class = [row for row in rows if row["class"] == name]
-        counts = {key: sum(row.get(key, False) for row in of_class) for key in ("missed", "spurious")}
-        per_class[name] = statistics(of_class) | counts
+    def by_class(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        parts = {}
+        for name in _unique(row["class"] for row in rows):
+            of_class = [row for row in rows if row["class"] == name]
+            counts = {key: sum(row.get(key, False) for row in of_class) for key in ("missed", "spurious")}
+            parts[name] = statistics(of_class) | counts
+        return parts
+
+    of_regions = [row for row in rows if row.get("region")]
+    of_classes = [row for row in rows if not row.get("region")]
+    summary = {"per_class": by_class(of_classes)}
+    if of_regions:
+        summary["per_region"] = by_class(of_regions)
     subjects = _unique(row["subject"] for row in rows)
-    by_subject = [statistics([row for row in rows if row["subject"] == subject]) for subject in subjects]
+    by_subject = [statistics([row for row in of_classes if row["subject"] == subject]) for subject in subjects]
     means = [{metric: values[metric]["mean"] for metric in metrics} for values in by_subject]
-    return {"per_class": per_class, "overall": statistics(means), "subjects": len(subjects)}
+    return summary | {"overall": statistics(means), "subjects": len(subjects)}
 
 
 def shown_metrics(summary: dict[str, Any]) -> list[Metric]:
     """The metrics that a table of `summarize`'s values shows.
 
     Distances are in mm where all subjects have a spacing, else in voxels, or in pixels where the summary has
-    "per_image", as it does for subjects that are single images without a spacing.
+    "per_image", as it does for subjects that are single images without a spacing. Their worst case is shown where a
+    class or region was missed or spurious; elsewhere it is the same.
     """
     overall = summary["overall"]
     # A mean in mm over some of the subjects must not stand for all of them.
-    all_in_mm = "msd_mm" in overall and overall["msd_mm"]["n"] == overall["msd"]["n"]
-    without_mm = IN_PIXELS if summary.get("per_image") else IN_VOXELS
-    return [metric for metric in (IN_MM if all_in_mm else without_mm) if metric.key in overall]
+    in_mm = [key for key in ("nsd", "msd") if f"{key}_mm" in overall]
+    all_in_mm = bool(in_mm) and all(overall[f"{key}_mm"]["n"] == overall[key]["n"] for key in in_mm)
+    unit = "mm" if all_in_mm else "pixels" if summary.get("per_image") else "voxels"
+    worst_case = any(part["missed"] or part["spurious"] for part in _parts(summary).values())
+    return [metric for metric in metrics_in(unit, worst_case) if metric.key in overall]
 
 
 def mean_title(classes: Iterable[str]) -> str:
@@ -186,21 +281,40 @@ def mean_title(classes: Iterable[str]) -> str:
 
 
 def format_table(summary: dict[str, Any], width: int = 80) -> str:
-    """`summary` as text: a line per class and one of the overall means, in the metrics' units.
+    """`summary` as text: a line per class, one of the means over classes, and one per region, in the metrics' units.
 
-    n is the number of subjects in the DSC.
+    The blocks are overlaps; distances with the number of subjects where the class was found, missed and spurious; and
+    where a class was, distances in the worst case.
     """
-    overall = summary["overall"]
     shown = shown_metrics(summary)
-    rows = [["class", "n", *(metric.title for metric in shown)]]
-    for name, statistics in (*summary["per_class"].items(), (mean_title(summary["per_class"]), overall)):
-        count = str(statistics["dsc"]["n"]) if "dsc" in statistics else ""
-        rows.append([name, count, *(_format_cell(statistics[metric.key], metric.scale) for metric in shown)])
-    lines = _align(rows, width)
-    notes = [text for text in (_count_note(summary, kind) for kind in ("missed", "spurious")) if text]
-    if notes:
-        lines += textwrap.wrap(f"{'; '.join(notes)} (left out of the distance means)", width)
+    overlaps = [metric for metric in shown if metric.unit == "%"]
+    worst = [metric for metric in shown if metric.key.startswith(SHOWN_WORST_CASE)]
+    distances = [metric for metric in shown if metric not in overlaps and metric not in worst]
+    lines = _format_block(summary, overlaps, {"n": "dsc"}, width)
+    lines += [
+        "",
+        *_format_block(summary, distances, {"found": "msd", "missed": "missed", "spurious": "spurious"}, width),
+    ]
+    if worst:
+        lines += ["", *_format_block(summary, worst, {"n": worst[0].key}, width)]
+        note = "Worst case: where truth or prediction lacks a class, its distance is the diagonal of the image."
+        lines += textwrap.wrap(note, width)
     return "\n".join(lines)
+
+
+def _parts(summary: dict[str, Any]) -> dict[str, Any]:
+    """The statistics of classes and regions by name."""
+    return summary["per_class"] | summary.get("per_region", {})
+
+
+def _format_block(summary: dict[str, Any], metrics: list[Metric], counts: dict[str, str], width: int) -> list[str]:
+    """A table of metrics as lines. `counts` are columns before them: title -> key of what is counted."""
+    rows = [["class", *counts, *(metric.title for metric in metrics)]]
+    mean = {mean_title(_parts(summary)): summary["overall"]}
+    for name, statistics in (summary["per_class"] | mean | summary.get("per_region", {})).items():
+        cells = [_format_count(statistics.get(key, "")) for key in counts.values()]
+        rows.append([name, *cells, *(_format_cell(statistics[metric.key], metric.scale) for metric in metrics)])
+    return _align(rows, width)
 
 
 def _align(rows: list[list[str]], width: int) -> list[str]:
@@ -217,12 +331,6 @@ def _align(rows: list[list[str]], width: int) -> list[str]:
     return lines
 
 
-def _count_note(summary: dict[str, Any], kind: str) -> str:
-    """How often each class was missed or spurious; an empty text where none was."""
-    counts = [f"{name} {values[kind]}" for name, values in summary["per_class"].items() if values[kind]]
-    return f"{kind}: {', '.join(counts)}" if counts else ""
-
-
 def _check_shapes(prediction: NDArray[Any], target: NDArray[Any]) -> None:
     if np.shape(prediction) != np.shape(target):
         raise ValueError(f"shapes differ: prediction {np.shape(prediction)}, target {np.shape(target)}")
@@ -233,28 +341,70 @@ def _as_masks(prediction: NDArray[Any], target: NDArray[Any]) -> tuple[Mask, Mas
     return np.asarray(prediction).astype(bool, copy=False), np.asarray(target).astype(bool, copy=False)
 
 
-def _surfaces(prediction: Mask, target: Mask) -> tuple[Mask, Mask]:
-    """The surface voxels of both masks, on the bounding box of their union."""
-    masks = _as_masks(prediction, target)
-    # Exact: outside the box there is neither a mask to erode nor a surface voxel to be near to.
-    (box,) = ndimage.find_objects((masks[0] | masks[1]).astype(np.uint8), max_label=1)
-    cropped = (mask[box] if box else mask for mask in masks)
-    a, b = (mask & ~ndimage.binary_erosion(mask, border_value=0) for mask in cropped)
-    return a, b
+class Surface(NamedTuple):
+    """Where the surface voxels of a mask are."""
+
+    points: NDArray[np.intp]
+    """(voxels, axes)"""
+    shared: NDArray[np.bool_]
+    """(voxels,): those that are surface voxels of the other mask, too."""
 
 
-def _surface_distances(surfaces: tuple[Mask, Mask], spacing: Sequence[float] | None) -> NDArray[np.float64]:
-    """The distance of each surface voxel to the nearest one of the other surface, both directions; empty if a mask is.
+def _surfaces(prediction: Mask, target: Mask) -> tuple[Surface, Surface]:
+    """The surfaces of both masks."""
+    a, b = (mask & ~ndimage.binary_erosion(mask, border_value=0) for mask in _as_masks(prediction, target))
+    return Surface(np.argwhere(a), b[a]), Surface(np.argwhere(b), a[b])
 
-    Distances are between voxel centers, (|dA| + |dB|,), in the unit of `spacing`.
-    """
+
+class SurfaceDistances(NamedTuple):
+    """The distances of surface voxels to the other surface, in one unit; both empty where a mask is."""
+
+    to_target: NDArray[np.float64]
+    """(|dA|,)"""
+    to_prediction: NDArray[np.float64]
+    """(|dB|,)"""
+    one_is_missing: bool
+    """Exactly one mask is empty."""
+
+    @property
+    def pooled(self) -> NDArray[np.float64]:
+        """(|dA| + |dB|,)"""
+        return np.concatenate([self.to_target, self.to_prediction])
+
+
+def _surface_distances(surfaces: tuple[Surface, Surface], spacing: Sequence[float] | None) -> SurfaceDistances:
+    """The distances between two surfaces in the unit of `spacing`."""
     a, b = surfaces
-    if spacing is not None and not (np.shape(spacing) == (a.ndim,) and all(0 < size < math.inf for size in spacing)):
-        raise ValueError(f"spacing {spacing}: expected {a.ndim} positive numbers, one per axis")
-    if not (a.any() and b.any()):
-        return np.empty(0)
-    to_b, to_a = (ndimage.distance_transform_edt(~surface, spacing) for surface in (b, a))
-    return np.concatenate([to_b[a], to_a[b]])
+    axes = a.points.shape[1]
+    if spacing is None:
+        spacing = np.ones(axes)
+    elif not (np.shape(spacing) == (axes,) and all(0 < size < math.inf for size in spacing)):
+        raise ValueError(f"spacing {spacing}: expected {axes} positive numbers, one per axis")
+    if not (len(a.points) and len(b.points)):
+        return SurfaceDistances(np.empty(0), np.empty(0), one_is_missing=len(a.points) != len(b.points))
+    return SurfaceDistances(_distances(a, b, spacing), _distances(b, a, spacing), one_is_missing=False)
+
+
+def _distances(surface: Surface, other: Surface, spacing: Sequence[float]) -> NDArray[np.float64]:
+    """The distance of each voxel of `surface` to the nearest one of the other."""
+    distances = np.zeros(len(surface.points))
+    apart = ~surface.shared
+    tree = KDTree(other.points * spacing, leafsize=32, balanced_tree=False)
+    distances[apart], _ = tree.query(surface.points[apart] * spacing)
+    return distances
+
+
+def _part_within(distances: SurfaceDistances, tolerance: float) -> float:
+    """The part of both surfaces that is within the tolerance of the other."""
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance {tolerance}: expected a number from 0")
+    if distances.one_is_missing:
+        return 0.0
+    return _mean(distances.pooled <= tolerance * (1 + ROUNDING))
+
+
+def _directed_percentile(distances: SurfaceDistances, percentile: float) -> float:
+    return max(_percentile(distances.to_target, percentile), _percentile(distances.to_prediction, percentile))
 
 
 def _mean(values: NDArray[np.float64]) -> float:
@@ -273,6 +423,11 @@ def _mean_std(values: Iterable[float]) -> dict[str, float]:
     known = np.array([value for value in values if not math.isnan(value)])
     std = float(known.std(ddof=1)) if known.size > 1 else math.nan
     return {"mean": _mean(known), "std": std, "n": known.size}
+
+
+def _format_count(counted: dict[str, float] | int | str) -> str:
+    """A number, or the n of a metric's statistics."""
+    return str(counted["n"] if isinstance(counted, dict) else counted)
 
 
 def _format_cell(statistics: dict[str, float], scale: float) -> str:

@@ -11,22 +11,23 @@ from __future__ import annotations
 import shlex
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from data.folder import open_data
+from data.folder import check_groups, open_data
 from data.preparation import Preparation
 from data.sources import Source
 from data.sources.chaos import ChaosCT, ChaosMR
-from data.sources.nifti import find_brats, find_hvsmr, find_msd, find_pairs, read_msd_description
+from data.sources.nifti import brats_regions, find_brats, find_hvsmr, find_msd, find_pairs, read_msd_description
 from data.sources.pictures import find_pictures
-from data.splits import PAPER_SEED, PROTOCOLS, Split, fold_split, random_splits, read_split, split_counts
+from data.splits import PAPER_SEED, PROTOCOLS, Split, fold_splits, random_splits, read_groups, read_split, split_counts
 from data.writer import Plan, describe, write_data
 from reporting.figures import harmless, save_contact_sheet
-from utils import InputError, OptionError, user_errors, write_json
+from utils import InputError, OptionError, errors_begin, user_errors, write_json
 
 CHAOS_LICENCE = "CC BY-NC-SA 4.0; Kavur et al., CHAOS, doi 10.5281/zenodo.3431873"
 
@@ -51,6 +52,9 @@ class Options(ABC):
     """Or: the paper's split, see experiments/splits/."""
     seed: int = 0
     """Seed of --split and --folds."""
+    groups: str = ""
+    """Which subjects are of one patient, to keep them in one split: a .json file, {"001": "patient 1", "002":
+    "patient 1"}, or a regular expression with the patient in parentheses, such as '(patient[0-9]+)_.*'."""
     size: int | None = None
     """Crop or pad slices about their center to this many rows and columns; by default they keep their size."""
     skip_bad: bool = False
@@ -71,11 +75,18 @@ class Options(ABC):
             raise InputError("give one of --split_file FILE, --split TRAIN,VAL,TEST, --folds N or --protocol paper")
         preparation = self.preparation()
         source = self.find()
-        split, all_splits = self._choose_split(source.subjects())
+        groups = read_groups(self.groups, source.subjects()) if self.groups else {}
+        split, all_splits = self._choose_split(source, groups)
         subjects = [subject for of_split in split.values() for subject in of_split]
         command = shlex.join(["prepare.py", *sys.argv[1:]])
         description = {"name": self.title, "licence": self.licence_text, "command": command}
         classes = source.classes(subjects, self.skip_bad)
+        description |= self.scoring(source, classes)
+        if groups:
+            description["groups"] = {subject: groups[subject] for subject in subjects if subject in groups}
+            print(
+                f"{len(subjects)} subjects are of {len({groups.get(subject, subject) for subject in subjects})} groups"
+            )
         plan = Plan(source, split, preparation, classes, description, self.skip_bad)
 
         def complete(folder: Path) -> None:
@@ -92,25 +103,38 @@ class Options(ABC):
     def preparation(self) -> Preparation:
         """How scans become slices."""
 
-    def _choose_split(self, subjects: list[str]) -> tuple[Split, list[Split]]:
+    def scoring(self, source: Source, classes: Mapping[int, str]) -> dict[str, Any]:
+        """What dataset.json says of how classes are scored: regions."""
+        regions = brats_regions(classes.values())
+        return {"regions": regions} if regions else {}
+
+    def _choose_split(self, source: Source, groups: dict[str, str]) -> tuple[Split, list[Split]]:
         """The split that was asked for, and all splits of the protocol or the folds."""
         if self.split_file is not None:
-            return read_split(self.split_file), []
-        splits = self._all_splits(subjects)
+            split = read_split(self.split_file)
+            with errors_begin(self.split_file):
+                check_groups(split, groups)
+            return split, []
+        splits = self._all_splits(source, groups)
         if not 1 <= self.fold <= len(splits):
             raise InputError(f"--fold {self.fold}: there are {len(splits)} splits, numbered from 1")
         return splits[self.fold - 1], splits
 
-    def _all_splits(self, subjects: list[str]) -> list[Split]:
+    def _all_splits(self, source: Source, groups: dict[str, str]) -> list[Split]:
         """All splits of the folds, of --split or of the protocol."""
+        subjects = source.subjects()
         if self.folds is not None:
-            return [fold_split(subjects, k, self.folds, self.seed) for k in range(1, self.folds + 1)]
+            return fold_splits(subjects, self.folds, self.seed, groups, source.classes_of(subjects, self.skip_bad))
         if self.split:
-            return random_splits(subjects, split_counts(self.split), 1, self.seed)
+            return random_splits(subjects, split_counts(self.split), 1, self.seed, groups)
         if self.key not in PROTOCOLS:
             raise OptionError(f"protocol paper: the paper has none for {self.key}, only for {', '.join(PROTOCOLS)}")
         counts, repeats = PROTOCOLS[self.key]
-        return random_splits(subjects, counts, repeats, PAPER_SEED)
+        splits = random_splits(subjects, counts, repeats, PAPER_SEED)
+        for split in splits:
+            with errors_begin("--protocol paper"):
+                check_groups(split, groups)
+        return splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +290,10 @@ class Png(NamedOptions):
 
     def preparation(self) -> Preparation:
         return Preparation(size=self.size, normalize="none")
+
+    def scoring(self, source: Source, classes: Mapping[int, str]) -> dict[str, Any]:
+        tables = source.labels.to_dict() if source.labels else {}
+        return {key: tables[key] for key in ("regions", "tolerances") if key in tables}
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The page of a run, or of several: one HTML file that needs no network; and figures for a paper.
 
-python report.py runs/001-paper                        writes its report.html again
-python report.py runs/001-paper runs/002-paper         a page that compares runs, compared/report.html
-python report.py RUN [RUN...] --figure DIR             qualitative grid and box plots as PDF and PNG
+python report.py runs/001-paper                              writes its report.html again
+python report.py "Ours=runs/a,runs/b" "U-Net=runs/c,runs/d"  a page that compares rows of runs, compared/report.html
+python report.py ROW [ROW...] --figure DIR                   qualitative grid and box plots as PDF and PNG
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import tyro
 
+from experiments.results import parse_rows
 from reporting.comparison import write_comparison
 from reporting.paper import write_figures
 from reporting.run_page import write_page
@@ -23,8 +24,10 @@ from utils import InputError, user_errors
 class Options:
     """Write the page of a run again, a page that compares several, or figures for a paper."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders. The first of several is what the others are compared with."""
+    rows: tyro.conf.Positional[tuple[str, ...]]
+    """Run folders of main.py or evaluate.py, or rows of them: "NAME=folder,folder" for folds and seeds."""
+    against: str | None = None
+    """The row that the others are compared with; otherwise the first."""
     figure: Path | None = None
     """Write figures for a paper to this folder, and no page."""
     out: Path = Path("compared")
@@ -35,20 +38,22 @@ class Options:
 
 def main(options: Options) -> None:
     """Write what the options ask for, and name it."""
-    if not options.runs:
-        raise InputError("no runs; name run folders of main.py")
+    rows = parse_rows(options.rows)
+    if not rows:
+        raise InputError("no runs; name run folders of main.py or evaluate.py")
     if options.figure:
-        written = write_figures(options.runs, options.figure, options.device)
-    elif len(options.runs) > 1:
-        written = [write_comparison(options.runs, options.out)]
+        written = write_figures(rows, options.figure, options.device, options.against)
+    elif options.against or len(rows) > 1 or len(rows[0].folders) > 1:
+        written = [write_comparison(rows, options.out, options.against)]
     else:
-        written = [write_again(options.runs[0], options.device)]
+        written = [write_again(rows[0].folders[0], options.device)]
     print(f"Written: {', '.join(map(str, written))}")
 
 
 def write_again(folder: Path, device: str) -> Path:
     """The page of a run, with its slices where they can still be segmented."""
-    run_config(folder)
+    if not (folder / "evaluation.json").exists():
+        run_config(folder)
     try:
         segmented, model = segment_run(folder, device)
     except InputError as error:

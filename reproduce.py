@@ -3,14 +3,15 @@
 python reproduce.py III-chaos --data DIR                  every row of Table III's CHAOS half
 python reproduce.py I --data DIR --folds 5 --epochs 100   on five folds of all subjects in DIR
 python reproduce.py VIII                                  parameter counts, without any training
-python reproduce.py compare runs/001-paper runs/002-paper the same table and tests for runs of your own
+python reproduce.py I --data DIR --row "Mine: --model unet" --rows "nnU-Net=runs/nnunet"   with rows of your own
+python reproduce.py compare "Mine=runs/a,runs/b" runs/c   the same table and tests for runs of your own
 """
 
 from __future__ import annotations
 
-import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +20,8 @@ import tyro
 
 from config import GROUP_OF, parse_config
 from data.dataset import natural
-from data.folder import Identity, open_data
-from data.splits import Split, fold_split, random_splits, split_counts
+from data.folder import DataFolder, Identity, open_data
+from data.splits import Split, fold_splits, random_splits, read_groups, read_split, split_counts
 from experiments.formats import (
     latex,
     markdown,
@@ -30,16 +31,16 @@ from experiments.formats import (
     plain,
 )
 from experiments.launching import Run, check, run_all, submit_all
-from experiments.results import Result, read_result
-from experiments.rows import IDENTITY, ROWS
+from experiments.results import merged_groups, parse_rows, read_result
+from experiments.rows import IDENTITY, ROWS, field_of, own_rows, slug
 from experiments.tables import PAPER, Table
-from metrics import BY_NAME
 from models import build_model, check_network
 from reporting.figures import harmless, save_boxes, save_curves
 from training.checkpoint import content_of, load_checkpoint
 from training.setup import open_data_of
 from utils import (
     InputError,
+    errors_begin,
     lock_folder,
     make_folder,
     read_json,
@@ -72,10 +73,24 @@ class Options:
     """So many splits by --split, each with other test subjects."""
     split_seed: int = 0
     """Seed of --folds and --split."""
+    split_files: str = ""
+    """Folds of your own: split files, separated by commas."""
+    groups: str = ""
+    """Subjects that --folds and --split keep together, such as those of a patient, beside the groups of dataset.json: a
+    JSON file {"subject": "group"}, or a regular expression whose one pair of brackets holds the group in each subject's
+    name."""
+    seeds: str = ""
+    """Train each row on each fold with each of these seeds, such as 0,1,2."""
     only: str = ""
     """Rows, separated by commas; the others are left out."""
-    jobs: int = 1
-    """Trainings at the same time; they share the visible GPUs, or the cores."""
+    row: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A row of your own, trained as the others: "NAME: FLAGS", such as "Mine: --model unet --backbone resnet18"."""
+    rows: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """Finished runs beside the table's rows: "NAME=folder,folder"."""
+    against: str | None = None
+    """The row that the others are tested against; by default MS-Dual-Guided, or the last where that is left out."""
+    jobs: int | None = None
+    """Trainings at the same time; they share the visible GPUs, or the cores. By default one; with --slurm all."""
     slurm: str | None = None
     """Train as SLURM jobs, with these options of submitit: "timeout_min=1440 gpus_per_node=1 slurm_partition=gpu"."""
 
@@ -87,6 +102,8 @@ class Fold:
     name: str
     data: Path
     split_file: Path | None
+    groups: dict[str, str]
+    """Subject -> group, by which the fold was split."""
 
 
 def reproduce(options: Options, flags: list[str]) -> None:
@@ -95,22 +112,28 @@ def reproduce(options: Options, flags: list[str]) -> None:
         return write_parameters(options.out)
     if not options.data:
         raise InputError("--data: name a prepared data set (prepare.py makes one), such as --data dataset")
-    if options.jobs < 1:
+    if options.jobs is not None and options.jobs < 1:
         raise InputError(f"--jobs {options.jobs}: must be at least 1")
+    rows = table_rows(options)
+    given = given_runs(options, rows)
     folder = options.out / f"table-{options.table}"
     make_folder(folder)
     lock_folder(options.out)
-    runs = plan_runs(options, flags)
+    each = folds(options)
+    groups = merged_groups([fold.groups for fold in each])
+    runs = plan_runs(options, rows, each, flags)
+    _check_given(given, runs)
     to_go_on = [run for run in runs if check(run)]
     check_data(runs)
     for run in to_go_on:
         (run.folder / "test.json").unlink(missing_ok=True)  # no longer finished
+    runs += given
     manifest = folder / "manifest.json"
     if options.slurm is None:
-        run_all(runs, manifest, options.jobs)
+        run_all(runs, manifest, options.jobs or 1)
     else:
         submit_all(runs, manifest, options.jobs, slurm_options(options.slurm))
-    write_table(options.table, [run for run in runs if run.finished()], folder)
+    write_table(options, [run for run in runs if run.finished()], folder, groups)
     unlock_folder(options.out)
     failed = [run for run in runs if not run.finished()]
     for run in failed:
@@ -119,17 +142,59 @@ def reproduce(options: Options, flags: list[str]) -> None:
         raise SystemExit(1)
 
 
-def plan_runs(options: Options, flags: list[str]) -> list[Run]:
-    """Every row of the table on every fold. Raises InputError for flags that no network takes."""
-    each = folds(options)
+def table_rows(options: Options) -> dict[str, list[str]]:
+    """The rows to train and their flags: those of the table, and one's own."""
+    of_runs = {"data", "out", "resume", "split_file"}
+    if options.seeds:
+        of_runs.add("seed")
+    return {row: ROWS[row] for row in chosen_rows(options)} | own_rows(options.row, of_runs)
+
+
+def given_runs(options: Options, rows: Collection[str]) -> list[Run]:
+    """The finished runs of --rows. Raises InputError for what cannot stand in the table."""
+    found = []
+    for row in parse_rows([text for texts in options.rows for text in texts]):
+        if row.name in {*ROWS, *rows}:
+            raise InputError(f"--rows {row.name}: a row that is trained has this name; give it another")
+        read_result(row.name, row.folders)
+        found += [Run(row.name, folder.name, folder, []) for folder in row.folders]
+    names = [*rows, *(run.row for run in found)]
+    if options.against is not None and options.against not in names:
+        raise InputError(f"--against {options.against}: no row has this name; there are {', '.join(names)}")
+    return found
+
+
+def _check_given(given: list[Run], runs: list[Run]) -> None:
+    trained = {run.folder.resolve(): run.row for run in runs}
+    for run in given:
+        if run.folder.resolve() in trained:
+            raise InputError(f"--rows {run.folder}: is a run of the row {trained[run.folder.resolve()]} already")
+
+
+def plan_runs(options: Options, rows: dict[str, list[str]], each: list[Fold], flags: list[str]) -> list[Run]:
+    """Every row on every fold with every seed. Raises InputError for flags that no network takes."""
     runs = []
-    for row in chosen_rows(options):
+    for row, own in rows.items():
         for fold in each:
-            folder = options.out / "runs" / slug(row) / fold.name
-            run = Run(row, fold.name, folder, _flags(row, fold, flags))
-            check_network(parse_config(run.flags).network)
-            runs.append(run)
+            for seed in training_seeds(options.seeds):
+                name = fold.name if seed is None else f"{fold.name}-training-seed-{seed}"
+                split = ["--split_file", str(fold.split_file)] if fold.split_file else []
+                of_seed = [] if seed is None else ["--seed", str(seed)]
+                # The row's own flags come last, so that no flag for all rows changes what a row is.
+                of_run = [*flags, "--data", str(fold.data), *split, *of_seed, *own]
+                check_network(parse_config(of_run).network)
+                runs.append(Run(row, name, options.out / "runs" / slug(row) / name, of_run))
     return runs
+
+
+def training_seeds(text: str) -> list[int | None]:
+    """ "0,1,2" -> [0, 1, 2]; None for the seed of main.py."""
+    parts = [part.strip() for part in text.split(",")]
+    if not text:
+        return [None]
+    if not all(part.isdecimal() for part in parts) or len(set(map(int, parts))) < len(parts):
+        raise InputError(f"--seeds {text}: must be different whole numbers, such as 0,1,2")
+    return [int(part) for part in parts]
 
 
 def check_data(runs: list[Run]) -> None:
@@ -163,56 +228,71 @@ def chosen_rows(options: Options) -> list[str]:
 
 def folds(options: Options) -> list[Fold]:
     """What each row is trained on. Writes the split files that it needs."""
-    if options.folds and options.split:
-        raise InputError("--folds and --split: choose one of the two")
+    anew = bool(options.folds or options.split)
+    if sum(map(bool, (options.folds, options.split, options.split_files))) > 1:
+        raise InputError("--folds, --split and --split_files: choose one of them")
     if options.folds < 0 or options.repeats < 1:
         raise InputError(f"--folds {options.folds}, --repeats {options.repeats}: must be at least 0 and 1")
+    if options.groups and not anew:
+        raise InputError('--groups: needs --folds or --split; other splits follow the "groups" of dataset.json')
     several = len(options.data) > 1
+    if several and options.split_files:
+        raise InputError("--split_files: needs one data set")
     found = []
     for number, data in enumerate(options.data, 1):
-        slices = open_data(data).splits.values()  # any mistake in the data shows here, not in every run
         name = f"{number}-{data.resolve().name}" if several else data.resolve().name
-        if options.folds or options.split:
-            subjects = sorted({item.subject for split in slices for item in split}, key=natural)
-            found += _split_folds(options, data, name, subjects)
-        else:
-            found.append(Fold(name, data, None))
+        if options.split_files:
+            found += _own_folds(options, data, name)
+            continue
+        opened = open_data(data, whole_groups=not anew)  # any mistake in the data shows here, not in every run
+        found += _split_folds(options, data, name, opened) if anew else [Fold(name, data, None, opened.groups)]
     return found
 
 
-def _split_folds(options: Options, data: Path, name: str, subjects: list[str]) -> list[Fold]:
+def _own_folds(options: Options, data: Path, name: str) -> list[Fold]:
+    """A fold for each of --split_files, named after it. Raises InputError for one that is none of this data set."""
+    paths = [Path(part.strip()) for part in options.split_files.split(",")]
+    found = []
+    for path in paths:
+        if [other.stem for other in paths].count(path.stem) > 1:
+            raise InputError(f"--split_files {path}: two of them have this name; runs are named after it, rename one")
+        split = read_split(path)
+        with errors_begin(path):
+            opened = open_data(data, subjects=split)
+        found.append(Fold(f"{name}-{path.stem}", data, path, opened.groups))
+    return found
+
+
+def _split_folds(options: Options, data: Path, name: str, opened: DataFolder) -> list[Fold]:
     """The folds of a data set by --folds or --split, each with its split file. Raises InputError."""
-    kind, splits = _splits(options, subjects)
+    subjects = sorted({item.subject for split in opened.splits.values() for item in split}, key=natural)
+    groups = opened.groups
+    if options.groups:
+        more = read_groups(options.groups, subjects)
+        with errors_begin(f"--groups {options.groups}"):
+            groups = merged_groups([groups, more])
+    kind, splits = _splits(options, subjects, groups, opened.classes_of())
     found = []
     for k, split in enumerate(splits, 1):
         of_fold = f"{name}-{kind}-{k}-of-{len(splits)}-seed-{options.split_seed}"
         path = options.out / "splits" / f"{of_fold}.json"
         if path.exists() and read_json(path) != split:
-            raise InputError(f"{path}: {data} has other subjects now than it was split for; choose another --out")
+            raise InputError(f"{path}: was split from other subjects or groups than {data} has; choose another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, split)
-        found.append(Fold(of_fold, data, path))
+        found.append(Fold(of_fold, data, path, groups))
     return found
 
 
-def _splits(options: Options, subjects: list[str]) -> tuple[str, list[Split]]:
+def _splits(
+    options: Options, subjects: list[str], groups: dict[str, str], classes: dict[str, set[int]]
+) -> tuple[str, list[Split]]:
     """What kind of splits it is, for names, and the splits."""
     seed = options.split_seed
     if options.folds:
-        return "fold", [fold_split(subjects, k, options.folds, seed) for k in range(1, options.folds + 1)]
+        return "fold", fold_splits(subjects, options.folds, seed, groups, classes)
     counts = split_counts(options.split)
-    return f"split-{'-'.join(map(str, counts))}", random_splits(subjects, counts, options.repeats, seed)
-
-
-def _flags(row: str, fold: Fold, flags: list[str]) -> list[str]:
-    """The row's own flags come last, so that no flag for all rows changes what a row is."""
-    split = ["--split_file", str(fold.split_file)] if fold.split_file else []
-    return [*flags, "--data", str(fold.data), *split, *ROWS[row]]
-
-
-def slug(name: str) -> str:
-    """A row's name as a folder: "PAN (ResNet-34)" -> "pan-resnet-34"."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return f"split-{'-'.join(map(str, counts))}", random_splits(subjects, counts, options.repeats, seed, groups)
 
 
 def slurm_options(text: str) -> dict[str, Any]:
@@ -224,27 +304,29 @@ def slurm_options(text: str) -> dict[str, Any]:
     return {name: int(value) if value.isdigit() else value for name, _, value in pairs}
 
 
-def write_table(name: str, runs: list[Run], folder: Path) -> None:
+def write_table(options: Options, runs: list[Run], folder: Path, groups: dict[str, str]) -> None:
     """Write table.md, table.csv, table.tex, boxes.png and curves.png of the finished runs, and print the first."""
     rows: dict[str, list[Path]] = {}
     for run in runs:
         rows.setdefault(run.row, []).append(run.folder)
-    if rows:
-        _write(name, [read_result(row, folders) for row, folders in rows.items()], folder)
+    if not rows:
+        return
+    results = [read_result(row, folders) for row, folders in rows.items()]
+    results = [replace(result, groups=merged_groups([result.groups, groups])) for result in results]
+    against = options.against if options.against in rows else None  # it may have failed
+    _write(Table(options.table, results, against), folder)
 
 
-def _write(name: str, results: list[Result], folder: Path) -> None:
-    if len({tuple(result.classes) for result in results}) > 1:
-        raise InputError(f"{name}: the runs are of data sets with other classes and cannot share a table")
-    table = Table(name, results)
+def _write(table: Table, folder: Path) -> None:
     write_text(folder / "table.md", markdown(table))
     write_csv(folder / "table.csv", table.rows())
     write_text(folder / "table.tex", latex(table))
-    values = {result.name: result.values for result in results}
+    values = {result.name: result.values for result in table.results}
+    labels = [*table.results[0].classes, *table.results[0].regions]
     with harmless(folder / "boxes.png"):
-        save_boxes(folder / "boxes.png", values, results[0].classes, BY_NAME[table.columns[0][1]])
+        save_boxes(folder / "boxes.png", values, labels, table.metrics[0])
     with harmless(folder / "curves.png"):
-        save_curves(folder / "curves.png", {result.name: result.curves for result in results})
+        save_curves(folder / "curves.png", {result.name: result.curves for result in table.results})
     print(f"\n{plain(table)}\n\nWritten to {folder}: table.md, table.csv, table.tex, boxes.png, curves.png")
 
 
@@ -266,10 +348,12 @@ def write_parameters(out: Path) -> None:
 
 @dataclass(frozen=True)
 class Compare:
-    """The table and the tests for any runs."""
+    """The table and the tests for any finished runs."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]
-    """Run folders; the folds of one row separated by commas. The first is what the others are tested against."""
+    """Rows: "NAME=folder,folder", the name where you like; the folders are the folds and seeds of the row."""
+    against: str | None = None
+    """The row that the others are tested against; by default the first."""
     out: Path = Path("compared")
     """Folder for the table."""
 
@@ -277,11 +361,13 @@ class Compare:
 def compare(options: Compare) -> None:
     """Write the table of the runs of one's own."""
     if not options.runs:
-        raise InputError("no runs to compare; name their folders, the reference first")
-    groups = [[Path(name) for name in group.split(",")] for group in options.runs]
-    results = [read_result(str(group[0]), group) for group in groups]
+        raise InputError('no runs to compare; name their folders, such as "Mine=runs/a,runs/b" runs/c')
+    rows = parse_rows(options.runs)
+    table = Table("Comparison", [read_result(row.name, row.folders) for row in rows], options.against)
     make_folder(options.out)
-    _write("Comparison", [*results[1:], results[0]], options.out)
+    folders = [{"row": row.name, "folders": [str(folder) for folder in row.folders]} for row in rows]
+    write_json(options.out / "manifest.json", folders)
+    _write(table, options.out)
 
 
 def main(arguments: list[str]) -> None:
@@ -291,14 +377,12 @@ def main(arguments: list[str]) -> None:
     options, rest = tyro.cli(Options, args=arguments, return_unknown_args=True, use_underscores=True)
     of_each = {"data", "out", "resume", "split_file", "model", "steps", *IDENTITY}
     own = GROUP_OF.keys() - of_each
-    unknown = [flag for flag in rest if flag.startswith("--") and _field(flag) not in own]
+    if options.seeds:
+        own -= {"seed"}
+    unknown = [flag for flag in rest if flag.startswith("--") and field_of(flag) not in own]
     if unknown:
         raise InputError(f"{unknown[0]}: no flag of reproduce.py, and none of main.py that may be given to all rows")
     reproduce(options, rest)
-
-
-def _field(flag: str) -> str:
-    return flag.partition("=")[0].removeprefix("--").replace("-", "_").removeprefix("no_")
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def dice(prediction: np.ndarray, target: np.ndarray) -> float:
 def score(
     prediction: np.ndarray, target: np.ndarray, classes: Iterable[int], spacing: Sequence[float]
 ) -> list[dict[str, float]]:
-    """What `metrics.score_subject` gives, by medpy on the whole volume; each class must be in both volumes."""
+    """What medpy has of `metrics.score_subject`, on the whole volume; each class must be in both volumes."""
     from medpy.metric import binary  # not everywhere where the rest is measured
 
     rows = []
@@ -129,6 +129,6 @@ def score(
         a, b = prediction == k, target == k
         row = {"dsc": binary.dc(a, b), "vs": 1 - abs(int(a.sum()) - int(b.sum())) / (int(a.sum()) + int(b.sum()))}
         for suffix, unit in (("", None), ("_mm", spacing)):
-            row |= {f"assd{suffix}": binary.assd(a, b, unit), f"hd95{suffix}": binary.hd95(a, b, unit)}
+            row |= {f"msd{suffix}": binary.assd(a, b, unit), f"hd95_pooled{suffix}": binary.hd95(a, b, unit)}
         rows.append(row)
     return rows

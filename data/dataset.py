@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from config import AugmentationConfig
 from data.augment import augment
 from data.description import Labels
-from data.png import read_pair
+from data.png import read_image, read_pair
 from utils import InputError
 
 DIGITS = "0123456789"  # not str.isdigit(), which takes those of all scripts
@@ -39,6 +39,8 @@ class Slice(NamedTuple):
     """Channels, rows and columns when it was checked."""
     digest: str = ""
     """Of its pixels and mask when it was checked; see `digest_of`."""
+    classes: tuple[int, ...] = ()
+    """Indices of the classes in its mask when it was checked, without the background."""
 
 
 def digest_of(image: np.ndarray, codes: np.ndarray) -> str:
@@ -82,6 +84,10 @@ class SliceDataset(Dataset):
             rng = np.random.default_rng([self.seed, self.epoch, index])
             image, target = augment(image, target, self.augmentation, rng)
         return torch.from_numpy(image), torch.from_numpy(target.astype(np.int64))
+
+    def picture(self, index: int) -> np.ndarray:
+        """What is shown of a slice, float32 (1 or 3, H, W) in [0, 1]: its first image."""
+        return read_image(self.slices[index].images[0])
 
     def fingerprint(self) -> str:
         """A text that is the same for the same slices only: their names, pixels and masks."""

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from data.geometry import Geometry
+from data.geometry import LONGEST, Geometry
 from data.png import NO_COLOR, RGB, Mask, pack_colors, unpack_color
 from data.preparation import Preparation
-from utils import InputError, errors_begin, read_json
+from utils import InputError, errors_begin, read_json, some
 
 MAX_CLASSES = 256  # targets travel as uint8
 
@@ -26,6 +26,10 @@ class Labels:
     values: tuple[int, ...]
     colors: tuple[int, ...] = ()
     """0xRRGGBB of each class, where masks are read by their colors instead of their codes."""
+    regions: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
+    """Region -> the classes that it joins. Regions are scored beside the classes; no network depends on them."""
+    tolerances: dict[str, float] = field(default_factory=dict, compare=False)
+    """Class or region -> distance in mm that the normalised surface Dice allows, where it is not the usual one."""
 
     @classmethod
     def indexed(cls, names: tuple[str, ...], codes: tuple[int, ...]) -> Labels:
@@ -40,6 +44,10 @@ class Labels:
         }
         if self.colors:
             tables["colors"] = dict(zip(self.names, map(unpack_color, self.colors), strict=True))
+        if self.regions:
+            tables["regions"] = {region: list(members) for region, members in self.regions.items()}
+        if self.tolerances:
+            tables["tolerances"] = dict(self.tolerances)
         return tables
 
     @classmethod
@@ -58,7 +66,9 @@ class Labels:
             raise InputError("values must give each class of labels, in their order, its value in volumes")
         _check_classes(values, "values", "volumes")
         in_order = tuple(colors[name] for name in labels) if colors else ()
-        return cls(tuple(labels), tuple(labels.values()), tuple(values.values()), in_order)
+        regions = _read_regions(content.get("regions", {}), tuple(labels))
+        tolerances = _read_tolerances(content.get("tolerances", {}), (*tuple(labels)[1:], *regions))
+        return cls(tuple(labels), tuple(labels.values()), tuple(values.values()), in_order, regions, tolerances)
 
     def to_classes(self, mask: Mask, path: Path) -> np.ndarray:
         """A mask (H, W) -> class indices uint8 of the same shape.
@@ -93,6 +103,8 @@ class Description:
     """Names of the channels."""
     lost: dict[str, list[str]] = field(default_factory=dict)
     """Subject -> classes of which preparation has left no pixel."""
+    groups: dict[str, str] = field(default_factory=dict)
+    """Subject -> group, such as the patient; a subject that is not named is a group of its own, called as itself."""
 
     def geometry_of(self, subject: str, numbers: Sequence[int], shape: tuple[int, int]) -> Geometry:
         """Where those slices (H, W) of a subject lie. Raises InputError for another size than it says."""
@@ -111,8 +123,12 @@ def read_description(path: Path) -> Description:
         raise InputError(f'{path}: must hold an object such as {{"labels": {{"background": 0, "liver": 63}}}}')
     if "values" in content and "labels" not in content:
         raise InputError(f"{path}: values must give each class of labels, in their order, its value in volumes")
+    for key in ("regions", "tolerances"):
+        if key in content and "labels" not in content and "colors" not in content:
+            raise InputError(f"{path}: {key} names classes; list all classes with their values under labels, too")
     with errors_begin(path):
         labels = Labels.from_dict(content) if "labels" in content or "colors" in content else None
+        groups = parse_groups(content.get("groups", {}))
     preparation = content.get("preparation")
     if preparation is not None:
         with errors_begin(f"{path}: preparation", "; prepare the scans again"):
@@ -122,7 +138,7 @@ def read_description(path: Path) -> Description:
     if not is_list_of_names(channels):
         raise InputError(f'{path}: channels must be a list of names that differ, such as ["flair", "t1"]')
     lost = {subject: entry["lost"] for subject, entry in subjects.items() if is_list_of_names(entry.get("lost"))}
-    return Description(labels, geometry, preparation, tuple(channels), lost)
+    return Description(labels, geometry, preparation, tuple(channels), lost, groups)
 
 
 def is_list_of_names(names: Any) -> bool:
@@ -161,9 +177,46 @@ def refuse_ignore(names: Iterable[str]) -> None:
     for name in names:
         if name.strip().lower() == "ignore":
             raise InputError(
-                f"the label {name!r} marks pixels that nobody annotated, which cannot be left out of the training; "
+                f"the label {name!r} marks pixels that nobody annotated, which cannot be left out of training or test; "
                 "correct the masks to hold a class there, or leave out the subjects that have it, and remove the label"
             )
+
+
+def _read_regions(regions: Any, classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Region -> its classes; `classes` are all, the background first."""
+    if not isinstance(regions, dict) or not all(is_list_of_names(joined) and joined for joined in regions.values()):
+        example = '{"whole tumour": ["edema", "enhancing"]}'
+        raise InputError(f"regions must give each region a list of the classes that it joins, such as {example}")
+    for region, joined in regions.items():
+        if not region.strip() or not region.isprintable():
+            raise InputError(f"regions: the name {region!r} is no printable text; choose another")
+        if region in classes:
+            raise InputError(f"regions: a class is called {region!r}, too; choose another name for the region")
+        for name in joined:
+            if name not in classes[1:]:
+                raise InputError(f"regions: {region!r} joins {name!r}; choose from the classes {some(classes[1:], 20)}")
+    return {region: tuple(joined) for region, joined in regions.items()}
+
+
+def _read_tolerances(tolerances: Any, names: Sequence[str]) -> dict[str, float]:
+    """Class or region -> mm; `names` are all that may have one."""
+    if not isinstance(tolerances, dict) or not all(
+        type(distance) in (int, float) and 0 < distance <= LONGEST for distance in tolerances.values()
+    ):
+        raise InputError('tolerances must give classes or regions a distance above 0 mm, such as {"liver": 2.0}')
+    for name in tolerances:
+        if name not in names:
+            raise InputError(f"tolerances: {name!r} is no class or region; choose from {some(names, 20)}")
+    return {name: float(distance) for name, distance in tolerances.items()}
+
+
+def parse_groups(groups: Any) -> dict[str, str]:
+    """Subject -> group, from JSON. Raises InputError for anything else than texts."""
+    of_text = isinstance(groups, dict) and all(isinstance(group, str) for group in groups.values())
+    if not of_text or not all(group.strip() and group.isprintable() for group in groups.values()):
+        example = '{"001": "patient 1", "002": "patient 1"}'
+        raise InputError(f"groups must give subjects the name of their group, a printable text, such as {example}")
+    return groups
 
 
 def _read_colors(colors: Any) -> dict[str, int]:

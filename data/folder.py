@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,7 +22,7 @@ from data.dataset import Slice, SliceDataset, digest_of, natural
 from data.description import Description, Labels, is_list_of_names, read_description
 from data.geometry import Geometry
 from data.masks import MaskValues, check_background, check_colors, extremes
-from data.notes import Brightness, class_notes, image_notes, lost_notes, plane_notes
+from data.notes import Brightness, class_notes, group_notes, image_notes, lost_notes, plane_notes
 from data.png import read_mask, read_pair
 from data.preparation import Preparation
 from data.volumes import MAX_SPAN
@@ -105,9 +105,19 @@ class DataFolder:
     notes: tuple[str, ...] = ()
     """Things that are allowed but worth a line to the user."""
 
+    groups: dict[str, str] = field(default_factory=dict)
+    """Subject -> group, such as the patient, as dataset.json says; one that is not named is a group of its own."""
+
     def dataset(self, split: str, augmentation: AugmentationConfig | None = None, seed: int = 0) -> SliceDataset:
         """The slices of `split` as a dataset."""
         return SliceDataset(self.splits[split], self.labels, augmentation, seed)
+
+    def classes_of(self) -> dict[str, set[int]]:
+        """Subject -> indices of the classes that its masks hold, without the background."""
+        found: dict[str, set[int]] = {}
+        for item in (item for slices in self.splits.values() for item in slices):
+            found.setdefault(item.subject, set()).update(item.classes)
+        return found
 
     def identity(self) -> Identity:
         """What a network that is trained on it depends on."""
@@ -123,23 +133,30 @@ class DataFolder:
         return Geometry(spacing, tuple(int(side) for side in np.median(sizes, 0)))
 
 
-def open_data(root: Path, splits: Sequence[str] = SPLITS, subjects: dict[str, list[str]] | None = None) -> DataFolder:
+def open_data(
+    root: Path, splits: Sequence[str] = SPLITS, subjects: dict[str, list[str]] | None = None, whole_groups: bool = True
+) -> DataFolder:
     """List, pair, read and check all slices of a data set.
 
-    With `subjects`, split -> names, the slices of all folders are split anew by these; others are left out.
+    With `subjects`, split -> names, the slices of all folders are split anew by these; others are left out. Without
+    `whole_groups`, for a data set that is about to be split anew, a group may be in two splits.
 
     Raises InputError, naming the file and the remedy, for: a missing folder, an empty split, an image without its mask
-    or the reverse, a slice named twice (slice_1 and slice_01), a subject in two splits, a file that is no readable PNG,
-    sizes that differ between image and mask or within a subject, numbers of channels that differ, mask values or colors
-    that are unknown or cannot be told apart without dataset.json, validation masks that are all background, and a
-    dataset.json that is not as this module wants it, or gives another size than the slices have.
+    or the reverse, a slice named twice (slice_1 and slice_01), a subject or a group in two splits, a file that is no
+    readable PNG, sizes that differ between image and mask or within a subject, numbers of channels that differ, mask
+    values or colors that are unknown or cannot be told apart without dataset.json, validation masks that are all
+    background, and a dataset.json that is not as this module wants it, or gives another size than the slices have.
     """
     described = read_description(root / "dataset.json")
     found, notes = _list_splits(root, splits)
+    notes += group_notes(described.groups, {item.subject for items in found.values() for item in items})
     if subjects:
         found, left_out = _split_anew(found, subjects, root)
         if left_out:
             notes.append(f"{root}: the split leaves out {len(left_out)} subjects: {', '.join(left_out)}")
+    if whole_groups:
+        with errors_begin(root / "dataset.json"):
+            check_groups({split: [item.subject for item in items] for split, items in found.items()}, described.groups)
     slices = [item for split in found.values() for item in split]
     in_colors = bool(described.labels and described.labels.colors)
     with ThreadPoolExecutor() as pool:
@@ -159,15 +176,9 @@ def open_data(root: Path, splits: Sequence[str] = SPLITS, subjects: dict[str, li
     notes += image_notes({item: scan.brightness for item, scan in scans.items()})
     geometry, gaps = _geometry_of_subjects(scans, described, root)
     notes += plane_notes(geometry)
-    checked = {}
-    for split, items in found.items():
-        checked[split] = [item._replace(shape=scans[item].shape, digest=scans[item].digest) for item in items]
+    checked = {split: [_checked(item, scans[item], classes[item]) for item in items] for split, items in found.items()}
     channels, rows, columns = (max(sides) for sides in zip(*(scan.shape for scan in scans.values()), strict=True))
-    if described.channels and len(described.channels) != channels:
-        raise InputError(
-            f"{root / 'dataset.json'}: names {len(described.channels)} channels ({', '.join(described.channels)}), and "
-            f"the images have {channels}; correct channels there"
-        )
+    _check_channel_names(described.channels, channels, root)
     return DataFolder(
         checked,
         labels,
@@ -177,6 +188,7 @@ def open_data(root: Path, splits: Sequence[str] = SPLITS, subjects: dict[str, li
         described.preparation,
         described.channels,
         tuple(notes + gaps),
+        described.groups,
     )
 
 
@@ -198,6 +210,11 @@ def _scan(item: Slice, in_colors: bool) -> _Scan:
     brightness = Brightness.of(image, item.images)
     digest = digest_of(image, mask.colors_of(codes) if in_colors else codes)
     return _Scan(image.shape, MaskValues.of(mask, item.mask), brightness, digest)
+
+
+def _checked(item: Slice, scan: _Scan, classes: set[int | None]) -> Slice:
+    """A slice with what is known of it."""
+    return item._replace(shape=scan.shape, digest=scan.digest, classes=tuple(sorted(classes - {0})))
 
 
 def _list_splits(root: Path, splits: Sequence[str]) -> tuple[dict[str, list[Slice]], list[str]]:
@@ -286,6 +303,15 @@ def _list_folder(folder: Path) -> tuple[dict[tuple[str, int], Path], list[str]]:
     return found, foreign
 
 
+def check_subject(name: str) -> None:
+    """Raises InputError for a subject's name that no file can carry."""
+    if not SUBJECT.fullmatch(name):
+        raise InputError(
+            f"subject {name!r} must be of letters, digits, underscores and dashes, of at most {LONGEST_SUBJECT}; "
+            "rename it"
+        )
+
+
 def _check_subjects(splits: dict[str, list[Slice]], root: Path) -> None:
     home: dict[str, str] = {}
     for split, slices in splits.items():
@@ -295,6 +321,23 @@ def _check_subjects(splits: dict[str, list[Slice]], root: Path) -> None:
                     f"{root}: subject {subject} is in {home[subject]} and in {split}; keep all its slices in one split"
                 )
             home[subject] = split
+
+
+def check_groups(split: Mapping[str, Iterable[str]], groups: Mapping[str, str]) -> None:
+    """Raises InputError where subjects of one group are in two of the splits; `split` is their name -> subjects.
+
+    `groups` is subject -> group; a subject that is not named is a group of its own, called as itself.
+    """
+    home: dict[str, tuple[str, str]] = {}
+    for name, subjects in split.items():
+        for subject in subjects:
+            group = groups.get(subject, subject)
+            first, its_split = home.setdefault(group, (subject, name))
+            if its_split != name:
+                raise InputError(
+                    f"group {group!r} has subject {first} in {its_split} and subject {subject} in {name}; "
+                    "keep all subjects of a group in one split"
+                )
 
 
 def _split_anew(
@@ -349,6 +392,14 @@ def _check_classes(classes: dict[Slice, set[int | None]], labels: Labels) -> Non
     for item, found in classes.items():
         if None in found:
             labels.to_classes(read_mask(item.mask), item.mask)  # says which value, and where
+
+
+def _check_channel_names(names: Sequence[str], channels: int, root: Path) -> None:
+    if names and len(names) != channels:
+        raise InputError(
+            f"{root / 'dataset.json'}: names {len(names)} channels ({', '.join(names)}), and the images have "
+            f"{channels}; correct channels there"
+        )
 
 
 def _check_validation(classes: Sequence[set[int | None]], root: Path) -> None:

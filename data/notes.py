@@ -54,6 +54,12 @@ def class_notes(
     return notes
 
 
+def group_notes(groups: Mapping[str, str], subjects: set[str]) -> list[str]:
+    """Subjects that have a group and are nowhere, as of misspelled names; `groups` is subject -> group."""
+    missing = groups.keys() - subjects
+    return [f"the groups of dataset.json name {_some(missing)}, which the data set does not have"] if missing else []
+
+
 def lost_notes(lost: Mapping[str, Sequence[str]], subjects: set[str]) -> list[str]:
     """Classes of which preparation has left no pixel; `lost` is subject -> class names."""
     of_class: dict[str, set[str]] = {}

@@ -55,10 +55,16 @@ def read_label(path: Path) -> sitk.Image:
     channels = read_file(path).channels
     if len(channels) != 1:
         raise InputError(f"{path}: has four dimensions, not three; is it the label?")
-    array = sitk.GetArrayViewFromImage(channels[0])
-    if not np.array_equal(array, np.rint(array)) or array.min() < 0 or array.max() >= 2**16:
+    return as_label(channels[0], path)
+
+
+def as_label(image: sitk.Image, path: Path) -> sitk.Image:
+    """A volume as 16 bits. Raises InputError for values that are no class numbers."""
+    array = sitk.GetArrayViewFromImage(image)
+    is_whole = array.dtype.kind in "iu" or np.array_equal(array, np.rint(array))
+    if not is_whole or array.min() < 0 or array.max() >= 2**16:
         raise InputError(f"{path}: holds values that are no class numbers 0, 1, 2, ...; is it the label?")
-    return sitk.Cast(channels[0], sitk.sitkUInt16)
+    return sitk.Cast(image, sitk.sitkUInt16)
 
 
 def aligned(image: sitk.Image, path: Path, other: sitk.Image, other_path: Path) -> sitk.Image:
@@ -66,11 +72,17 @@ def aligned(image: sitk.Image, path: Path, other: sitk.Image, other_path: Path) 
 
     Raises InputError where they do not; headers are float32, so a hundredth of a voxel is let pass.
     """
+    image = turned_like(image, other)
+    check_same_grid(image, path, other, other_path)
+    return image
+
+
+def turned_like(image: sitk.Image, other: sitk.Image) -> sitk.Image:
+    """The image with its axes in the order and sense that is nearest to those of another one."""
     turn = np.reshape(other.GetDirection(), (3, 3)).T @ np.reshape(image.GetDirection(), (3, 3))
     order = np.abs(turn).argmax(1)
     if sorted(order) == [0, 1, 2] and not np.array_equal(np.rint(turn), np.eye(3)):
         image = turned(image, order, np.diag(turn[:, order]) < 0)
-    check_same_grid(image, path, other, other_path)
     return image
 
 

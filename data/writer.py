@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.folder import LONGEST_SUBJECT, SUBJECT, DataFolder, open_data
+from data.folder import DataFolder, check_subject, open_data
 from data.geometry import Geometry
 from data.png import read_mask
 from data.preparation import Preparation
@@ -43,7 +43,7 @@ class Plan:
     classes: Mapping[int, str]
     """Label value -> name, the background first."""
     description: Mapping[str, Any]
-    """What dataset.json says besides: name, licence, command."""
+    """What dataset.json says besides: name, licence, command, regions, tolerances, groups."""
     skip_bad: bool = False
     """Whether to leave out subjects that cannot be read."""
 
@@ -140,11 +140,7 @@ def _check_names(plan: Plan) -> None:
                 f"label value {value} is called {name!r}; choose values from 0 to 65535, and names of text that differ"
             )
     for subject in chain.from_iterable(plan.split.values()):
-        if not SUBJECT.fullmatch(subject):
-            raise InputError(
-                f"subject {subject!r} must be of letters, digits, underscores and dashes, of at most "
-                f"{LONGEST_SUBJECT}; rename its files"
-            )
+        check_subject(subject)
 
 
 def _write_subjects(root: Path, plan: Plan) -> tuple[dict[str, Any], Sequence[str], list[str]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
+from experiments.results import parse_rows
 from reporting.comparison import write_comparison
 from utils import atomic_path
 
@@ -85,7 +86,6 @@ def shoot(driver: webdriver.Chrome, path: Path, first: str = "body", last: str |
 def main(runs: list[Path], out: Path = HERE) -> None:
     page = runs[0] / "report.html"
     middle = "const s = document.getElementById('slice'); s.value = s.max / 2; s.dispatchEvent(new Event('input'))"
-    fullest = "[...document.querySelectorAll('#maps button')].find((b) => b.textContent.includes('fullest')).click()"
     with browser() as driver:
         show(driver, page)
         shoot(driver, out / "report-scores.png", "header", "#scores")
@@ -93,14 +93,13 @@ def main(runs: list[Path], out: Path = HERE) -> None:
         driver.execute_script(middle)
         shoot(driver, out / "report-slices-dark.png", "#slices")
         show(driver, page, 680, dark=True)
-        driver.execute_script(fullest)
         shoot(driver, out / "report-inside-dark.png", "#inside")
         show(driver, page, 360)
         driver.execute_script(middle)
         shoot(driver, out / "report-phone.png", "#slices")
         if len(runs) > 1:
             with tempfile.TemporaryDirectory() as folder:
-                show(driver, write_comparison(runs, Path(folder)))
+                show(driver, write_comparison(parse_rows([str(run) for run in runs]), Path(folder)))
                 shoot(driver, out / "report-comparison.png")
 
 

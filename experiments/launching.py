@@ -193,8 +193,12 @@ class TrainingJob:
         return submitit.helpers.DelayedSubmission(self, arguments, log)
 
 
-def submit_all(runs: list[Run], manifest: Path, jobs: int, options: dict[str, Any], cluster: str = "slurm") -> None:
+def submit_all(
+    runs: list[Run], manifest: Path, jobs: int | None, options: dict[str, Any], cluster: str = "slurm"
+) -> None:
     """Train all runs that are not finished as an array of SLURM jobs, at most `jobs` at a time, and wait for them.
+
+    Without `jobs`, the cluster may run all of them at once.
 
     `options` are those of submitit's update_parameters (timeout_min, gpus_per_node, slurm_partition, ...). Jobs that an
     earlier call has submitted and that still wait or run are waited for, not submitted again.
@@ -209,7 +213,8 @@ def submit_all(runs: list[Run], manifest: Path, jobs: int, options: dict[str, An
     limits = {"slurm_max_num_timeout": 1000} if cluster == "slurm" else {}
     try:
         executor = submitit.AutoExecutor(folder, cluster=cluster, **limits)
-        executor.update_parameters(**{"name": manifest.parent.name, "slurm_array_parallelism": jobs, **options})
+        at_once = {"slurm_array_parallelism": jobs or max(1, len(runs))}
+        executor.update_parameters(**{"name": manifest.parent.name, **at_once, **options})
     except (RuntimeError, NameError, TypeError, ValueError) as error:
         raise InputError(f"--slurm: {str(error).splitlines()[0]}") from None
     earlier = _read_jobs(manifest)
@@ -219,10 +224,9 @@ def submit_all(runs: list[Run], manifest: Path, jobs: int, options: dict[str, An
     if cluster == "slurm":
         active = _still_active(waiting, earlier, folder)
     new = [run for run in waiting if run.job not in active]
-    # Jobs import this file by name, wherever they are started.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     if new:
-        jobs_of_new = executor.map_array(TrainingJob(), [run.arguments() for run in new], [run.log for run in new])
+        with _root_on_path():
+            jobs_of_new = executor.map_array(TrainingJob(), [run.arguments() for run in new], [run.log for run in new])
         for run, job in zip(new, jobs_of_new, strict=True):
             run.job, active[job.job_id] = job.job_id, job
             print(f"{run.row}, {run.fold}: job {run.job}, {job.paths.stdout}", flush=True)
@@ -236,6 +240,20 @@ def submit_all(runs: list[Run], manifest: Path, jobs: int, options: dict[str, An
         except Exception as error:  # of any kind: what the training raised, or that SLURM canceled it
             _end(run, _reason(str(error)))
         _write(runs, manifest)
+
+
+@contextlib.contextmanager
+def _root_on_path() -> Iterator[None]:
+    """Let jobs that are submitted in the block import this file by name, wherever they are started."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), before]))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def _still_active(waiting: list[Run], earlier: dict[str, str], folder: Path) -> dict[str, Any]:

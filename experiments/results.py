@@ -1,89 +1,279 @@
-"""What finished runs have come to."""
+"""What finished runs have come to, and which of them make a row of a table."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from metrics import IN_VOXELS, METRICS, summarize
+from config import read_run
+from metrics import METRICS
 from utils import InputError, printable, read_csv, read_json
 
 MEAN = None  # over the classes of a subject; no class can be called so
 
-Column = tuple[str | None, str]  # class or MEAN, name of a metric
-
+Column = tuple[str | None, str]  # class, region or MEAN; key of a metric
+Values = dict[Column, dict[str, float]]  # column -> test subject -> value in the metric's unit
 
 COST = ("parameters", "epochs", "seconds", "memory_gib")
 LOG = ("epoch", "val_dsc", "seconds")
-TEXTS = ("subject", "class")
-SCORES = (*TEXTS, *(metric.key for metric in IN_VOXELS))
+TEXTS = ("subject", "group", "class")
+IN_MM = tuple(key for key in METRICS if key.endswith("_mm"))
+SCORES = ("subject", "class", "missed", "spurious", *(key for key in METRICS if key not in IN_MM))
 REMEDY = "it was changed; bring the old one back, or let main.py --resume write it again"
 
 
-class Result(NamedTuple):
-    """A row: the scores of its runs on all folds, and what they cost."""
+@dataclass(frozen=True)
+class Row:
+    """The finished runs that make a row of a table: its folds and seeds."""
 
     name: str
-    values: dict[Column, dict[str, float]]
-    """Of each column, test subject -> value; the mean over folds where a subject is tested in several."""
+    folders: tuple[Path, ...]
+
+
+def parse_rows(texts: Sequence[str]) -> list[Row]:
+    """ "NAME=folder,folder" or "folder,folder" -> rows. What exists as a whole is one folder, whatever signs it holds.
+
+    A row without a name gets the shortest end of the path of its first folder that no other row has.
+    Raises InputError for equal names, and for a folder that is given twice.
+    """
+    named = [_parse_row(text) for text in texts]
+    given: dict[Path, Path] = {}
+    for folder in (folder for _, folders in named for folder in folders):
+        if given.setdefault(folder.resolve(), folder) is not folder:
+            raise InputError(f"{folder}: is given twice; give each run once, in one row")
+    names = {name for name, _ in named if name}
+    ends = [[] if name else _ends(folders[0]) for name, folders in named]
+    rows = []
+    for k, (name, folders) in enumerate(named):
+        others = names.union(*ends[:k], *ends[k + 1 :])
+        free = [end for end in ends[k] if end not in others]
+        rows.append(Row(printable(name or (free or ends[k][-1:])[0]), folders))
+    for k, row in enumerate(rows):
+        if row.name in [other.name for other in rows[:k]]:
+            raise InputError(f'{row.name}: two rows have this name; give each its own, such as "My network=runs/a"')
+    return rows
+
+
+def _parse_row(text: str) -> tuple[str, tuple[Path, ...]]:
+    """The name, an empty text where there is none, and the folders. The name ends where all after it are folders."""
+    cuts = [k for k, sign in enumerate(text) if sign == "="]
+    readings = [("", _folders(text)), *((text[:k].strip(), _folders(text[k + 1 :])) for k in cuts)]
+    whole = [reading for reading in readings if reading[1] and all(map(_exists, reading[1]))]
+    name, folders = (whole or readings[1:] or readings)[0]
+    if not folders or (cuts and not whole and not name):
+        raise InputError(f'{text}: must be "NAME=folder,folder" or "folder,folder"')
+    return name, folders
+
+
+def _folders(text: str) -> tuple[Path, ...]:
+    """The folders of a row; nothing where one of them is an empty text."""
+    parts = [text] if _exists(Path(text)) else [part.strip() for part in text.split(",")]
+    return tuple(map(Path, parts)) if all(parts) else ()
+
+
+def _exists(folder: Path) -> bool:
+    try:
+        return folder.exists()
+    except OSError:  # the folders of many folds together are too long for a path
+        return False
+
+
+def _ends(folder: Path) -> list[str]:
+    """The ends of a path, the shortest first: c, b/c, a/b/c."""
+    parts = folder.resolve().parts
+    return ["/".join(parts[k:]) for k in reversed(range(len(parts)))]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row: the scores of its runs on all folds with all seeds, and what they cost."""
+
+    name: str
+    values: Values
+    """The mean over folds and seeds where a subject is tested in several."""
+    by_seed: dict[int | None, Values]
+    """Of each seed, its values; one entry where not every seed tests all subjects, or no seeds are known (None)."""
     classes: list[str]
-    parameters: int
-    epochs: int
-    seconds: float
+    regions: list[str]
+    groups: dict[str, str]
+    """Of the subjects that have one; each other subject is a group of its own."""
+    missed: dict[str, int]
+    """Of each class and region, how often it was only in the truth, over all runs."""
+    spurious: dict[str, int]
+    """How often it was only in the prediction."""
+    in_mm: bool
+    """Whether the spacing of all subjects is known."""
+    per_image: bool
+    tolerances: dict[str, float]
+    """Class or region -> tolerance of NSD in mm."""
+    parameters: int | None
+    """The costs are None where they are not known, as of predictions that were only scored."""
+    epochs: int | None
+    seconds: float | None
     """Of training with validation, the mean over runs."""
-    memory: float
+    memory: float | None
     """Peak in GiB, the largest of the runs."""
     runs: int
+    folds: int
     curves: list[tuple[np.ndarray, np.ndarray]]
-    """Of each run, the hours of training up to the end of each epoch, and its validation Dice in %."""
+    """Of each run with a log, the hours of training up to the end of each epoch, and its validation Dice in %."""
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those whose values are apart in `by_seed`."""
+        return [seed for seed in self.by_seed if seed is not None]
+
+    @property
+    def missing(self) -> bool:
+        """Whether a class or region was missed or spurious in any subject."""
+        return any([*self.missed.values(), *self.spurious.values()])
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A finished run as its files have it."""
+
+    folder: Path
+    seed: int | None
+    summary: dict[str, Any]
+    rows: list[dict[str, Any]]
+    log: list[dict[str, Any]]
+    values: Values
+
+    def labels(self, region: bool) -> list[str]:
+        """The classes, or the regions."""
+        return list(dict.fromkeys(row["class"] for row in self.rows if row.get("region", False) == region))
+
+    def in_mm(self) -> bool:
+        """Whether all subjects have values in mm. The worst case is known wherever there is anything to score."""
+        if not all(key in self.rows[0] for key in IN_MM):
+            return False
+        return all(math.isnan(row["msd_worst_mm"]) == math.isnan(row["msd_worst"]) for row in self.rows)
+
+    def groups(self) -> dict[str, str]:
+        """Subject -> group."""
+        return {row["subject"]: row["group"] for row in self.rows if row.get("group")}
+
+    def tolerances(self) -> dict[str, float]:
+        """Class or region -> tolerance in mm."""
+        return self.summary.get("tolerances_mm", {})
 
 
 def read_result(name: str, folders: Sequence[Path]) -> Result:
-    """The result of a row's finished runs. Raises InputError where one of them is not finished."""
-    summaries, scores, curves = [], [], []
-    for folder in folders:
-        summary, of_subjects, log = _read_run(folder)
-        summaries.append(summary)
-        scores += of_subjects
-        hours = np.cumsum([epoch["seconds"] for epoch in log]) / 3600
-        dice = METRICS["dsc"].scale * np.array([epoch["val_dsc"] for epoch in log])
-        curves.append((hours, dice))
+    """The result of a row's finished runs.
+
+    Raises InputError where one of them is not finished, or has other classes, groups or tolerances than the others.
+    """
+    runs = [_read_run(folder) for folder in folders]
+    for run in runs[1:]:
+        _check_alike(run, runs[0])
+    by_seed = _by_seed(runs)
+    labels = [*runs[0].labels(False), *runs[0].labels(True)]
+    counts = {kind: dict.fromkeys(labels, 0) for kind in ("missed", "spurious")}
+    for row in (row for run in runs for row in run.rows):
+        for kind, of_kind in counts.items():
+            of_kind[row["class"]] += bool(row[kind])
+    costs = {key: [run.summary[key] for run in runs] for key in COST}
+    known = {key: values for key, values in costs.items() if None not in values}
     return Result(
-        printable(name),
-        _values(scores),
-        list(dict.fromkeys(row["class"] for row in scores)),
-        max(summary["parameters"] for summary in summaries),
-        max(summary["epochs"] for summary in summaries),
-        float(np.mean([summary["seconds"] for summary in summaries])),
-        max(summary["memory_gib"] for summary in summaries),
-        len(folders),
-        curves,
+        name=printable(name),
+        values=_mean_values(list(by_seed.values())),
+        by_seed=by_seed,
+        classes=runs[0].labels(False),
+        regions=runs[0].labels(True),
+        groups=merged_groups([run.groups() for run in runs]),
+        **counts,
+        in_mm=all(run.in_mm() for run in runs),
+        per_image=all(run.summary.get("per_image", False) for run in runs),
+        tolerances=runs[0].tolerances(),
+        parameters=max(known.get("parameters", []), default=None),
+        epochs=max(known.get("epochs", []), default=None),
+        seconds=float(np.mean(known["seconds"])) if "seconds" in known else None,
+        memory=max(known.get("memory_gib", []), default=None),
+        runs=len(runs),
+        folds=len(runs) // len(by_seed),
+        curves=[_curve(run.log) for run in runs if run.log],
     )
 
 
-def _read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
-    """test.json, the scores in test.csv, and log.csv."""
-    for name in ("test.json", "test.csv", "log.csv"):
+def _check_alike(run: _Run, first: _Run) -> None:
+    for region, kind in ((False, "classes"), (True, "regions")):
+        if set(run.labels(region)) != set(first.labels(region)):
+            raise InputError(f"{run.folder}: has other {kind} than {first.folder}; they cannot be one row")
+    if run.tolerances() != first.tolerances():
+        raise InputError(f"{run.folder}: its NSD has other tolerances than that of {first.folder}; score it again")
+    parameters = {run.summary["parameters"], first.summary["parameters"]}
+    if len(parameters - {None}) > 1:
+        raise InputError(f"{run.folder}: is of another network than {first.folder}; give each network its own row")
+
+
+def _by_seed(runs: Sequence[_Run]) -> dict[int | None, Values]:
+    """The values of each seed; one entry where seeds are not known, or where not each of them tests all subjects."""
+    of_seed: dict[int | None, list[_Run]] = {}
+    for run in runs:
+        of_seed.setdefault(run.seed, []).append(run)
+    tested = [{row["subject"] for run in of_one for row in run.rows} for of_one in of_seed.values()]
+    if None in of_seed or any(subjects != tested[0] for subjects in tested):
+        of_seed = {None: list(runs)}
+    return {seed: _mean_values([run.values for run in of_one]) for seed, of_one in of_seed.items()}
+
+
+def merged_groups(parts: Sequence[dict[str, str]]) -> dict[str, str]:
+    """Subject -> group, of several places together. A group that is called as the subject gives way to another.
+
+    Raises InputError where two places differ.
+    """
+    groups: dict[str, str] = {}
+    for subject, group in (pair for part in parts for pair in part.items()):
+        before = groups.get(subject, subject)
+        if before == subject:
+            groups[subject] = group
+        elif group not in (before, subject):
+            raise InputError(f"subject {subject}: is of group {before!r} in one place, {group!r} in another")
+    return groups
+
+
+def _read_run(folder: Path) -> _Run:
+    """config.json where it is, test.json, the scores in test.csv, and log.csv."""
+    evaluated = (folder / "evaluation.json").exists()
+    for name in ("test.json", "test.csv", *(() if evaluated else ("log.csv",))):
         if not (folder / name).exists():
-            raise InputError(f"{folder}: not a finished run of main.py; it has no {name}")
+            raise InputError(f"{folder}: not a finished run of main.py or evaluate.py; it has no {name}")
     rows = read_table(folder / "test.csv", SCORES)
+    _check_rows(rows, folder / "test.csv")
+    config = read_run(folder / "config.json")
+    seed = None if config is None else config.machine.seed
+    log = read_table(folder / "log.csv", LOG) if (folder / "log.csv").exists() else []
+    return _Run(folder, seed, read_summary(folder / "test.json"), rows, log, _values(rows))
+
+
+def _check_rows(rows: list[dict[str, Any]], path: Path) -> None:
+    """Each subject has a row for each class and region, once."""
+    pairs = {(row["subject"], row["class"]) for row in rows}
+    subjects, labels = {subject for subject, _ in pairs}, {label for _, label in pairs}
     if not rows:
-        raise InputError(f"{folder / 'test.csv'}: has no rows; {REMEDY}")
-    scores = [{name: row[name] for name in SCORES} for row in rows]
-    return read_summary(folder / "test.json"), scores, read_table(folder / "log.csv", LOG)
+        raise InputError(f"{path}: has no rows; {REMEDY}")
+    if not len(rows) == len(pairs) == len(subjects) * len(labels):
+        raise InputError(f"{path}: must have one row for each subject and class; {REMEDY}")
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """A run's test.json. Raises InputError where it is none."""
+    """A run's test.json. Raises InputError where it is none; costs are null only in a folder of evaluate.py."""
     summary = read_json(path)
+    evaluated = (path.parent / "evaluation.json").exists()
+    kinds = (int, float, type(None)) if evaluated else (int, float)
     for name in COST:
-        if not isinstance(summary, dict) or type(summary.get(name)) not in (int, float):
+        if not isinstance(summary, dict) or name not in summary or type(summary[name]) not in kinds:
             raise InputError(f"{path}: gives no number for {name}; {REMEDY}")
+    tolerances = summary.get("tolerances_mm", {})
+    if not isinstance(tolerances, dict) or any(type(value) not in (int, float) for value in tolerances.values()):
+        raise InputError(f"{path}: tolerances_mm must be numbers; {REMEDY}")
     check_finite_json(summary, path)
     return summary
 
@@ -97,7 +287,7 @@ def check_finite_json(value: Any, path: Path) -> None:
 
 
 def read_table(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
-    """A run's log.csv or test.csv: texts of subject and class, booleans, and numbers, NaN where a cell is empty.
+    """A run's log.csv or test.csv: texts, booleans, and numbers, NaN where a cell is empty.
 
     Raises InputError for a column that is not there, and for a cell of another kind.
     """
@@ -120,13 +310,42 @@ def _value(cell: str) -> float | bool:
     return value
 
 
-def _values(scores: list[dict[str, Any]]) -> dict[Column, dict[str, float]]:
-    """Column -> test subject -> value in the metric's unit."""
-    values: dict[Column, dict[str, float]] = {}
-    for subject in dict.fromkeys(row["subject"] for row in scores):
-        summary = summarize([row for row in scores if row["subject"] == subject])
-        for label, statistics in (*summary["per_class"].items(), (MEAN, summary["overall"])):
-            for metric in IN_VOXELS:
-                mean = statistics[metric.key]["mean"]
-                values.setdefault((label, metric.name), {})[subject] = metric.scale * mean
+def _values(rows: Sequence[dict[str, Any]]) -> Values:
+    """The values of a run, in the metrics' units."""
+    values: Values = {}
+    of_subjects: dict[str, list[dict[str, Any]]] = {}
+    keys = [key for key in METRICS if key in rows[0]]
+    for row in rows:
+        for key in keys:
+            values.setdefault((row["class"], key), {})[row["subject"]] = METRICS[key].scale * row[key]
+        if not row.get("region", False):
+            of_subjects.setdefault(row["subject"], []).append(row)
+    for subject, of_subject in of_subjects.items():
+        for key in keys:
+            mean = _mean(row[key] for row in of_subject)
+            values.setdefault((MEAN, key), {})[subject] = METRICS[key].scale * mean
     return values
+
+
+def _mean_values(parts: Sequence[Values]) -> Values:
+    """Of each subject, the mean over the parts that know it."""
+    known: dict[Column, dict[str, list[float]]] = {}
+    for part in parts:
+        for column, of_column in part.items():
+            for subject, value in of_column.items():
+                known.setdefault(column, {}).setdefault(subject, []).append(value)
+    return {
+        column: {subject: _mean(values) for subject, values in of_column.items()}
+        for column, of_column in known.items()
+    }  # fmt: skip
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Of the values that are not NaN; NaN where there are none."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _curve(log: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    hours = np.cumsum([epoch["seconds"] for epoch in log]) / 3600
+    return hours, METRICS["dsc"].scale * np.array([epoch["val_dsc"] for epoch in log])

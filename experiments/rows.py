@@ -1,6 +1,13 @@
-"""What each row of the paper's tables is: the flags of main.py that make it."""
+"""What each row of the paper's tables is: the flags of main.py that make it; and rows of one's own."""
 
 from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Collection, Sequence
+
+from config import GROUP_OF
+from utils import OptionError
 
 # Flags of main.py that make each row of the paper's tables. "MS-Dual" and "MS-Dual-Guided" have two steps.
 ROWS = {
@@ -32,3 +39,38 @@ for title, steps in STEPS.items():
     ROWS[f"MS-Dual-Guided{ending}"] = whole
     ROWS[f"w/o deep supervision ({title})"] = [*whole, "--no_deep_supervision"]
     ROWS[f"w/o encoder-decoder ({title})"] = [*whole, "--no_encoder_decoder"]
+
+
+def slug(name: str) -> str:
+    """A row's name as a folder: "PAN (ResNet-34)" -> "pan-resnet-34"."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def own_rows(texts: Sequence[str], of_runs: Collection[str]) -> dict[str, list[str]]:
+    """ "NAME: --flag value ..." -> name and flags of main.py.
+
+    Raises InputError for names whose folders would be those of other rows, and for flags that each run has of its own:
+    `of_runs`, by the names of their fields.
+    """
+    rows: dict[str, list[str]] = {}
+    taken = {slug(name): name for name in ROWS}
+    for text in texts:
+        name, colon, rest = (part.strip() for part in text.partition(":"))
+        if not colon or not slug(name) or name.startswith("-"):
+            raise OptionError(f'row {text}: must be "NAME: FLAGS", such as "Mine: --model unet --backbone resnet18"')
+        if slug(name) in taken:
+            raise OptionError(f"row {name}: is called as the row {taken[slug(name)]}; give it another name")
+        try:
+            rows[name] = shlex.split(rest)
+        except ValueError as error:
+            raise OptionError(f"row {name}: {error}; write its flags as on a command line") from None
+        taken[slug(name)] = name
+        for flag in rows[name]:
+            if flag.startswith("--") and (field_of(flag) in of_runs or field_of(flag) not in GROUP_OF):
+                raise OptionError(f"row {name}: {flag} is no flag of main.py that a row may have")
+    return rows
+
+
+def field_of(flag: str) -> str:
+    """The field that a flag of main.py sets: "--no-guidance" -> "guidance"."""
+    return flag.partition("=")[0].removeprefix("--").replace("-", "_").removeprefix("no_")

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.results import MEAN, Column, Result
-from experiments.statistics import bootstrap_interval, compare
-from metrics import BY_NAME, IN_VOXELS, mean_title
-from utils import InputError
+from experiments.results import MEAN, Column, Result, merged_groups
+from experiments.statistics import Comparison, compare, result_interval
+from metrics import TOLERANCE_MM, Metric, mean_title, metrics_in
+from utils import InputError, OptionError
 
 PAPER = json.loads((Path(__file__).resolve().parent / "paper_tables.json").read_text())
 PAPER_MEAN = "mean"  # as paper_tables.json calls the mean over classes
+PAPER_METRICS = {"dsc": "DSC", "vs": "VS", "msd": "MSD"}  # key -> as paper_tables.json calls it; MSD is in voxels
 PROPOSED = "MS-Dual-Guided"
 # Classes that BraTS and the Decathlon call otherwise. The paper's three do not overlap, so its "TC" is the rest.
 IN_THE_PAPER = {
@@ -27,65 +29,163 @@ IN_THE_PAPER = {
     "non-enhancing tumor": "TC",
     "non-enhancing tumour": "TC",
 }
+# Both policies on structures that one of truth and prediction lacks.
+NOT_MISSING = "No structure was missed or spurious, so that the mean over those found and the worst case agree"
+MISSING = (
+    "Where a structure was missed or spurious, DSC, VS and NSD are 0; distances are means over the structures that "
+    'were found, and in the columns "worst case" means with the diagonal of the image for the others'
+)
+
+
+class Statistics(NamedTuple):
+    """Of the values of a row in a column, each subject with its mean over folds and seeds."""
+
+    mean: float
+    std: float
+    """Sample standard deviation over subjects; NaN for n < 2."""
+    n: int
+    """Subjects with a value."""
+    seed_std: float
+    """Sample standard deviation over seeds of the mean over subjects; NaN for fewer than two seeds."""
 
 
 class Table:
     """Results under the columns of a table, each beside the paper's value where it has one.
 
-    `name` is a table of the paper, or any title. `columns` are the metrics of the paper's table, for the classes that
-    there are where it has classes. The reference of the tests is the paper's own network, under another title the last.
+    `name` is a table of the paper, or any title. Columns are all classes, regions, and the mean over classes, in a
+    table of the paper its classes and metrics. `against` names the row that the others are tested against: by default
+    the first, in a table of the paper its own network, else the last.
+    Raises InputError for rows that cannot share a table.
     """
 
-    def __init__(self, name: str, results: Sequence[Result]) -> None:
-        self.name, self.results = name, list(results)
-        if len({result.name for result in results}) < len(results):
-            raise InputError(f"{name}: two of its rows have the same name; give each run once")
+    def __init__(self, name: str, results: Sequence[Result], against: str | None = None) -> None:
+        self.name = name
+        groups = merged_groups([result.groups for result in results])
+        self.results = [replace(result, groups=groups) for result in results]
         printed = PAPER["tables"].get(name, {"rows": {}})
         self.caption = printed.get("caption", name)
         self.paper = printed["rows"]
-        self.columns = self._columns()
-        names = [result.name for result in results]
-        self.reference = self.results[names.index(PROPOSED) if self.paper and PROPOSED in names else -1]
-        self.comparisons = {
-            column: compare(self.results, self.reference, column) for column in self.columns if column[0] is MEAN
-        }
+        self.in_mm = all(result.in_mm for result in results)
+        self.missing = any(result.missing for result in results)
+        self._check()
+        self._flat = "pixels" if all(result.per_image for result in results) else "voxels"
+        self.metrics = self._metrics()
+        self.of_key = {metric.key: metric for metric in self.metrics}
+        self.columns = [(label, metric.key) for metric in self.metrics for label in self._labels()]
+        self.reference = self._reference(against)
+        subjects = self._subjects(self.reference)
+        self.disjoint = [result.name for result in self.results if not self._subjects(result) & subjects]
+        self.comparisons = {column: self._compare(column) for column in self.columns}
         self.best = {column: self._best(column) for column in self.columns}
+        self._intervals: dict[tuple[str, Column], tuple[float, float]] = {}
 
-    def _columns(self) -> list[Column]:
+    def _check(self) -> None:
+        first = self.results[0]
+        if len({result.name for result in self.results}) < len(self.results):
+            raise InputError(f"{self.name}: two of its rows have the same name")
+        for result in self.results[1:]:
+            if (set(result.classes), set(result.regions)) != (set(first.classes), set(first.regions)):
+                raise InputError(f"{result.name}: has other classes or regions than {first.name}; compare one data set")
+            if self.in_mm and result.tolerances != first.tolerances:
+                raise InputError(f"{result.name}: its NSD has other tolerances than that of {first.name}")
+
+    def _metrics(self) -> list[Metric]:
+        """Of one's own tables in mm where all rows know it; of the paper's in voxels, and in mm beside it."""
         if not self.paper:
-            return [(MEAN, metric.name) for metric in IN_VOXELS]
-        labels = {label for row in self.paper.values() for label in row}
-        metrics = list(dict.fromkeys(name for row in self.paper.values() for values in row.values() for name in values))
-        by_class = labels != {PAPER_MEAN}
-        labels = [*self.results[0].classes, MEAN] if by_class else [MEAN]
-        return [(label, metric) for metric in metrics for label in labels]
+            return metrics_in("mm" if self.in_mm else self._flat, self.missing)
+        names = {name for row in self.paper.values() for values in row.values() for name in values}
+        units = [self._flat, "mm"] if self.in_mm else [self._flat]
+        known = {metric.key: metric for unit in units for metric in metrics_in(unit, self.missing)}
+        of_paper = [key for key, name in PAPER_METRICS.items() if name in names]
+        keys = [f"{key}{ending}" for key in of_paper for ending in ("", "_mm", "_worst", "_worst_mm")]
+        return [known[key] for key in keys if key in known]
+
+    def _labels(self) -> list[str | None]:
+        if self.paper and all(row.keys() == {PAPER_MEAN} for row in self.paper.values()):
+            return [MEAN]
+        return [*self.results[0].classes, *self.results[0].regions, MEAN]
+
+    def _reference(self, against: str | None) -> Result:
+        names = [result.name for result in self.results]
+        if against is None and self.paper:
+            against = PROPOSED if PROPOSED in names else names[-1]
+        if against is None:
+            against = names[0]
+        if against not in names:
+            raise OptionError(f"against {against}: no row has this name; there are {', '.join(names)}")
+        return self.results[names.index(against)]
+
+    def _subjects(self, result: Result) -> set[str]:
+        return set(result.values[MEAN, self.metrics[0].key])
+
+    def _compare(self, column: Column) -> dict[str, Comparison]:
+        tested = [result for result in self.results if result.name not in self.disjoint]
+        return compare(tested, self.reference, column)
 
     def title(self, label: str | None) -> str:
-        """What a class, or the mean over them, is called."""
-        return mean_title(self.results[0].classes) if label is MEAN else label
+        """What a class, a region, or the mean over classes is called."""
+        first = self.results[0]
+        return mean_title([*first.classes, *first.regions]) if label is MEAN else label
 
-    def statistics(self, result: Result, column: Column) -> tuple[float, float, int]:
-        """Mean, sample standard deviation and number of the test subjects with a value."""
-        values = np.array(list(result.values.get(column, {}).values()))
-        values = values[np.isfinite(values)]
-        mean = float(values.mean()) if values.size else math.nan
-        return mean, float(values.std(ddof=1)) if values.size > 1 else math.nan, values.size
+    def header(self, column: Column) -> str:
+        """What a column is called: class, metric, unit."""
+        return f"{self.title(column[0])} {self.of_key[column[1]].title}"
+
+    def statistics(self, result: Result, column: Column) -> Statistics:
+        """Mean, deviations and number of the test subjects with a value."""
+        values = _known(result.values[column])
+        of_seeds = [_mean(_known(by_column[column])) for by_column in result.by_seed.values()]
+        return Statistics(_mean(values), _std(values), len(values), _std(of_seeds))
+
+    def interval(self, result: Result, column: Column) -> tuple[float, float]:
+        """The 95 % interval of a mean."""
+        key = result.name, column
+        if key not in self._intervals:
+            self._intervals[key] = result_interval(result, column)
+        return self._intervals[key]
+
+    def counts(self, result: Result, label: str | None) -> tuple[int, int]:
+        """How often a class or region was missed and spurious, over all runs; of the mean: all classes together."""
+        labels = result.classes if label is MEAN else [label]
+        return sum(result.missed[name] for name in labels), sum(result.spurious[name] for name in labels)
+
+    @property
+    def note(self) -> str:
+        """What the numbers are, and which policy is printed on structures that were missed or spurious."""
+        images = "test images in 2D" if self._flat == "pixels" else "test subjects in 3D"
+        parts = [f"Mean ± standard deviation over {images}"]
+        if any(len(result.seeds) > 1 for result in self.results):
+            parts[0] += ", each with its mean over seeds; in brackets the standard deviation over seeds"
+        parts.append(MISSING if self.missing else NOT_MISSING)
+        if self.paper:
+            parts.append("In each cell: ours, the paper's, the difference; the paper's distances are in voxels")
+        elif self.in_mm:
+            tolerances = sorted(set(self.results[0].tolerances.values())) or [TOLERANCE_MM]
+            parts.append(f"NSD with a tolerance of {' or '.join(f'{value:g}' for value in tolerances)} mm")
+        else:
+            parts.append(f"NSD with a tolerance of one {self._flat.removesuffix('s')}")
+        counts = {"epochs": {result.epochs for result in self.results}, "folds": {row.folds for row in self.results}}
+        counts["seeds"] = {len(result.seeds) or None for result in self.results}
+        for name, numbers in counts.items():
+            if known := sorted(numbers - {None}):
+                parts.append(f"{name.capitalize()}: {' or '.join(map(str, known))}")
+        return ". ".join(parts) + "."
 
     def printed(self, row: str, column: Column) -> tuple[float, float] | None:
         """The paper's mean and standard deviation."""
         label = PAPER_MEAN if column[0] is MEAN else IN_THE_PAPER.get(column[0], column[0])
-        if label == PAPER_MEAN and column[0] is not MEAN:
-            return None  # a class of that name
-        values = self.paper.get(row, {}).get(label, {}).get(column[1])
+        if column[0] in self.results[0].regions or (label == PAPER_MEAN and column[0] is not MEAN):
+            return None  # a region, or a class of that name
+        values = self.paper.get(row, {}).get(label, {}).get(PAPER_METRICS.get(column[1]))
         return values and (values[0], values[1])
 
     def _best(self, column: Column) -> set[str]:
         """The rows with the best mean, to the two decimals that are shown."""
-        means = {result.name: round(self.statistics(result, column)[0], 2) for result in self.results}
-        known = [mean for mean in means.values() if math.isfinite(mean)]
+        means = {result.name: round(self.statistics(result, column).mean, 2) for result in self.results}
+        known = _known(means)
         if not known:
             return set()
-        best = min(known) if BY_NAME[column[1]].lower_is_better else max(known)
+        best = min(known) if self.of_key[column[1]].lower_is_better else max(known)
         return {name for name, mean in means.items() if mean == best}
 
     def footnotes(self) -> list[tuple[str | None, Column | None, str]]:
@@ -94,7 +194,8 @@ class Table:
         notes = []
         for note in PAPER["footnotes"]:
             label = note.get("class")
-            row, column = note.get("row"), (MEAN if label == PAPER_MEAN else label, note.get("metric"))
+            keys = [key for key, name in PAPER_METRICS.items() if name == note.get("metric")]
+            row, column = note.get("row"), (MEAN if label == PAPER_MEAN else label, *keys)
             if note["table"] == self.name and (row is None or (row in names and column in self.columns)):
                 notes.append((row, column if row else None, note["note"]))
         return notes
@@ -106,18 +207,32 @@ class Table:
 
     def rows(self) -> list[dict[str, Any]]:
         """All numbers, a dictionary for each row and column: what the CSV holds."""
-        rows = []
-        for result in self.results:
-            for column in self.columns:
-                mean, std, n = self.statistics(result, column)
-                low, high = bootstrap_interval([v for v in result.values[column].values() if math.isfinite(v)])
-                row = {"row": result.name, "class": self.title(column[0]), "metric": column[1]}
-                row |= {"mean": mean, "std": std, "n": n, "ci95_low": low, "ci95_high": high}
-                if printed := self.printed(result.name, column):
-                    row |= {"paper_mean": printed[0], "paper_std": printed[1], "difference": mean - printed[0]}
-                if test := self.comparisons.get(column, {}).get(result.name):
-                    row |= {"against": self.reference.name, "pairs": test.n, "paired_difference": test.difference}
-                    row |= {"p_wilcoxon": test.p, "p_holm": test.p_holm}
-                cost = {"parameters": result.parameters, "epochs": result.epochs, "runs": result.runs}
-                rows.append(row | cost | {"seconds": result.seconds, "memory_gib": result.memory})
-        return rows
+        return [self._cell(result, column) for result in self.results for column in self.columns]
+
+    def _cell(self, result: Result, column: Column) -> dict[str, Any]:
+        metric, numbers = self.of_key[column[1]], self.statistics(result, column)
+        low, high = self.interval(result, column)
+        missed, spurious = self.counts(result, column[0])
+        cell = {"row": result.name, "class": self.title(column[0]), "metric": metric.name, "unit": metric.unit}
+        cell |= {"mean": numbers.mean, "std": numbers.std, "std_over_seeds": numbers.seed_std, "n": numbers.n}
+        cell |= {"missed": missed, "spurious": spurious, "ci95_low": low, "ci95_high": high}
+        if printed := self.printed(result.name, column):
+            cell |= {"paper_mean": printed[0], "paper_std": printed[1], "difference": numbers.mean - printed[0]}
+        if test := self.comparisons[column].get(result.name):
+            cell |= {"against": self.reference.name, "pairs": test.pairs, "paired_difference": test.difference}
+            cell |= {"difference_low": test.interval[0], "difference_high": test.interval[1]}
+            cell |= {"p_wilcoxon": test.p, "p_holm": test.p_holm}
+        cell |= {"parameters": result.parameters, "epochs": result.epochs, "runs": result.runs}
+        return cell | {"seconds": result.seconds, "memory_gib": result.memory}
+
+
+def _known(values: Mapping[str, float]) -> list[float]:
+    return [value for value in values.values() if math.isfinite(value)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else math.nan
+
+
+def _std(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan

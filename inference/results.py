@@ -154,7 +154,7 @@ def score(segmentation: Segmentation, truth: Path) -> list[dict[str, Any]]:
         prediction = sitk.GetArrayFromImage(image)
         target = labels.values_to_classes(sitk.GetArrayFromImage(label), truth)
         spacing = image.GetSpacing()[::-1] if scan.geometry.spacing is not None else None
-    rows = score_subject(prediction, target, labels.names, spacing)
+    rows = score_subject(prediction, target, labels.names, spacing, labels.regions, labels.tolerances)
     return [{"subject": scan.name} | row for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""The page that compares several runs."""
+"""The page that compares several runs, or rows of runs: folds and seeds."""
 
 from __future__ import annotations
 
@@ -6,80 +6,92 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.results import MEAN, Result, read_result
+from config import read_run
+from experiments.results import Column, Result, Row, read_result
 from experiments.tables import Table
-from metrics import IN_VOXELS
-from reporting.run_page import describe_metric, fill, read_tables
+from reporting.figures import Curve, mean_curve
+from reporting.run_page import describe_metric, fill
 from reporting.viewer import finite
-from utils import InputError, make_folder, printable, write_text
+from utils import make_folder, printable, write_text
 
 
-def read_results(folders: Sequence[Path]) -> Table:
-    """The runs as a table of results, the first of them last, which is what the others are compared with."""
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise InputError("the same run is given twice")
-    names = [printable(folder.resolve().name) for folder in folders]
-    if len(set(names)) < len(names):
-        names = [str(folder) for folder in folders]
-    results = [read_result(name, [folder]) for name, folder in zip(names, folders, strict=True)]
-    for result, folder in zip(results, folders, strict=True):
-        if result.classes != results[0].classes:
-            raise InputError(f"{folder}: its classes are not those of {folders[0]}; compare runs on one data set")
-    return Table("Comparison", [*results[1:], results[0]])
+def read_rows(rows: Sequence[Row], against: str | None = None) -> Table:
+    """Rows of finished runs as a table, tested against the row of that name, or against the first."""
+    return Table("Comparison", [read_result(row.name, row.folders) for row in rows], against)
 
 
-def write_comparison(folders: Sequence[Path], out: Path) -> Path:
-    """Write report.html, which compares finished runs, to the folder `out`; return its path."""
-    table = read_results(folders)
-    pages = [read_tables(folder) for folder in (*folders[1:], folders[0])]
+def write_comparison(rows: Sequence[Row], out: Path, against: str | None = None) -> Path:
+    """Write report.html, which compares rows of finished runs, to the folder `out`; return its path."""
+    table = read_rows(rows, against)
     page = {
-        "runs": [_describe_run(table, result, page) for result, page in zip(table.results, pages, strict=True)],
-        "labels": [table.title(label) for label in labels(table)],
-        "metrics": [describe_metric(metric) for metric in IN_VOXELS],
-        "rows": [{key: finite(value) for key, value in row.items()} for row in table.rows()],
-        "classes": _class_statistics(table),
+        "runs": [_describe_row(table, result, row) for result, row in zip(table.results, rows, strict=True)],
+        "labels": [table.title(label) for label in _labels(table)],
+        "metrics": [describe_metric(metric) for metric in table.metrics],
+        "note": table.note,
         "reference": table.reference.name,
-        "differences": _differences([page["config"] or {} for page in pages]),
+        "disjoint": table.disjoint,
+        "missing": table.missing,
+        "differences": _differences(rows),
     }
     make_folder(out)
     write_text(out / "report.html", fill("comparison.html", page))
     return out / "report.html"
 
 
-def labels(table: Table) -> list[str | None]:
-    """The classes, and the last, their mean."""
-    return [*table.results[0].classes, MEAN]
+def _labels(table: Table) -> list[str | None]:
+    """The classes and regions, and the last, the mean over classes."""
+    return list(dict.fromkeys(label for label, _ in table.columns))
 
 
-def _describe_run(table: Table, result: Result, page: dict[str, Any]) -> dict[str, Any]:
-    values = []
-    for label in labels(table):
-        of_metrics = {metric.name: result.values[label, metric.name] for metric in IN_VOXELS}
-        values.append({name: {s: finite(value) for s, value in scores.items()} for name, scores in of_metrics.items()})
+def _describe_row(table: Table, result: Result, row: Row) -> dict[str, Any]:
+    labels = _labels(table)
     return {
         "name": result.name,
-        "log": page["log"],
+        "folders": [printable(str(folder)) for folder in row.folders],
+        "cells": [[_cell(table, result, (label, metric.key)) for metric in table.metrics] for label in labels],
+        "counts": [table.counts(result, label) for label in labels[:-1]],
+        "runs": result.runs,
+        "folds": result.folds,
+        "seeds": result.seeds,
         "parameters": result.parameters,
         "epochs": result.epochs,
         "seconds": result.seconds,
-        "values": values,
+        "curves": [_describe_curve(curve) for curve in result.curves],
+        "curve": _describe_curve(mean_curve(result.curves)) if result.curves else None,
     }
 
 
-def _class_statistics(table: Table) -> list[dict[str, Any]]:
-    """Mean, deviation and number of subjects of each run, class and metric."""
-    rows = []
-    for result in table.results:
-        for label in result.classes:
-            for metric in IN_VOXELS:
-                mean, std, n = table.statistics(result, (label, metric.name))
-                row = {"row": result.name, "class": label, "metric": metric.name}
-                rows.append(row | {"mean": finite(mean), "std": finite(std), "n": n})
-    return rows
+def _cell(table: Table, result: Result, column: Column) -> dict[str, Any]:
+    """A row's statistics in a column, its test against the reference, and its values by subject."""
+    low, high = table.interval(result, column)
+    cell = table.statistics(result, column)._asdict() | {"low": low, "high": high}
+    if test := table.comparisons[column].get(result.name):
+        cell |= {"subjects": test.subjects, "pairs": test.pairs, "difference": test.difference}
+        cell |= {"difference_low": test.interval[0], "difference_high": test.interval[1]}
+        cell |= {"p": test.p, "p_holm": test.p_holm}
+    known = {key: finite(value) for key, value in cell.items()}
+    values = {subject: finite(value) for subject, value in result.values[column].items()}
+    return known | {"best": result.name in table.best[column], "values": values}
 
 
-def _differences(configs: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The hyperparameters in which the runs differ: name -> their values."""
-    names = dict.fromkeys(name for config in configs for name in config if name not in ("out", "resume"))
-    values = {name: [config.get(name) for config in configs] for name in names}
-    return {name: of_runs for name, of_runs in values.items() if any(value != of_runs[0] for value in of_runs)}
+def _describe_curve(curve: Curve) -> dict[str, Any]:
+    hours, dice = curve
+    return {"hours": hours.tolist(), "dice": [finite(value) for value in dice.tolist()]}
+
+
+def _differences(rows: Sequence[Row]) -> dict[str, list[str | None]]:
+    """The hyperparameters in which rows differ: name -> the values of each row; None where they are not known."""
+    known = [_configurations(row) for row in rows]
+    names = dict.fromkeys(name for of_row in known for config in of_row for name in config)
+    found = {}
+    for name in names.keys() - {"out", "resume"}:
+        texts = [", ".join(dict.fromkeys(str(config.get(name)) for config in of_row)) for of_row in known]
+        if len({text for text in texts if text}) > 1:
+            found[name] = [text or None for text in texts]
+    return {name: found[name] for name in names if name in found}
+
+
+def _configurations(row: Row) -> list[dict[str, Any]]:
+    """Those of a row's runs; none of predictions that were only scored."""
+    configs = [read_run(folder / "config.json") for folder in row.folders]
+    return [config.to_dict() for config in configs if config]

@@ -7,23 +7,40 @@ import functools
 import io
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any, Protocol
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from data.png import read_image
+from data.description import Labels
 from reporting.figures import COLORS
 
 JPEG = {"format": "JPEG", "quality": 92}  # of CHAOS's slices: 0.6 grey values off in the mean, 10 of PNG's 24 KB
 
 
+class Pictures(Protocol):
+    """Slices to look at: `data.dataset.SliceDataset`, or `reporting.segmentation.ScoredSlices`."""
+
+    labels: Labels
+    slices: Sequence[Any]
+    """Each has a `subject` and a `number`."""
+
+    def subjects(self) -> dict[str, list[int]]:
+        """Subject -> indices of its slices, in the order of their numbers."""
+
+    def positions(self, subject: str) -> list[int]:
+        """Where a subject's slices are in its volume."""
+
+    def picture(self, index: int) -> np.ndarray:
+        """What is shown of a slice, float32 (1 or 3, H, W) in [0, 1]."""
+
+
 @functools.lru_cache(maxsize=4096)  # the page is written after every epoch, and images do not change
-def encode_image(path: Path) -> str:
-    """An image file as a JPEG in base64, grey or RGB as the file is."""
-    pixels = np.rint(255 * read_image(path)).astype(np.uint8)
+def encode_image(pictures: Pictures, index: int) -> str:
+    """The picture of a slice as a JPEG in base64, grey or RGB as it is."""
+    pixels = np.rint(255 * pictures.picture(index)).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(file, **JPEG)
     return base64.b64encode(file.getvalue()).decode()

@@ -27,6 +27,13 @@ from utils import atomic_path, ceil_div, printable
 # Okabe and Ito's colors, told apart by color-blind eyes; after eight classes they begin again.
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00", "#FFFFFF")
 
+# Lines of a chart that lie on each other still show: other dashes, and other markers at their ends.
+DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
+MARKERS = "os^Dv"
+LINE_COLORS = (*COLORS[:4], *COLORS[5:7], "#000000")  # yellow and white are not seen on white
+
+Curve = tuple[np.ndarray, np.ndarray]  # hours of training up to the end of each epoch, and its validation Dice in %
+
 COLUMN, PAGE = 3.5, 7.16  # inches: a column and the text of a two-column journal
 plt.rcParams["pdf.fonttype"] = 42  # TrueType: text stays text
 plt.rcParams["text.parse_math"] = plt.rcParams["text.usetex"] = False  # names are shown as they are
@@ -84,42 +91,53 @@ def save_montage(path: Path, images: np.ndarray, segmentation: np.ndarray, names
 
 
 def save_boxes(
-    path: Path, values: dict[str, dict[Column, dict[str, float]]], classes: list[str], metric: Metric
+    path: Path, values: dict[str, dict[Column, dict[str, float]]], labels: list[str], metric: Metric
 ) -> None:
-    """Write box plots (PNG, PDF), a panel for each class and their mean: row -> (class, metric) -> subject -> value."""
-    panels = {label: label for label in classes} | {MEAN: mean_title(classes)}
+    """Write box plots (PNG, PDF) of rows: row -> column -> subject -> value.
+
+    A panel for each of `labels` (classes and regions) and one for the mean over classes, all with one scale.
+    """
+    panels = {label: label for label in labels} | {MEAN: mean_title(labels)}
     columns = min(len(panels), 3)
     lines = ceil_div(len(panels), columns)
     height = 0.9 + 0.26 * len(values)
     figure, axes = plt.subplots(
-        lines, columns, figsize=(PAGE * columns / 3, height * lines), squeeze=False, sharey=True, layout="constrained"
-    )
+        lines, columns, figsize=(PAGE * columns / 3, height * lines), squeeze=False, sharex=True, sharey=True,
+        layout="constrained",
+    )  # fmt: skip
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis, (label, title) in zip(axes.flat, panels.items(), strict=False):
-        scores = [np.array(list(of_row[label, metric.name].values())) for of_row in values.values()]
+        scores = [np.array(list(of_row[label, metric.key].values())) for of_row in values.values()]
         known = [of_row[np.isfinite(of_row)] for of_row in scores]
         axis.boxplot(known, orientation="horizontal", widths=0.6, showfliers=False, manage_ticks=False)
         for line, points in enumerate(known, 1):
             axis.plot(points, np.full(len(points), line), "o", color=COLORS[5], markersize=3, alpha=0.6)
         axis.set_title(f"{title}, {metric.title}", fontsize=8)
-        axis.tick_params(labelsize=7)
+        axis.tick_params(labelsize=7, labelbottom=True)
         axis.grid(axis="x", linewidth=0.3)
     axes[0, 0].set_yticks(range(1, len(values) + 1), list(values))
     axes[0, 0].set_ylim(len(values) + 0.6, 0.4)
     _save(figure, path, dpi=300)
 
 
-def save_curves(path: Path, rows: dict[str, list[tuple[np.ndarray, np.ndarray]]]) -> None:
-    """Write validation Dice over epochs and over time: row -> of each run, hours and Dice in % at each epoch's end."""
+def save_curves(path: Path, rows: dict[str, list[Curve]]) -> None:
+    """Write validation Dice over epochs and over time: row -> the curves of its runs.
+
+    A row's line is the mean over its runs, each of which is a thin line beside it. Rows without curves are left out.
+    """
+    rows = {name: curves for name, curves in rows.items() if curves}
     figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.8), sharey=True, layout="constrained")
-    colors, lines = COLORS[:-1], []  # without white
+    lines = []
     for number, curves in enumerate(rows.values()):
-        style = {"color": colors[number % len(colors)], "linestyle": ("-", "--", ":")[number // len(colors) % 3]}
-        for hours, dice in curves:
-            for axis, x in zip(axes, (np.arange(1, len(dice) + 1), hours), strict=True):
-                axis.plot(x, dice, linewidth=1, **style)
-        lines.append(Line2D([], [], linewidth=1, **style))
+        color = LINE_COLORS[number % len(LINE_COLORS)]
+        style = {"color": color, "linestyle": DASHES[number % len(DASHES)], "linewidth": 1.4, "markersize": 4}
+        style |= {"marker": MARKERS[number % len(MARKERS)], "markerfacecolor": "white"}
+        if len(curves) > 1:
+            for curve in curves:
+                _draw_curve(axes, curve, color=color, linewidth=0.5, alpha=0.5)
+        _draw_curve(axes, mean_curve(curves), markevery=[0, -1], **style)
+        lines.append(Line2D([], [], **style))
     for axis, title in zip(axes, ("epochs", "hours of training"), strict=True):
         axis.set_xlabel(title, fontsize=8)
         axis.tick_params(labelsize=7)
@@ -127,6 +145,21 @@ def save_curves(path: Path, rows: dict[str, list[tuple[np.ndarray, np.ndarray]]]
     axes[0].set_ylabel("validation DSC, %", fontsize=8)
     _legend(figure, lines, list(rows), loc="outside right center", fontsize=7)
     _save(figure, path, dpi=300)
+
+
+def _draw_curve(axes: Sequence[Axes], curve: Curve, **style: Any) -> None:
+    """Dice over epochs on the first of two axes, over hours on the second; epochs without validation are left out."""
+    hours, dice = curve
+    known = np.isfinite(dice)
+    for axis, x in zip(axes, (np.arange(1, len(dice) + 1), hours), strict=True):
+        axis.plot(x[known], dice[known], **style)
+
+
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """Hours and Dice at the epochs that all runs have, the means over runs."""
+    epochs = min(len(dice) for _, dice in curves)
+    hours, dice = (np.mean([part[:epochs] for part in parts], axis=0) for parts in zip(*curves, strict=True))
+    return hours, dice
 
 
 class Row(NamedTuple):

@@ -17,15 +17,15 @@ from reporting.viewer import worst_slice
 
 
 def look_inside(model: nn.Module, dataset: SliceDataset, volume: Volume, counts: np.ndarray) -> list[dict[str, Any]]:
-    """Maps of the refinement at a subject's worst and fullest slice; nothing for a network that does not refine.
+    """Maps of the refinement at a subject's fullest slice and the one with the most errors; none without refinement.
 
-    The position attention is that of the pixel deepest inside a class of the truth (without one: of the middle).
+    The position attention is that of the pixel deepest inside the largest class of the truth there.
     """
     indices, positions = dataset.subjects()[volume.subject], dataset.positions(volume.subject)
     worst, full = worst_slice(counts[positions]), fullest(volume.target[positions])
-    chosen = [("worst", worst)]
-    if full != worst:
-        chosen.append(("fullest", full))
+    chosen = [("fullest", full)]
+    if worst != full:
+        chosen.append(("most errors", worst))
     found = []
     for kind, k in chosen:
         item, target = dataset.slices[indices[k]], volume.target[positions[k]]
@@ -37,21 +37,20 @@ def look_inside(model: nn.Module, dataset: SliceDataset, volume: Volume, counts:
                 "subject": volume.subject,
                 "number": item.number,
                 "kind": kind,
-                "image": encode_image(item.images[0]),
+                "image": encode_image(dataset, indices[k]),
                 "truth": encode_classes(target),
-                "rows": _maps(inspection, point),
+                "point": [(point[1] + 0.5) / target.shape[1], (point[0] + 0.5) / target.shape[0]],
+                "rows": _maps(inspection),
             })  # fmt: skip
     return found
 
 
-def _maps(inspection: Inspection, point: tuple[int, int]) -> list[dict[str, Any]]:
-    """Rows of pictures over the scales, each with its title; of attention also the point, in parts of the image."""
-    height, width = inspection.refined[0].shape
-    at_point = {"point": [(point[1] + 0.5) / width, (point[0] + 0.5) / height]}
+def _maps(inspection: Inspection) -> list[dict[str, Any]]:
+    """Rows of pictures over the scales, each with its title."""
     rows = [_class_row("Raw prediction", inspection.raw), _class_row("Refined prediction", inspection.refined)]
     for number, step in enumerate(inspection.steps, 1):
         rows += [
-            _heat_row(f"Position attention, step {number}", step.attention) | at_point,
+            _heat_row(f"Position attention, step {number}", step.attention) | {"cross": True},
             _heat_row(f"Semantic reconstruction, step {number}", step.reconstruction),
             _heat_row(f"Guide, step {number}", step.guide),
         ]
@@ -67,9 +66,14 @@ def _heat_row(title: str, maps: list[Tensor]) -> dict[str, Any]:
 
 
 def deepest(target: np.ndarray) -> tuple[int, int]:
-    """The pixel (row, column) of class indices (H, W) that is furthest from any other class; the middle of nothing."""
-    depth = [ndimage.distance_transform_edt(target == k) for k in np.unique(target[target > 0])]
-    if not depth:
+    """The pixel (row, column) of class indices (H, W) deepest inside the largest class; the middle of nothing.
+
+    The image ends at its edge, and so does a class.
+    """
+    sizes = np.bincount(target.ravel())[1:]
+    if not sizes.any():
         return target.shape[0] // 2, target.shape[1] // 2
-    row, column = np.unravel_index(int(np.max(depth, 0).argmax()), target.shape)
+    inside = np.pad(target == sizes.argmax() + 1, 1)
+    depth = ndimage.distance_transform_edt(inside)[1:-1, 1:-1]
+    row, column = np.unravel_index(int(depth.argmax()), target.shape)
     return int(row), int(column)

@@ -1,4 +1,4 @@
-"""Figures of several runs for a paper."""
+"""Figures of several runs, or rows of runs, for a paper."""
 
 from __future__ import annotations
 
@@ -8,56 +8,66 @@ from pathlib import Path
 
 import numpy as np
 
-from data.dataset import SliceDataset
-from data.png import read_image
 from data.volumes import Volume
-from experiments.results import MEAN
+from experiments.results import MEAN, Row
 from metrics import METRICS
-from reporting.comparison import read_results
-from reporting.figures import Row, save_boxes, save_grid
+from reporting import figures
+from reporting.comparison import read_rows
+from reporting.encoding import Pictures
+from reporting.figures import save_boxes, save_grid
 from reporting.segmentation import segment_run
 from utils import InputError, make_folder
 
 
-def write_figures(folders: Sequence[Path], out: Path, device: str, most: int = 4) -> list[Path]:
-    """Write grid and boxes as PDF and PNG to `out`; return their paths. The first run is "ours", in the last column.
+def write_figures(rows: Sequence[Row], out: Path, device: str, against: str | None = None, most: int = 4) -> list[Path]:
+    """Write grid and boxes as PDF and PNG to `out`; return their paths. A column for each row, in the order given.
 
-    The grid has `most` test subjects evenly from the worst to the best of ours, each at the slice where all runs
-    together have the most wrong pixels.
+    The grid has `most` test subjects evenly from the worst to the best of the row that the others are compared with
+    (`against`, or the first), each at the slice where all rows together have the most wrong pixels.
     """
-    table = read_results(folders)
-    segmented = [segment_run(folder, device)[0] for folder in (*folders[1:], folders[0])]
-    dataset = segmented[-1].dataset
-    volumes = [{volume.subject: volume for volume in of_run.volumes} for of_run in segmented]
-    common = [subject for subject in dataset.subjects() if all(subject in of_run for of_run in volumes)]
+    table = read_rows(rows, against)
+    reference = table.results.index(table.reference)
+    segmented = [_segment_row(row, device) for row in rows]
+    common = [subject for subject in segmented[reference] if all(subject in of_row for of_row in segmented)]
     if not common:
-        raise InputError(f"{folders[0]}: shares no test subject with the other runs")
-    ours = table.results[-1].values[MEAN, "DSC"]
-    common.sort(key=lambda subject: np.nan_to_num(ours[subject], nan=math.inf))
+        raise InputError(f"{table.reference.name}: shares no test subject with all other rows")
+    dice = table.reference.values[MEAN, "dsc"]
+    common.sort(key=lambda subject: np.nan_to_num(dice[subject], nan=math.inf))
     chosen = [common[k] for k in np.unique(np.linspace(0, len(common) - 1, most).round().astype(int))]
-    rows = []
+    lines = []
     for subject in chosen:
-        of_runs = [of_run[subject] for of_run in volumes]
-        if any(volume.prediction.shape != of_runs[-1].target.shape for volume in of_runs):
-            raise InputError(f"{folders[0]}: its subject {subject} has another size in another run")
-        rows.append(_row(dataset, of_runs))
+        dataset, ours = segmented[reference][subject]
+        volumes = [of_row[subject][1] for of_row in segmented]
+        if any(volume.prediction.shape != ours.target.shape for volume in volumes):
+            raise InputError(f"{table.reference.name}: its subject {subject} has another size in another row")
+        lines.append(_line(dataset, ours, volumes))
     make_folder(out)
     values = {result.name: result.values for result in table.results}
+    labels = [*table.results[0].classes, *table.results[0].regions]
     written = []
     for suffix in ("pdf", "png"):
         grid, boxes = out / f"grid.{suffix}", out / f"boxes.{suffix}"
-        save_grid(grid, rows, ["truth", *values], dataset.labels.names)
-        save_boxes(boxes, values, table.results[0].classes, METRICS["dsc"])
+        save_grid(grid, lines, ["truth", *values], dataset.labels.names)
+        save_boxes(boxes, values, labels, METRICS["dsc"])
         written += [grid, boxes]
     return written
 
 
-def _row(dataset: SliceDataset, of_runs: Sequence[Volume]) -> Row:
-    """A subject at the slice where its segmentations together have the most wrong pixels; the last run is ours."""
-    ours = of_runs[-1]
+def _segment_row(row: Row, device: str) -> dict[str, tuple[Pictures, Volume]]:
+    """Test subject -> the slices and the segmentation of the first run of the row that tested it."""
+    found: dict[str, tuple[Pictures, Volume]] = {}
+    for folder in row.folders:
+        segmented, _ = segment_run(folder, device)
+        for volume in segmented.volumes:
+            found.setdefault(volume.subject, (segmented.dataset, volume))
+    return found
+
+
+def _line(dataset: Pictures, ours: Volume, volumes: Sequence[Volume]) -> figures.Row:
+    """A subject at the slice where its segmentations together have the most wrong pixels."""
     indices, positions = dataset.subjects()[ours.subject], dataset.positions(ours.subject)
-    wrong = sum((volume.prediction[positions] != ours.target[positions]).sum((1, 2)) for volume in of_runs)
+    wrong = sum((volume.prediction[positions] != ours.target[positions]).sum((1, 2)) for volume in volumes)
     k = int(np.argmax(wrong))
-    image = read_image(dataset.slices[indices[k]].images[0])
-    overlays = [array[positions[k]] for array in (ours.target, *(volume.prediction for volume in of_runs))]
-    return Row(f"subject {ours.subject}, slice {dataset.slices[indices[k]].number}", image, overlays)
+    image = dataset.picture(indices[k])
+    overlays = [array[positions[k]] for array in (ours.target, *(volume.prediction for volume in volumes))]
+    return figures.Row(f"subject {ours.subject}, slice {dataset.slices[indices[k]].number}", image, overlays)

@@ -50,7 +50,9 @@ def _add_slices(page: dict[str, Any], segmented: Segmented, model: nn.Module | N
     room = LIMIT - len(fill("report.html", page)) - 10_000
     volumes = worst[:WHILE_TRAINING] if segmented.split == "val" else worst
     subjects = view(segmented, volumes, counts, room)
-    page["viewer"] = {"split": segmented.split, "subjects": subjects, "left_out": len(worst) - len(subjects)}
+    tested = page["test"]["subjects"] if page["test"] else 0  # of many large volumes, only the worst were read
+    left_out = max(tested, len(worst)) - len(subjects)
+    page["viewer"] = {"split": segmented.split, "subjects": subjects, "left_out": left_out}
 
 
 def fill(name: str, data: dict[str, Any]) -> str:
@@ -76,17 +78,21 @@ def read_tables(folder: Path) -> dict[str, Any]:
     prefix = "val_dsc "
     columns = log[0] if log else {}
     names = [key.removeprefix(prefix) for key in columns if key.startswith(prefix)]
-    classes = list(dict.fromkeys(row["class"] for row in scores)) or names
+    regions = list(dict.fromkeys(row["class"] for row in scores if row.get("region")))
+    classes = list(dict.fromkeys(row["class"] for row in scores if not row.get("region"))) or names
+    environment = (summary or {}).get("environment") or _read_object(folder / "environment.json")
     return {
         "name": folder.resolve().name,
         "config": config and config.to_dict(),
         "network": config and describe_network(config.network),
-        "environment": _read_environment(folder / "environment.json"),
+        "evaluation": _read_object(folder / "evaluation.json"),
+        "environment": environment,
         "log": log,
         "test": summary,
         "scores": scores,
         "classes": classes,
-        "mean": mean_title(classes),
+        "regions": regions,
+        "mean": mean_title([*classes, *regions]),
         "metrics": [describe_metric(metric) for metric in shown_metrics(summary)] if summary else [],
     }
 
@@ -102,12 +108,12 @@ def describe_metric(metric: Metric) -> dict[str, Any]:
     }
 
 
-def _read_environment(path: Path) -> dict[str, Any] | None:
+def _read_object(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     values = read_json(path)
     if not isinstance(values, dict):
-        raise InputError(f"{path}: is no environment of a run; {REMEDY}")
+        raise InputError(f"{path}: is no JSON object; {REMEDY}")
     check_finite_json(values, path)
     return values
 
@@ -118,11 +124,12 @@ def _read_summary(path: Path) -> dict[str, Any] | None:
         return None
     summary = read_summary(path)
     try:
-        parts = [summary["overall"], *summary["per_class"].values()]
+        parts = [summary["overall"], *summary["per_class"].values(), *summary.get("per_region", {}).values()]
         of_metrics = [part[metric.key] for part in parts for metric in shown_metrics(summary)]
         shown = [statistics[name] for statistics in of_metrics for name in ("mean", "std")]
         right = bool(shown) and all(value is None or type(value) in (int, float) for value in shown)
-        right = right and type(summary["subjects"]) is type(summary["best_epoch"]) is int
+        right = right and type(summary["subjects"]) is int and type(summary["best_epoch"]) in (int, type(None))
+        right = right and isinstance(summary.get("environment", {}), dict)
     except (AttributeError, KeyError, TypeError):
         right = False
     if not right:

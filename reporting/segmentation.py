@@ -1,12 +1,17 @@
-"""The subjects of a finished run, segmented again with its best checkpoint."""
+"""The subjects of a finished run: segmented again with its best checkpoint, or read again where it only scored them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 from torch import nn
 
 from config import Config, read_run
+from inference.evaluation import Evaluation, Sources
 from inference.networks import load_network
 from inference.segmentation import check_finite, segment_subjects
 from reporting.viewer import Segmented
@@ -23,12 +28,16 @@ def run_config(folder: Path) -> Config:
     return config
 
 
-def segment_run(folder: Path, device: str) -> tuple[Segmented, nn.Module]:
+def segment_run(folder: Path, device: str) -> tuple[Segmented, nn.Module | None]:
     """Segment the test subjects of a run again with its best.pt; the validation subjects of one without a test.
 
-    Raises InputError where run, checkpoint or data set are gone, or do not fit each other; FloatingPointError where the
-    network gives values that are not finite.
+    A run of evaluate.py has no network; its segmentations are read again. Raises InputError where run, checkpoint, data
+    set or segmentations are gone, or do not fit each other; FloatingPointError where the network gives values that are
+    not finite.
     """
+    if (folder / "evaluation.json").exists():
+        evaluation = Evaluation(Sources.read(folder / "evaluation.json"))
+        return scored(evaluation, evaluation.subjects()), None
     config = run_config(folder)
     machine = Machine.of(config.change(device=device, workers="auto").machine)
     trained = load_network(folder / "best.pt", machine.device)
@@ -42,3 +51,45 @@ def segment_run(folder: Path, device: str) -> tuple[Segmented, nn.Module]:
     volumes = list(segment_subjects(trained.model, dataset, subjects, options, machine, split))
     check_finite(volumes, trained.path)
     return Segmented(split, dataset, volumes, data.geometry), trained.model
+
+
+class ScoredSlice(NamedTuple):
+    """A slice of a segmentation that was scored."""
+
+    subject: str
+    number: int
+
+
+class ScoredSlices:
+    """What `data.dataset.SliceDataset` is to pages and figures, of segmentations that were scored."""
+
+    def __init__(self, evaluation: Evaluation, numbers: dict[str, Sequence[int]]) -> None:
+        self.labels = evaluation.labels
+        self.slices = [ScoredSlice(subject, number) for subject, of_one in numbers.items() for number in of_one]
+        self._numbers = numbers
+        self._indices: dict[str, list[int]] = {}
+        for index, item in enumerate(self.slices):
+            self._indices.setdefault(item.subject, []).append(index)
+        self._pictures = lru_cache(1)(lambda subject: evaluation.pictures(evaluation.compare(subject)))
+
+    def subjects(self) -> dict[str, list[int]]:
+        """Subject -> indices of its slices, in the order of their numbers."""
+        return self._indices
+
+    def positions(self, subject: str) -> list[int]:
+        """Where a subject's slices are in its volume."""
+        first, *_ = self._numbers[subject]
+        return [number - first for number in self._numbers[subject]]
+
+    def picture(self, index: int) -> np.ndarray:
+        """What is shown of a slice, float32 (1 or 3, H, W) in [0, 1]."""
+        subject = self.slices[index].subject
+        return self._pictures(subject)[index - self._indices[subject][0]]
+
+
+def scored(evaluation: Evaluation, subjects: Sequence[str]) -> Segmented:
+    """The segmentations and truths of subjects. Raises InputError where files are gone or changed."""
+    compared = [evaluation.compare(subject) for subject in subjects]
+    numbers = {each.volume.subject: each.numbers for each in compared}
+    geometry = {each.volume.subject: each.geometry for each in compared}
+    return Segmented("test", ScoredSlices(evaluation, numbers), [each.volume for each in compared], geometry)

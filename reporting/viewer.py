@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.dataset import SliceDataset
 from data.geometry import Geometry
 from data.volumes import Volume
-from reporting.encoding import encode_image, encode_mask
+from reporting.encoding import Pictures, encode_image, encode_mask
+
+LEAST_AREA = 0.1  # of the subject's fullest slice, for a slice that is shown first
 
 
 class Segmented(NamedTuple):
@@ -20,7 +21,7 @@ class Segmented(NamedTuple):
 
     split: str
     """"val" or "test"."""
-    dataset: SliceDataset
+    dataset: Pictures
     volumes: Sequence[Volume]
     geometry: dict[str, Geometry]
     """Subject -> where its slices lie, for the sides of its pixels."""
@@ -46,10 +47,15 @@ def mean_dice(counts: np.ndarray) -> np.ndarray:
 
 
 def worst_slice(counts: np.ndarray) -> int:
-    """The slice with the lowest `mean_dice`, of several the one with the most wrong pixels."""
-    dice = np.nan_to_num(mean_dice(counts), nan=2)
+    """The slice with the most wrong pixels of those with some foreground, of counts (D, classes, classes).
+
+    Truth or prediction of such a slice has at least a tenth of the foreground that the fullest slice of the truth has:
+    an end slice with one false blob says little of a subject.
+    """
     wrong = counts.sum((1, 2)) - np.trace(counts, axis1=1, axis2=2)
-    return int(np.lexsort((-wrong, dice))[0])
+    truth, prediction = counts[:, 1:].sum((1, 2)), counts[:, :, 1:].sum((1, 2))
+    shown = np.maximum(truth, prediction) >= LEAST_AREA * truth.max()
+    return int(np.where(shown, wrong, -1).argmax())
 
 
 def view(segmented: Segmented, volumes: list[Volume], counts: dict[str, np.ndarray], room: int) -> list[dict[str, Any]]:
@@ -93,7 +99,7 @@ def _subject(segmented: Segmented, volume: Volume, slices: list[int], counts: np
         "aspect": columns * width / (rows * height),
         "dice": [finite(float(value)) for value in dice],
         "worst": worst_slice(counts[positions]),
-        "images": [encode_image(item.images[0]) for item in files],
+        "images": [encode_image(segmented.dataset, index) for index in indices],
         "truth": encode_mask(volume.target[positions]),
         "prediction": encode_mask(volume.prediction[positions]),
     }

@@ -47,7 +47,7 @@ def functions(path: Path) -> list[ast.FunctionDef]:
 
 def test_the_root_has_the_commands_and_what_all_parts_share():
     assert {path.stem for path in ROOT.glob("*.py")} == COMMANDS | {"config", "losses", "metrics", "utils"}
-    assert {"main", "prepare", "predict", "reproduce", "report"} <= COMMANDS
+    assert {"main", "prepare", "predict", "evaluate", "reproduce", "report"} <= COMMANDS
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "docs", "benchmarks"}
     assert packages == RULES.keys() - {"utils", "config", "losses", "metrics"}
 

@@ -89,10 +89,10 @@ def test_a_run_writes_its_folder_and_right_scores(blobs, tmp_path, capsys):
             assert float(row["dsc"]) == pytest.approx(binary.dc(*pair), rel=1e-9)
             assert float(row["vs"]) == pytest.approx(1 - abs(sizes[0] - sizes[1]) / sum(sizes), rel=1e-9)
             assert float(row["msd"]) == pytest.approx(binary.assd(*pair), rel=1e-9)
-            assert float(row["hd95"]) == pytest.approx(binary.hd95(*pair), rel=1e-9)
+            assert float(row["hd95_pooled"]) == pytest.approx(binary.hd95(*pair), rel=1e-9)
             if subject == "3":
                 assert float(row["msd_mm"]) == pytest.approx(binary.assd(*pair, voxelspacing=spacing), rel=1e-9)
-                assert float(row["hd95_mm"]) == pytest.approx(binary.hd95(*pair, voxelspacing=spacing), rel=1e-9)
+                assert float(row["hd95_pooled_mm"]) == pytest.approx(binary.hd95(*pair, voxelspacing=spacing), rel=1e-9)
             else:
                 assert row.get("msd_mm", "") == ""
     assert found >= 2

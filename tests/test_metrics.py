@@ -1,9 +1,12 @@
-"""The metrics against medpy, against their formulas spelled out, and by hand."""
+"""The metrics against medpy and MONAI, against their formulas spelled out, and by hand."""
 
 from __future__ import annotations
 
+import base64
+import json
 import math
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,21 +14,33 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from medpy.metric import binary
+from scipy.spatial.distance import cdist
 
 from metrics import (
+    METRICS,
     average_symmetric_surface_distance,
     dice,
     format_table,
     hausdorff_distance,
     mean_surface_distance,
+    metrics_in,
+    normalized_surface_dice,
+    pooled_hausdorff_distance,
     score,
     score_subject,
+    shown_metrics,
     summarize,
     volume_similarity,
 )
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
-DISTANCES = (mean_surface_distance, average_symmetric_surface_distance, hausdorff_distance)
+REFERENCE = Path(__file__).parent / "reference" / "metrics.json"
+DISTANCES = (
+    mean_surface_distance,
+    average_symmetric_surface_distance,
+    hausdorff_distance,
+    pooled_hausdorff_distance,
+)
 
 
 @st.composite
@@ -47,7 +62,7 @@ def pairs(draw, dimensions=(3,), side=6):
     return *masks, spacing
 
 
-def brute_force_distances(a: np.ndarray, b: np.ndarray, spacing) -> np.ndarray:
+def brute_force_distances(a: np.ndarray, b: np.ndarray, spacing) -> tuple[np.ndarray, np.ndarray]:
     """Both directed sets of surface distances from all pairs of surface voxels, found neighbor by neighbor."""
 
     def points(mask: np.ndarray) -> np.ndarray:
@@ -56,8 +71,26 @@ def brute_force_distances(a: np.ndarray, b: np.ndarray, spacing) -> np.ndarray:
         border = [p for p in inside if any(tuple(np.add(p, step).tolist()) not in inside for step in steps)]
         return np.array(border) * np.asarray(spacing, float)
 
-    pairwise = np.sqrt(((points(a)[:, None] - points(b)[None]) ** 2).sum(-1))
-    return np.concatenate([pairwise.min(1), pairwise.min(0)])
+    pairwise = cdist(points(a), points(b))
+    return pairwise.min(1), pairwise.min(0)
+
+
+def brute_force_scores(a: np.ndarray, b: np.ndarray, spacing, tolerance: float) -> dict[str, float]:
+    """What `score` gives in one unit, of two masks that are not empty."""
+    directed = brute_force_distances(a, b, spacing)
+    pooled = np.concatenate(directed)
+    msd, hd95 = pooled.sum() / len(pooled), max(np.percentile(distances, 95) for distances in directed)
+    within = sum(np.sum(distances <= tolerance + 1e-6 * tolerance) for distances in directed)
+    return {"nsd": within / len(pooled), "msd": msd, "hd95": hd95, "hd95_pooled": np.percentile(pooled, 95)} | {
+        "msd_worst": msd,
+        "hd95_worst": hd95,
+    }
+
+
+def unpack(bits: str, shape: list[int]) -> np.ndarray:
+    """A mask of tests/reference/metrics.json."""
+    packed = np.frombuffer(base64.b64decode(bits), np.uint8)
+    return np.unpackbits(packed, count=math.prod(shape)).astype(bool).reshape(shape)
 
 
 def cube(shape: tuple[int, ...], low: tuple[int, ...], size: int) -> np.ndarray:
@@ -77,27 +110,34 @@ def same(ours: dict[str, float], theirs: dict[str, float]) -> None:
 @given(pairs())
 def test_equal_to_medpy(pair):
     a, b, spacing = pair
-    expected = {"msd": binary.assd(a, b), "hd95": binary.hd95(a, b)}
-    expected |= {"msd_mm": binary.assd(a, b, spacing), "hd95_mm": binary.hd95(a, b, spacing)}
-    expected |= {"assd": expected["msd"], "assd_mm": expected["msd_mm"], "dsc": binary.dc(a, b)}
-    sizes = int(a.sum()), int(b.sum())
-    expected["vs"] = 2 * min(sizes) / sum(sizes)
-    same(score(a, b, spacing), {key: expected[key] for key in score(a, b, spacing)})
-    assert hausdorff_distance(a, b, spacing, percentile=100) == pytest.approx(binary.hd(a, b, spacing), abs=1e-9)
+    values = score(a, b, spacing)
+    for suffix, unit in {"": None, "_mm": spacing}.items():
+        assert values[f"msd{suffix}"] == pytest.approx(binary.assd(a, b, unit), abs=1e-9)
+        assert values[f"hd95_pooled{suffix}"] == pytest.approx(binary.hd95(a, b, unit), abs=1e-9)
+    assert values["dsc"] == pytest.approx(binary.dc(a, b), abs=1e-9)
+    for metric in (hausdorff_distance, pooled_hausdorff_distance):
+        assert metric(a, b, spacing, percentile=100) == pytest.approx(binary.hd(a, b, spacing), abs=1e-9)
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
-@given(pairs(dimensions=(1, 2, 3), side=5), st.floats(0, 100))
-def test_equal_to_all_pairs_of_surface_voxels(pair, percentile):
+@settings(max_examples=200, deadline=None)
+@given(pairs(dimensions=(1, 2, 3), side=6), st.floats(0, 100), st.floats(0, 10))
+def test_equal_to_all_pairs_of_surface_voxels(pair, percentile, tolerance):
     a, b, spacing = pair
-    for unit in (None, spacing):
-        distances = brute_force_distances(a, b, [1] * a.ndim if unit is None else unit)
-        assert mean_surface_distance(a, b, unit) == pytest.approx(distances.sum() / len(distances), abs=1e-9)
-        expected = np.percentile(distances, percentile)
-        assert hausdorff_distance(a, b, unit, percentile) == pytest.approx(expected, abs=1e-9)
-    assert dice(a, b) == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
-    assert volume_similarity(a, b) == pytest.approx(1 - abs(int(a.sum()) - int(b.sum())) / (a.sum() + b.sum()))
+    expected = brute_force_scores(a, b, [1] * a.ndim, 1)
+    expected |= {f"{key}_mm": value for key, value in brute_force_scores(a, b, spacing, tolerance).items()}
+    expected["dsc"] = 2 * (a & b).sum() / (a.sum() + b.sum())
+    expected["vs"] = 2 * min(a.sum(), b.sum()) / (a.sum() + b.sum())
+    same(score(a, b, spacing, tolerance), expected)
+    directed = brute_force_distances(a, b, spacing)
+    larger = max(np.percentile(distances, percentile) for distances in directed)
+    assert hausdorff_distance(a, b, spacing, percentile) == pytest.approx(larger, abs=1e-9)
+    pooled = np.percentile(np.concatenate(directed), percentile)
+    assert pooled_hausdorff_distance(a, b, spacing, percentile) == pytest.approx(pooled, abs=1e-9)
+    assert mean_surface_distance(a, b, spacing) == pytest.approx(expected["msd_mm"], abs=1e-9)
+    assert normalized_surface_dice(a, b, tolerance, spacing) == pytest.approx(expected["nsd_mm"], abs=1e-9)
+    assert dice(a, b) == pytest.approx(expected["dsc"])
+    assert volume_similarity(a, b) == pytest.approx(expected["vs"])
 
 
 @settings(max_examples=60, deadline=None)
@@ -110,15 +150,19 @@ def test_symmetry_and_invariance(pair, margin, axes):
     axes = [axis for axis in axes if axis < a.ndim]
     same(score(a.transpose(axes), b.transpose(axes), [spacing[axis] for axis in axes]), expected)
     same(score(a.astype(np.uint8), b.astype(np.int64), np.array(spacing)), expected)
-    same(score(a, a, spacing), dict.fromkeys(expected, 0.0) | {"dsc": 1.0, "vs": 1.0})
+    ones = dict.fromkeys(("dsc", "vs", "nsd", "nsd_mm"), 1.0)
+    same(score(a, a, spacing), dict.fromkeys(expected, 0.0) | ones)
+    assert list(expected) == list(METRICS)
 
 
 @pytest.mark.parametrize("k", [1, 3, 7])
 def test_voxels_apart(k):
     """Two single voxels k apart along the second axis: every distance is k, or k times that axis's spacing."""
     a, b = cube((3, 9, 4), (1, 1, 2), 1), cube((3, 9, 4), (1, 1 + k, 2), 1)
-    distances = {"msd": k, "assd": k, "hd95": k, "msd_mm": 2.5 * k, "assd_mm": 2.5 * k, "hd95_mm": 2.5 * k}
-    same(score(a, b, (7, 2.5, 0.5)), {"dsc": 0.0, "vs": 1.0, **distances})
+    distances = {key: k for key, metric in METRICS.items() if metric.unit == "voxels"}
+    distances |= {key: 2.5 * k for key, metric in METRICS.items() if metric.unit == "mm"}
+    nsd = {"nsd": float(k == 1), "nsd_mm": 0.0}
+    same(score(a, b, (7, 2.5, 0.5)), {"dsc": 0.0, "vs": 1.0} | nsd | distances)
 
 
 def test_shifted_cubes():
@@ -128,11 +172,24 @@ def test_shifted_cubes():
     only its own center, which for the first is a face's center: 1 from the nearest. So 10 of 26 are 1, the rest 0.
     """
     a, b = cube((5, 5, 6), (1, 1, 1), 3), cube((5, 5, 6), (1, 1, 2), 3)
-    same(
-        score(a, b, (9, 9, 2)),
-        {"dsc": 2 / 3, "vs": 1.0, "msd": 10 / 26, "assd": 10 / 26, "hd95": 1.0}
-        | {"msd_mm": 20 / 26, "assd_mm": 20 / 26, "hd95_mm": 2.0},
-    )
+    values = score(a, b, (9, 9, 2))
+    assert (values["dsc"], values["vs"], values["nsd"]) == (pytest.approx(2 / 3), 1.0, 1.0)
+    assert (values["msd"], values["msd_mm"]) == (pytest.approx(10 / 26), pytest.approx(20 / 26))
+    assert values["nsd_mm"] == pytest.approx(16 / 26)  # what is 2 mm away is out of 1 mm
+    for key in ("hd95", "hd95_pooled", "hd95_worst"):
+        assert (values[key], values[f"{key}_mm"]) == (1.0, 2.0)
+
+
+def test_a_distance_that_is_the_tolerance_is_within_it():
+    """Three voxels of 0.1 mm are 0.30000000000000004 mm in float64; a file's 0.2 is 0.200000003 in float32."""
+    a, b = cube((9,), (1,), 1), cube((9,), (4,), 1)
+    assert normalized_surface_dice(a, b, 0.3, [0.1]) == 1.0
+    assert normalized_surface_dice(a, b, 0.6, [float(np.float32(0.2))]) == 1.0
+    assert normalized_surface_dice(a, b, 0.2999, [0.1]) == 0.0
+    assert (normalized_surface_dice(a, b, 3), normalized_surface_dice(a, b, 2)) == (1.0, 0.0)
+    assert (normalized_surface_dice(a, a, 0), normalized_surface_dice(a, b, 0)) == (1.0, 0.0)
+    half = cube((9,), (1,), 1) | cube((9,), (7,), 1)  # distances 0 there, 0 and 6 back
+    assert normalized_surface_dice(a, half, 1) == pytest.approx(2 / 3)
 
 
 def test_distances_are_pooled_not_averaged_by_direction():
@@ -140,7 +197,8 @@ def test_distances_are_pooled_not_averaged_by_direction():
     a, b = np.zeros((2, 12), bool), np.zeros((2, 12), bool)
     a[0, 0] = b[0, 0] = b[0, 10] = True
     assert mean_surface_distance(a, b) == pytest.approx(10 / 3)
-    assert hausdorff_distance(a, b) == pytest.approx(9.0)  # of 0, 0, 10; the larger directed percentile is 9.5
+    assert pooled_hausdorff_distance(a, b) == pytest.approx(9.0)  # of 0, 0, 10
+    assert hausdorff_distance(a, b) == pytest.approx(9.5)  # the larger of 0 and that of 0, 10
     assert volume_similarity(a, b) == pytest.approx(2 / 3)
 
 
@@ -153,16 +211,18 @@ def test_the_edge_of_the_array_is_outside():
 def test_empty_masks():
     empty, one = np.zeros((2, 3, 4), bool), cube((2, 3, 4), (0, 1, 1), 1)
     spacing = (2, 1, 1)
+    assert list(score(empty, empty, spacing)) == list(METRICS)
     assert all(math.isnan(value) for value in score(empty, empty, spacing).values())
-    assert math.isnan(dice(empty, empty))
-    assert math.isnan(volume_similarity(empty, empty))
+    diagonals = {"": math.sqrt(4 + 9 + 16), "_mm": math.sqrt(16 + 9 + 16)}
     for pair in ((empty, one), (one, empty)):
-        values = score(*pair, spacing)
-        assert (values.pop("dsc"), values.pop("vs")) == (0.0, 0.0) == (dice(*pair), volume_similarity(*pair))
-        assert len(values) == 6
-        assert all(math.isnan(value) for value in values.values())
+        expected = dict.fromkeys(METRICS, math.nan) | dict.fromkeys(("dsc", "vs", "nsd", "nsd_mm"), 0.0)
+        expected |= {f"{key}_worst{unit}": value for key in ("msd", "hd95") for unit, value in diagonals.items()}
+        same(score(*pair, spacing), expected)
+        assert dice(*pair) == volume_similarity(*pair) == normalized_surface_dice(*pair, 9) == 0.0
+    for metric in (dice, volume_similarity, *DISTANCES, lambda a, b: normalized_surface_dice(a, b, 1)):
+        assert math.isnan(metric(empty, empty))
     for metric in DISTANCES:
-        assert all(math.isnan(metric(*pair)) for pair in ((empty, one), (one, empty), (empty, empty)))
+        assert all(math.isnan(metric(*pair)) for pair in ((empty, one), (one, empty)))
 
 
 def test_mistakes():
@@ -175,12 +235,18 @@ def test_mistakes():
             for mask in (a, np.zeros_like(a)):
                 with pytest.raises(ValueError, match="expected 2 positive numbers"):
                     metric(mask, a, spacing)
+    for tolerance in (-1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="tolerance"):
+            normalized_surface_dice(a, a, tolerance)
     names = ["background", "liver"]
     with pytest.raises(ValueError, match=r"\(2, 3\).*\(2, 4\)"):
         score_subject(a.astype(int), b.astype(int), names)
     for label in (2, -1):
         with pytest.raises(ValueError, match="2 class names"):
             score_subject(a.astype(int), a * label, names)
+    for part in ("spleen", "background"):
+        with pytest.raises(ValueError, match=part):
+            score_subject(a.astype(int), a.astype(int), names, regions={"all": ["liver", part]})
 
 
 @pytest.mark.slow
@@ -201,9 +267,9 @@ def test_two_ellipsoids_in_a_whole_volume_equal_medpy():
     for k, row in enumerate(rows, 1):
         a, b = prediction == k, target == k
         assert row["dsc"] == pytest.approx(binary.dc(a, b), abs=1e-9)
-        assert row["msd_mm"] == row["assd_mm"] == pytest.approx(binary.assd(a, b, spacing), abs=1e-9)
+        assert row["msd_mm"] == pytest.approx(binary.assd(a, b, spacing), abs=1e-9)
         if k == 1:
-            assert row["hd95_mm"] == pytest.approx(binary.hd95(a, b, spacing), abs=1e-9)
+            assert row["hd95_pooled_mm"] == pytest.approx(binary.hd95(a, b, spacing), abs=1e-9)
 
 
 @settings(max_examples=60, deadline=None)
@@ -221,6 +287,76 @@ def test_rows_of_a_subject_are_the_scores_of_its_masks(data):
         assert row.pop("spurious") is bool(a.any() and not b.any())
         same(row, score(a, b, spacing))
         assert ("msd_mm" in row) == (spacing is not None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_region_is_scored_as_one_class(data):
+    prediction, target = (data.draw(hnp.arrays(np.uint8, (3, 4, 4), elements=st.integers(0, 3))) for _ in range(2))
+    names, spacing = ["background", "x", "y", "z"], data.draw(st.none() | st.just((3.0, 0.5, 1.5)))
+    regions, tolerances = {"yz": ["z", "y"], "all": ["x", "y", "z"]}, {"y": 3.5, "all": 0.0}
+    rows = score_subject(prediction, target, names, spacing, regions, tolerances)
+    assert [row.pop("class") for row in rows] == ["x", "y", "z", "yz", "all"]
+    assert [row.pop("region") for row in rows] == [False] * 3 + [True] * 2
+    expected = score_subject(prediction, target, names, spacing, tolerances=tolerances)
+    for members in ([2, 3], [1, 2, 3]):
+        masks = [np.isin(volume, members).astype(int) for volume in (prediction, target)]
+        expected += score_subject(*masks, names[:2], spacing, tolerances={"x": 0.0} if 1 in members else {})
+    for row, (name, *_), theirs in zip(rows, ["x", "y", "z", "yz", "all"], expected, strict=True):
+        assert theirs.pop("class")[0] in (name, "x")
+        same(row, theirs)
+
+
+def test_tolerances_are_those_of_each_class():
+    """Two classes, each 2 mm off along the last axis, and in the first axis a spacing of 5 mm."""
+    target = np.zeros((3, 8, 9), np.uint8)
+    target[1, 1, 1], target[1, 6, 3] = 1, 2
+    prediction = np.roll(target, 1, axis=2)
+    names, spacing, regions = ["background", "a", "b"], (5, 1, 2), {"both": ["a", "b"]}
+    rows = score_subject(prediction, target, names, spacing, regions, {"b": 2.0, "both": 2.5})
+    assert [row["nsd_mm"] for row in rows] == [0.0, 1.0, 1.0]
+    assert [row["nsd"] for row in rows] == [1.0, 1.0, 1.0]  # one voxel, whatever the tolerances
+
+
+def test_the_worst_case_is_the_diagonal_of_the_whole_image():
+    target = np.zeros((4, 12, 6), np.uint8)
+    target[1:3, 2:4, 2:4] = 1
+    prediction = np.zeros_like(target)
+    prediction[1:3, 2:4, 2] = 2
+    found = np.where(target == 1, 1, prediction)
+    names = ["background", "missed", "spurious", "nowhere"]
+    rows = score_subject(prediction, target, names, (2, 0.5, 1))
+    for row, is_missed in zip(rows[:2], (True, False), strict=True):
+        assert (row["missed"], row["spurious"]) == (is_missed, not is_missed)
+        assert row["dsc"] == row["vs"] == row["nsd"] == row["nsd_mm"] == 0.0
+        assert math.isnan(row["msd"]) and math.isnan(row["hd95_mm"])
+        assert row["msd_worst"] == row["hd95_worst"] == pytest.approx(14.0)  # 4, 12, 6: 16 + 144 + 36 = 196
+        assert row["msd_worst_mm"] == row["hd95_worst_mm"] == pytest.approx(math.sqrt(64 + 36 + 36))
+    assert all(math.isnan(rows[2][key]) for key in METRICS)
+    assert not (rows[2]["missed"] or rows[2]["spurious"])
+    (row, *_) = score_subject(found, target, names, (2, 0.5, 1))
+    assert row["msd_worst"] == row["msd"] == row["hd95_worst_mm"] == row["hd95_mm"] == 0.0
+    # A single slice has the diagonal of its two axes.
+    (row, *_) = score_subject(prediction[1:2], target[1:2], names, (2, 0.5, 1))
+    assert (row["msd_worst"], row["hd95_worst_mm"]) == (pytest.approx(math.sqrt(180)), pytest.approx(math.sqrt(72)))
+
+
+def test_equal_to_stored_values_of_other_libraries():
+    """By MONAI, whose numbers are float32, and medpy: single voxels, noise, blobs and boxes at the borders."""
+    cases = json.loads(REFERENCE.read_text())["cases"]
+    assert len(cases) > 90
+    for case in cases:
+        a, b = (unpack(text, case["shape"]) for text in case["masks"])
+        spacing = case["spacing"]
+        ours = {
+            "hd95": hausdorff_distance(a, b, spacing),
+            "hd100": hausdorff_distance(a, b, spacing, percentile=100),
+            "nsd": normalized_surface_dice(a, b, case["tolerance"], spacing),
+            "msd": mean_surface_distance(a, b, spacing),
+            "hd95_pooled": pooled_hausdorff_distance(a, b, spacing),
+        }
+        assert {key: ours[key] for key in case["monai"]} == pytest.approx(case["monai"], rel=1e-6), case["name"]
+        assert {key: ours[key] for key in case["medpy"]} == pytest.approx(case["medpy"], abs=1e-9), case["name"]
 
 
 ROWS = [
@@ -246,7 +382,8 @@ def test_a_volume_of_one_slice_is_scored_as_an_image(spacing):
         distances = np.linalg.norm((outline[:, None] - outline - (0, 1)) * unit, axis=2)
         expected = np.concatenate([distances.min(0), distances.min(1)])
         assert row[f"msd{suffix}"] == pytest.approx(expected.mean())
-        assert row[f"hd95{suffix}"] == pytest.approx(np.percentile(expected, 95))
+        assert row[f"hd95_pooled{suffix}"] == pytest.approx(np.percentile(expected, 95))
+        assert row[f"hd95{suffix}"] == pytest.approx(np.percentile(distances.min(0), 95))  # the same both ways
     flat = format_table(summarize([{"subject": "1", **row}]) | {"per_image": True})
     assert ("MSD pixels" if spacing is None else "MSD mm") in flat
 
@@ -282,37 +419,124 @@ def test_summary_of_little():
         assert max(map(len, format_table(summary).splitlines())) <= 80
 
 
+def test_regions_are_summarized_beside_the_classes():
+    def row(subject, name, dsc, msd, region, **counts):
+        return {"subject": subject, "class": name, "region": region, "dsc": dsc, "msd": msd, **counts}
+
+    rows = [
+        row("1", "a", 0.5, 1.0, False),
+        row("1", "ab", 0.9, 3.0, True, missed=False, spurious=False),
+        row("2", "a", 0.7, 2.0, False),
+        row("2", "ab", 0.0, math.nan, True, missed=True, spurious=False),
+        row("3", "a", 0.6, 3.0, False),
+        row("3", "ab", 0.0, math.nan, True, missed=False, spurious=True),
+    ]
+    summary = summarize(rows)
+    assert list(summary) == ["per_class", "per_region", "overall", "subjects"]
+    assert (list(summary["per_class"]), list(summary["per_region"])) == (["a"], ["ab"])
+    same(summary["overall"]["dsc"], {"mean": 0.6, "std": 0.1, "n": 3})
+    same(summary["overall"]["msd"], {"mean": 2.0, "std": 1.0, "n": 3})
+    region = summary["per_region"]["ab"]
+    same(region["dsc"], {"mean": 0.3, "std": math.sqrt(0.27), "n": 3})
+    assert (region["msd"]["n"], region["missed"], region["spurious"]) == (1, 1, 1)
+    overlaps, distances = (block.splitlines() for block in format_table(summary).split("\n\n"))
+    assert [line.split()[:3] for line in overlaps[2:]] == [
+        ["a", "3", "60.00"],
+        ["mean", "3", "60.00"],
+        ["ab", "3", "30.00"],
+    ]
+    assert [line.split()[:4] for line in distances[2:]] == [
+        ["a", "3", "0", "0"],
+        ["mean", "3", "2.00", "±"],
+        ["ab", "1", "1", "1"],
+    ]
+
+
+def test_the_metrics_of_a_unit():
+    found = {unit: metrics_in(unit, worst_case=False) for unit in ("mm", "voxels", "pixels")}
+    assert [metric.key for metric in found["mm"]] == ["dsc", "vs", "nsd_mm", "msd_mm", "hd95_mm"]
+    assert [metric.key for metric in found["voxels"]] == ["dsc", "vs", "nsd", "msd", "hd95"]
+    assert [metric.key for metric in found["pixels"]] == [metric.key for metric in found["voxels"]]
+    for unit, metrics in found.items():
+        titles = ["DSC %", "VS %", "NSD %", f"MSD {unit}", f"HD95 {unit}"]
+        assert [metric.title for metric in metrics] == titles
+        more = metrics_in(unit, worst_case=True)
+        assert more[:5] == metrics
+        assert [metric.title for metric in more[5:]] == [f"MSD worst case {unit}", f"HD95 worst case {unit}"]
+    assert [metric.key for metric in metrics_in("mm", worst_case=True)[5:]] == ["msd_worst_mm", "hd95_worst_mm"]
+
+
+def subject_rows(subject: str, labels: list[int], spacing=None, regions=()):
+    """Scores of a line of labels against one of the classes 0, 1, 2."""
+    prediction, target = np.array([labels, [0, 1, 2, 0]])[:, :, None, None]
+    rows = score_subject(prediction, target, ["background", "a", "b"], spacing, {name: ["a", "b"] for name in regions})
+    return [{"subject": subject, **row} for row in rows]
+
+
+def test_what_is_shown_follows_from_spacings_and_missing_classes():
+    def keys(rows, **more):
+        return [metric.key for metric in shown_metrics(summarize(rows) | more)]
+
+    right, missed, spacing = [0, 1, 2, 0], [0, 1, 0, 0], (3, 1, 1)
+    in_mm = ["dsc", "vs", "nsd_mm", "msd_mm", "hd95_mm"]
+    assert keys(subject_rows("1", right, spacing)) == in_mm
+    assert keys(subject_rows("1", missed, spacing)) == [*in_mm, "msd_worst_mm", "hd95_worst_mm"]
+    assert keys(subject_rows("1", right)) == ["dsc", "vs", "nsd", "msd", "hd95"]
+    titles = [metric.title for metric in shown_metrics(summarize(subject_rows("1", missed)) | {"per_image": True})]
+    assert titles[3:] == ["MSD pixels", "HD95 pixels", "MSD worst case pixels", "HD95 worst case pixels"]
+    # A subject without a spacing that has no distance at all still has none in mm.
+    mixed = [*subject_rows("1", right, spacing), *subject_rows("2", [0, 0, 0, 0])]
+    assert keys(mixed) == ["dsc", "vs", "nsd", "msd", "hd95", "msd_worst", "hd95_worst"]
+    region = subject_rows("1", [0, 0, 0, 0], regions=["ab"])[2:]
+    assert "msd_worst" in keys([*subject_rows("1", right), *region])
+
+
 def rows_of(names, subjects=3, scale=1.0, unit=""):
     return [
         {"subject": str(s), "class": name, "missed": False, "spurious": False, "dsc": 0.8 + s / 20, "vs": 1.0 - s / 10}
-        | {"msd": scale * (s + 1), "assd": scale * (s + 1), "hd95": scale * (9 + s)}
-        | ({"msd_mm": 2.0 * scale * (s + 1), "hd95_mm": 2.0 * scale * (9 + s)} if unit else {})
+        | {"nsd": 0.5, "msd": scale * (s + 1), "hd95": scale * (9 + s), "msd_worst": scale, "hd95_worst": scale * 9}
+        | ({"nsd_mm": 0.1 * s, "msd_mm": 2.0 * scale * (s + 1), "hd95_mm": 2.0 * scale * (9 + s)} if unit else {})
+        | ({"msd_worst_mm": 3.0 * scale, "hd95_worst_mm": 9.0 * scale} if unit else {})
         for s in range(subjects)
         for name in names
     ]
 
 
 def test_table():
-    lines = format_table(summarize(rows_of(["liver", "right kidney"], unit="mm"))).splitlines()
-    assert lines[0].split() == ["class", "n", "DSC", "%", "VS", "%", "MSD", "mm", "HD95", "mm"]
-    numbers = ["3", "85.00", "±", "5.00", "90.00", "±", "10.00", "4.00", "±", "2.00", "20.00", "±", "2.00"]
-    assert [line.split() for line in lines[2:]] == [
-        [*name.split(), *numbers] for name in ("liver", "right kidney", "mean")
-    ]
-    assert len({tuple(i for i, c in enumerate(line) if c == "±") for line in lines[2:]}) == 1
-    voxels = format_table(summarize(rows_of(["liver"]))).splitlines()
-    assert "MSD voxels" in voxels[0]
-    assert "2.00 ±  1.00" in voxels[2]
+    overlaps, distances = format_table(summarize(rows_of(["liver", "right kidney"], unit="mm"))).split("\n\n")
+    overlaps, distances = overlaps.splitlines(), distances.splitlines()
+    assert overlaps[0].split() == ["class", "n", "DSC", "%", "VS", "%", "NSD", "%"]
+    assert distances[0].split() == ["class", "found", "missed", "spurious", "MSD", "mm", "HD95", "mm"]
+    numbers = ["3", "85.00", "±", "5.00", "90.00", "±", "10.00", "10.00", "±", "10.00"]
+    names = ["liver", "right kidney", "mean"]
+    assert [line.split() for line in overlaps[2:]] == [[*name.split(), *numbers] for name in names]
+    numbers = ["4.00", "±", "2.00", "20.00", "±", "2.00"]
+    for name, line in zip(names, distances[2:], strict=True):
+        counts = ["3"] if name == "mean" else ["3", "0", "0"]
+        assert line.split() == [*name.split(), *counts, *numbers]
+    for lines in (overlaps, distances):
+        assert len({tuple(i for i, c in enumerate(line) if c == "±") for line in lines[2:]}) == 1
+    voxels = format_table(summarize(rows_of(["liver"])))
+    assert "MSD voxels" in voxels
+    assert "2.00 ±  1.00" in voxels
     # A mean in mm over some subjects only would stand for all.
     mixed = [*rows_of(["liver"]), rows_of(["liver"], 1, unit="mm")[0] | {"subject": "x"}]
     assert "voxels" in format_table(summarize(mixed))
     single = format_table(summarize(rows_of(["liver"], subjects=1)))
     assert "±" not in single
     assert "nan" not in format_table(summarize(ROWS))
-    assert format_table(summarize(ROWS)).endswith(
-        "missed: spleen 1; spurious: liver 1 (left out of the distance means)"
-    )
-    assert "missed" not in single
+
+
+def test_table_with_missing_structures():
+    rows = [*subject_rows("1", [0, 1, 0, 0], (3, 1, 1)), *subject_rows("2", [0, 1, 2, 0], (3, 1, 1))]
+    overlaps, distances, worst = (block.splitlines() for block in format_table(summarize(rows)).split("\n\n"))
+    assert overlaps[3].split()[:2] == ["b", "2"]
+    assert distances[3].split() == ["b", "1", "1", "0", "0.00", "0.00"]
+    assert worst[0].split() == ["class", "n", "MSD", "worst", "case", "mm", "HD95", "worst", "case", "mm"]
+    diagonal = math.sqrt(144 + 2)
+    assert worst[3].split()[:3] == ["b", "2", f"{diagonal / 2:.2f}"]
+    assert worst[4].split()[:3] == ["mean", "2", f"{diagonal / 4:.2f}"]
+    assert "diagonal of the image" in " ".join(worst[5:])
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 60.0, 5000.0])
@@ -322,4 +546,9 @@ def test_table_is_at_most_80_columns_wide(scale):
     rows = [row | {"missed": True} for row in rows]
     text = format_table(summarize(rows))
     assert max(map(len, text.splitlines())) <= 80
-    assert all("…" in line for line in text.splitlines()[2:5])
+    blocks = text.split("\n\n")
+    assert len(blocks) == 3
+    for block in blocks:
+        shortened = [line.split("  ")[0] for line in block.splitlines()[2:5]]
+        assert all("…" in name for name in shortened)
+        assert len(set(shortened)) == 3  # names that differ at their ends stay apart

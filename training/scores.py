@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.description import Labels
 from data.folder import DataFolder
+from data.geometry import Geometry
 from data.nifti import write_nifti
 from data.volumes import Volume, to_scan
-from metrics import dice, score_subject, summarize
+from metrics import TOLERANCE_MM, dice, score_subject, summarize
 from training.distributed import rank
 from utils import write_csv, write_json
 
@@ -43,15 +45,29 @@ def write_test(folder: Path, volumes: Sequence[Volume], data: DataFolder, cost: 
     Predictions lie on the grids of the scans, where dataset.json knows them.
     """
     (folder / "predictions").mkdir(exist_ok=True)
+    labels = data.labels
     rows = []
     for volume in volumes:
         geometry = data.geometry[volume.subject]
-        scores = score_subject(volume.prediction, volume.target, data.labels.names, geometry.array_spacing)
-        rows += [{"subject": volume.subject} | row for row in scores]
-        segmentation = to_scan(data.labels.to_values(volume.prediction), geometry)
+        rows += score_volume(volume, geometry, labels, data.groups)
+        segmentation = to_scan(labels.to_values(volume.prediction), geometry)
         write_nifti(folder / "predictions" / f"{volume.subject}.nii.gz", segmentation)
     flat = [len(volume.target) == 1 and data.geometry[volume.subject].spacing is None for volume in volumes]
-    summary = summarize(rows) | {"per_image": all(flat)}
+    return write_scores(folder, rows, labels, {"per_image": all(flat), **cost})
+
+
+def score_volume(volume: Volume, geometry: Geometry, labels: Labels, groups: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The rows of test.csv of a subject; `groups` is subject -> group, where any are known."""
+    subject, spacing = volume.subject, geometry.array_spacing
+    name = {"subject": subject} | ({"group": groups.get(subject, subject)} if groups else {})
+    rows = score_subject(volume.prediction, volume.target, labels.names, spacing, labels.regions, labels.tolerances)
+    return [name | row for row in rows]
+
+
+def write_scores(folder: Path, rows: Sequence[dict[str, Any]], labels: Labels, more: dict[str, Any]) -> dict[str, Any]:
+    """Write test.csv, and test.json with the means and what there is `more` to say; return what is in test.json."""
+    tolerances = {name: labels.tolerances.get(name, TOLERANCE_MM) for name in (*labels.names[1:], *labels.regions)}
+    summary = summarize(rows) | {"tolerances_mm": tolerances} | more
     write_csv(folder / "test.csv", rows)
-    write_json(folder / "test.json", summary | cost)
+    write_json(folder / "test.json", summary)
     return summary

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from dataclasses import asdict
 
 import torch
@@ -58,17 +56,3 @@ def training_network(config: Config, machine: Machine) -> nn.Module:
 def training_loss(options: LossConfig) -> GuidedLoss:
     """The loss; its sums run over all processes."""
     return GuidedLoss(**asdict(options), all_reduce=AllReduceSum.apply if world_size() > 1 else None)
-
-
-def environment(device: torch.device) -> dict[str, str]:
-    """What a run depends on besides its configuration."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        "device": f"{device.type} ({name})",
-        "CPU cores": str(os.cpu_count()),
-        "threads": str(torch.get_num_threads()),
-        "Python": platform.python_version(),
-        "PyTorch": torch.__version__,
-        "CUDA": str(torch.version.cuda),
-        "system": platform.system(),
-    }

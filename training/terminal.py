@@ -36,6 +36,8 @@ def summary(run: Run, data: DataFolder, machine: Machine, budget: MemoryBudget) 
         "results": f"{run.folder}{resumed}",
     }
     rows["data"] = f"{run.config.data}: {rows['data']}"
+    if choices := describe_choices(run.config):
+        rows["choices"] = choices
     return "\n".join(line(title, text) for title, text in rows.items())
 
 
@@ -53,6 +55,16 @@ def describe_data(data: DataFolder) -> dict[str, str]:
         "": "; ".join(splits),
         "classes": f"{len(data.labels.names)}: {', '.join(data.labels.names)}",
     }
+
+
+def describe_choices(config: Config) -> str:
+    """The settings that are wrong for some data, where they are on; an empty text for none."""
+    parts, flips = [], config.augmentation.flip_probability
+    if flips:
+        parts.append(f"training slices are flipped, which exchanges left and right (--flip_probability {flips:g})")
+    if config.evaluation.largest_component:
+        parts.append("each class keeps only its largest piece (--largest_component)")
+    return "; ".join(parts)
 
 
 def line(title: str, text: str) -> str:

@@ -80,5 +80,8 @@ class Source(Protocol):
     def classes(self, subjects: Sequence[str], skip_bad: bool = False) -> dict[int, str]:
         """Label value -> class name, the background first; with `skip_bad`, by those subjects that can be read."""
 
+    def classes_of(self, subjects: Sequence[str], skip_bad: bool = False) -> dict[str, set[int]]:
+        """Subject -> label values of the classes that it has, without the background. Reads labels, not images."""
+
     def read(self, subject: str) -> Case:
         """One subject. Raises InputError, naming the file, for whatever is wrong with it."""

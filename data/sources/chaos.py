@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from data.dataset import natural
 from data.png import read_grey
-from data.sources import Case
+from data.sources import Case, read_each
 from data.sources.dicom import Series, read_series
 from data.volume_files import check_same_grid
 from utils import InputError
@@ -39,6 +39,13 @@ class ChaosMR:
     def classes(self, subjects: Sequence[str], skip_bad: bool = False) -> dict[int, str]:
         """The four organs."""
         return MR_CLASSES
+
+    def classes_of(self, subjects: Sequence[str], skip_bad: bool = False) -> dict[str, set[int]]:
+        """Subject -> the organs in its ground truth."""
+        kind = SEQUENCES[self.sequence][0]
+        return read_each(
+            lambda subject: _found_in(self.folder / subject / kind / "Ground", mr_classes), subjects, skip_bad
+        )
 
     def read(self, subject: str) -> Case:
         """Raises InputError where series or ground truth are not whole, or do not fit each other."""
@@ -73,6 +80,10 @@ class ChaosCT:
     def classes(self, subjects: Sequence[str], skip_bad: bool = False) -> dict[int, str]:
         """The liver."""
         return {0: "background", 1: "liver"}
+
+    def classes_of(self, subjects: Sequence[str], skip_bad: bool = False) -> dict[str, set[int]]:
+        """Subject -> whether its ground truth has a liver."""
+        return read_each(lambda subject: _found_in(self.folder / subject / "Ground", ct_classes), subjects, skip_bad)
 
     def read(self, subject: str) -> Case:
         """Raises InputError where series or ground truth are not whole, or do not fit each other."""
@@ -112,6 +123,14 @@ def _masks(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     return {path.stem: path for path in folder.glob("*.png") if not path.name.startswith(".")}
+
+
+def _found_in(folder: Path, to_classes: Callable[[np.ndarray], np.ndarray]) -> set[int]:
+    """The classes in the masks of a folder, without the background."""
+    found: set[int] = set()
+    for path in _masks(folder).values():
+        found.update(np.unique(to_classes(read_grey(path))).tolist())
+    return found - {0}
 
 
 def _stack(series: Series, masks: list[Path], to_classes: Callable[[np.ndarray], np.ndarray]) -> sitk.Image:

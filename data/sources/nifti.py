@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from utils import InputError, errors_begin, read_json, some
 
 BRATS_CHANNELS = ("flair", "t1", "t1ce", "t2")  # the order of the Decathlon's Task01
 BRATS_CLASSES = {0: "background", 1: "necrotic and non-enhancing", 2: "edema", 4: "enhancing"}
+DECATHLON_BRATS = ("edema", "non-enhancing tumor", "enhancing tumour")  # Task01's names
 HVSMR_CLASSES = {0: "background", 1: "myocardium", 2: "blood pool"}
 
 
@@ -45,12 +46,8 @@ class VolumeFiles:
         """Label value -> class name. Raises InputError where names and values in the labels differ in number."""
         if self.known is not None:
             return self.known
-
-        def values_of(subject: str) -> set[int]:
-            return set(np.unique(sitk.GetArrayFromImage(read_label(self._paths(subject)[1]))).tolist())
-
-        of_subject = read_each(values_of, subjects, skip_bad)
-        values = sorted({0}.union(*of_subject.values()))[1:]
+        of_subject = self.classes_of(subjects, skip_bad)
+        values = sorted(set().union(*of_subject.values()))
         if not self.names:
             self._check_values(of_subject)
         if self.names and len(self.names) != len(values):
@@ -58,15 +55,23 @@ class VolumeFiles:
         names = self.names or [f"class {value}" for value in values]
         return {0: "background"} | dict(zip(values, names, strict=True))
 
+    def classes_of(self, subjects: Sequence[str], skip_bad: bool = False) -> dict[str, set[int]]:
+        """Subject -> the values in its label but 0."""
+
+        def values_of(subject: str) -> set[int]:
+            return set(np.unique(sitk.GetArrayFromImage(read_label(self._paths(subject)[1]))).tolist()) - {0}
+
+        return read_each(values_of, subjects, skip_bad)
+
     def _check_values(self, of_subject: Mapping[str, set[int]]) -> None:
         """Raises InputError where some labels reach 255, as of 8-bit pictures, and share no class with the others."""
         bright = {subject: values for subject, values in of_subject.items() if 255 in values}
-        dark = {subject: values for subject, values in of_subject.items() if values - {0} and 255 not in values}
-        if bright and dark and set().union(*bright.values()) & set().union(*dark.values()) <= {0}:
+        dark = {subject: values for subject, values in of_subject.items() if values and 255 not in values}
+        if bright and dark and set().union(*bright.values()).isdisjoint(set().union(*dark.values())):
             first, second = next(iter(bright)), next(iter(dark))
             raise InputError(
-                f"{self.files[first][1]}: holds the values {sorted(bright[first])}, and {self.files[second][1]} "
-                f"{sorted(dark[second])}; write all labels alike, or give a name for each value"
+                f"{self.files[first][1]}: holds the values {[0, *sorted(bright[first])]}, and {self.files[second][1]} "
+                f"{[0, *sorted(dark[second])]}; write all labels alike, or give a name for each value"
             )
 
     def read(self, subject: str) -> Case:
@@ -100,21 +105,34 @@ def find_pairs(
 
     Raises InputError where nothing is found, or one file twice.
     """
-    for pattern in (*image_patterns, label_pattern):
-        if pattern.count("{subject}") != 1 or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-            raise InputError(f"pattern {pattern}: must hold {{subject}} once, and lie below {folder}")
+    for pattern in image_patterns:
+        _check_pattern(pattern, folder)
     files: dict[str, tuple[list[Path], Path]] = {}
-    before, after = label_pattern.split("{subject}")
-    for label in _glob(folder, f"{glob_escape(before)}*{glob_escape(after)}"):
-        name = label.relative_to(folder).as_posix()
-        ending = next(ending for ending in _endings(after) if name.endswith(ending))
-        subject = name[len(before) : len(name) - len(ending)]
-        if subject in files:
-            raise InputError(f"{label}: a second label of {subject} beside {files[subject][1]}; remove one of the two")
+    for subject, label in find_named(folder, label_pattern).items():
         images = [_either(folder / pattern.replace("{subject}", subject)) for pattern in image_patterns]
         files[subject] = (images, label)
     channels = pattern_names(image_patterns)
     return _found(folder, files, f"labels named {label_pattern}", names=names, channels=channels)
+
+
+def find_named(folder: Path, pattern: str) -> dict[str, Path]:
+    """Subject -> file or folder, by a pattern as those of `find_pairs`. Raises InputError for two of one subject."""
+    _check_pattern(pattern, folder)
+    found: dict[str, Path] = {}
+    before, after = pattern.split("{subject}")
+    for path in _glob(folder, f"{glob_escape(before)}*{glob_escape(after)}"):
+        name = path.relative_to(folder).as_posix()
+        ending = next(ending for ending in _endings(after) if name.endswith(ending))
+        subject = name[len(before) : len(name) - len(ending)]
+        if subject in found:
+            raise InputError(f"{path}: a second file of {subject} beside {found[subject]}; remove one of the two")
+        found[subject] = path
+    return found
+
+
+def _check_pattern(pattern: str, folder: Path) -> None:
+    if pattern.count("{subject}") != 1 or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+        raise InputError(f"pattern {pattern}: must hold {{subject}} once, and lie below {folder}")
 
 
 def find_hvsmr(folder: Path) -> VolumeFiles:
@@ -134,6 +152,18 @@ def find_brats(folder: Path) -> VolumeFiles:
         images = [_either(label.with_name(f"{subject}_{channel}.nii.gz")) for channel in BRATS_CHANNELS]
         files[subject] = (images, label)
     return _found(folder, files, "HGG/SUBJECT/SUBJECT_seg.nii.gz", known=BRATS_CLASSES, channels=BRATS_CHANNELS)
+
+
+def brats_regions(names: Iterable[str]) -> dict[str, list[str]]:
+    """The challenge's three regions where these class names are those of BraTS or of the Decathlon's Task01."""
+    tumour = [name for name in names if name != "background"]
+    if set(tumour) not in (set(BRATS_CLASSES.values()) - {"background"}, set(DECATHLON_BRATS)):
+        return {}
+    return {  # the letters keep them apart from the Decathlon's class "enhancing tumour"
+        "whole tumour (WT)": tumour,
+        "tumour core (TC)": [name for name in tumour if name != "edema"],
+        "enhancing tumour (ET)": [name for name in tumour if name.startswith("enhancing")],
+    }
 
 
 def find_msd(folder: Path) -> VolumeFiles:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -47,22 +48,29 @@ class PictureFiles:
         """
         labels = self.labels
         if labels is None:
-            masks = self._values_in_masks(subjects, skip_bad)
+            masks = list(chain.from_iterable(self._values_in_masks(subjects, skip_bad).values()))
             check_colors(masks, self.folder / DESCRIPTION)
             if self.names:
                 return self._named(masks)
             labels = infer_labels(masks, self.folder)
         return dict(zip(labels.codes, labels.names, strict=True))
 
-    def _values_in_masks(self, subjects: Sequence[str], skip_bad: bool) -> list[MaskValues]:
+    def classes_of(self, subjects: Sequence[str], skip_bad: bool = False) -> dict[str, set[int]]:
+        """Subject -> the values in its masks but 0; with a table, the classes but the background."""
+        found = {}
+        for subject, masks in self._values_in_masks(subjects, skip_bad).items():
+            of_masks = [set(mask.colors) if self.labels is None else mask.classes(self.labels) for mask in masks]
+            found[subject] = set().union(*of_masks) - {0}
+        return found
+
+    def _values_in_masks(self, subjects: Sequence[str], skip_bad: bool) -> dict[str, list[MaskValues]]:
         def values_of(subject: str) -> list[MaskValues]:
             return [MaskValues.of(read_mask(mask), mask) for *_, mask in self._whole(subject).values()]
 
         of_subjects = read_each(values_of, subjects, skip_bad)
-        masks = [mask for of_subject in of_subjects.values() for mask in of_subject]
-        if not masks:
+        if not of_subjects:
             raise InputError(f"{self.folder}: no subject of the split can be read")
-        return masks
+        return of_subjects
 
     def _named(self, masks: Sequence[MaskValues]) -> dict[int, str]:
         """The names in the order of the values."""
@@ -143,7 +151,12 @@ def find_pictures(
     files: dict[str, dict[int, list[Path | None]]] = {}
     for subject, number in sorted(set().union(*found)):
         files.setdefault(subject, {})[number] = [of_pattern.get((subject, number)) for of_pattern in found]
-    labels = read_description(folder / DESCRIPTION).labels
+    described = read_description(folder / DESCRIPTION)
+    labels = described.labels
+    if described.groups:
+        raise InputError(
+            f"{folder / DESCRIPTION}: its groups do not count; put them into a file of their own and name it"
+        )
     if labels and names:
         raise InputError(f"{folder / DESCRIPTION}: lists the classes; give no names beside it, or move it")
     return PictureFiles(folder, files, names, labels, pattern_names(image_patterns))

@@ -21,8 +21,11 @@ function logTicks(low, high) {
   return found.filter((value) => value >= low * 0.999 && value <= high * 1.001);
 }
 
-/* Lines over epochs: x numbers, series {name, values, color, dash, width}, mark an epoch or null, domain [low, high]. */
-function lineChart(container, { title, x, series, mark = null, domain = null, digits = 2 }) {
+/* Lines: series {name, x, values, color, dash, width}; those without a name are only drawn. `mark` is a place in x or
+   null, domain [low, high], unit what x counts. The value of a line at a chosen x is that of its last point until there. */
+function lineChart(container, { title, series, unit = "epoch", mark = null, domain = null, digits = 2 }) {
+  const lines = series.filter((line) => line.name !== undefined);
+  const x = [...new Set(series.flatMap((line) => line.x))].sort((a, b) => a - b);
   const all = series.flatMap((line) => line.values).filter(known);
   if (!all.length) {
     container.replaceChildren(el("h3", {}, title), el("p", { class: "note" }, "No values yet."));
@@ -30,12 +33,12 @@ function lineChart(container, { title, x, series, mark = null, domain = null, di
   }
   const [low, high] = domain ?? [Math.min(...all), Math.max(...all)];
   const logarithmic = !domain && low > 0 && high / low > 20;
-  const values = series.map(() => el("td", { class: "value" }));
+  const values = lines.map(() => el("td", { class: "value" }));
   const epoch = el("th", { scope: "col", class: "value" });
   const legend = el("table", { class: "legend" },
-    el("caption", { class: "hidden" }, `${title}: values at the chosen epoch`),
+    el("caption", { class: "hidden" }, `${title}: values at the chosen ${unit}`),
     el("thead", {}, el("tr", {}, el("td"), epoch)),
-    el("tbody", {}, ...series.map((line, k) => el("tr", {},
+    el("tbody", {}, ...lines.map((line, k) => el("tr", {},
       el("th", { scope: "row" }, lineSample(line), line.name), values[k]))));
   const holder = el("div", { class: "plot" });
   container.replaceChildren(el("h3", {}, title + (logarithmic ? ", logarithmic" : "")), holder, legend);
@@ -52,34 +55,34 @@ function lineChart(container, { title, x, series, mark = null, domain = null, di
     for (const tick of logarithmic ? logTicks(low, high) : ticks(low, high, 4))
       grid.append(svg("line", { x1: left, x2: width - right, y1: toY(tick), y2: toY(tick) }),
         svg("text", { x: left - 6, y: toY(tick) + 4, "text-anchor": "end" }, short(tick)));
-    for (const tick of ticks(first, last, Math.min(6, width / 80)).filter(Number.isInteger))
-      grid.append(svg("text", { x: toX(tick), y: height - 6, "text-anchor": "middle" }, String(tick)));
-    const lines = series.map((line) => {
-      const points = line.values.map((v, k) => (known(v) && (!logarithmic || v > 0) ? [toX(x[k]), toY(v)] : null));
+    for (const tick of ticks(first, last, Math.min(6, width / 80)).filter((tick) => unit !== "epoch" || Number.isInteger(tick)))
+      grid.append(svg("text", { x: toX(tick), y: height - 6, "text-anchor": "middle" }, short(tick)));
+    const drawn = series.map((line) => {
+      const points = line.values.map((v, k) => (known(v) && (!logarithmic || v > 0) ? [toX(line.x[k]), toY(v)] : null));
       const path = points.map((p, k) => p && `${points[k - 1] ? "L" : "M"}${p[0].toFixed(1)} ${p[1].toFixed(1)}`);
-      const style = { stroke: line.color, "stroke-width": line.width ?? 1.5, "stroke-dasharray": line.dash };
+      const style = { stroke: line.color, "stroke-width": line.width ?? 1.5, "stroke-dasharray": line.dash, opacity: line.opacity };
       const alone = points.filter((p, k) => p && !points[k - 1] && !points[k + 1]);
       return svg("g", {}, svg("path", { class: "line", d: path.filter(Boolean).join(""), style }),
         ...alone.map((p) => svg("circle", { cx: p[0], cy: p[1], r: 2.5, style: { fill: line.color } })));
     });
     const best = mark !== null && svg("line", { class: "best", x1: toX(mark), x2: toX(mark), y1: top, y2: height - bottom });
     const cursor = svg("line", { class: "cursor", y1: top, y2: height - bottom });
-    const dots = series.map((line) => svg("circle", { r: 3.5, style: { fill: line.color } }));
-    const label = `${title} over ${x.length} epochs: ` +
-      series.map((line) => `${line.name} ${number(line.values[0], digits)} to ${number(line.values.at(-1), digits)}`).join(", ");
+    const dots = lines.map((line) => svg("circle", { r: 3.5, style: { fill: line.color } }));
+    const label = `${title} over ${x.length} ${unit === "epoch" ? "epochs" : "points in time"}: ` +
+      lines.map((line) => `${line.name} ${number(line.values[0], digits)} to ${number(line.values.at(-1), digits)}`).join(", ");
     const picture = svg("svg", { width, height, role: "img", tabindex: 0, "aria-label": label },
-      svg("title", {}, label), grid, ...(best ? [best] : []), ...lines, cursor, ...dots);
+      svg("title", {}, label), grid, ...(best ? [best] : []), ...drawn, cursor, ...dots);
 
     function choose(k) {
       chosen = Math.max(0, Math.min(x.length - 1, k));
       cursor.setAttribute("x1", toX(x[chosen]));
       cursor.setAttribute("x2", toX(x[chosen]));
-      epoch.textContent = `epoch ${x[chosen]}`;
-      series.forEach((line, s) => {
-        const value = line.values[chosen];
+      epoch.textContent = `${unit} ${unit === "epoch" ? x[chosen] : short(x[chosen])}`;
+      lines.forEach((line, s) => {
+        const k = line.x.findLastIndex((at) => at <= x[chosen]), value = line.values[k];
         values[s].textContent = number(value, digits);
         dots[s].style.display = known(value) ? "" : "none";
-        if (known(value)) fillElement(dots[s], { cx: toX(x[chosen]), cy: toY(value) }, []);
+        if (known(value)) fillElement(dots[s], { cx: toX(line.x[k]), cy: toY(value) }, []);
       });
     }
     picture.addEventListener("pointermove", (event) => {

@@ -28,6 +28,18 @@ const known = (value) => typeof value === "number";
 const number = (value, digits = 1) => (known(value) ? value.toFixed(digits) : "–");
 const meanStd = (mean, std, digits = 1) => number(mean, digits) + (known(std) ? ` ± ${number(std, digits)}` : "");
 
+const titleOf = (metric) => `${metric.name} ${metric.unit}`;
+
+/* The tolerance of NSD as a sentence; tolerances: class or region -> mm. Null where NSD is not among the metrics. */
+function toleranceNote(metrics, tolerances) {
+  const nsd = metrics.find((metric) => metric.name === "NSD");
+  if (!nsd) return null;
+  const of = Object.entries(tolerances ?? {});
+  const others = of.filter(([, value]) => value !== 1).map(([name, value]) => `${name}: ${value} mm`).join(", ");
+  const mm = others ? `1 mm (${others})` : "1 mm";
+  return `NSD is the share of the surfaces within ${nsd.key.endsWith("_mm") ? mm : "one voxel"} of each other.`;
+}
+
 function duration(seconds) {
   const minutes = Math.floor(Math.round(seconds) / 60);
   if (minutes >= 60) return `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;

@@ -1,7 +1,8 @@
 "use strict";
 /* The page of one run, finished or not. */
 
-const { config, log, test, classes, viewer } = data;
+const { config, log, test, classes, regions, evaluation, viewer } = data;
+const labels = [...classes, ...regions];
 const finished = Boolean(test);
 const unit = test?.per_image ? "image" : "subject";
 const best = finished ? test.best_epoch : bestEpoch();
@@ -14,20 +15,20 @@ function bestEpoch() {
 /* ---------------------------------------------------------------- head */
 
 function figure(title, value, unit) {
-  return el("div", {}, el("dt", {}, title), el("dd", {}, value, el("span", { class: "unit" }, ` ${unit}`)));
+  return el("div", {}, el("dt", {}, title), el("dd", {}, value.replaceAll(" ", "\u00a0"), el("span", { class: "unit" }, ` ${unit}`)));
 }
 
 function head() {
-  document.title = `${data.name} – segmentation run`;
+  document.title = `${data.name} – ${evaluation ? "evaluation" : "segmentation run"}`;
   byId("name").textContent = data.name;
   const epochs = config?.epochs ?? log.length;
-  byId("state").textContent = finished ? "Segmentation run" : `Segmentation run, epoch ${log.length} of ${epochs}, no test yet`;
+  byId("state").textContent = evaluation ? `Evaluation of ${evaluation.predictions}` : finished ? "Segmentation run" : `Segmentation run, epoch ${log.length} of ${epochs}, no test yet`;
   const seconds = finished ? test.seconds : log.reduce((sum, row) => sum + (row.seconds ?? 0), 0);
   const parts = [
     config && `data set ${config.data}`,
     data.network,
-    finished && `${test.parameters.toLocaleString("en")} parameters`,
-    best !== null && `best epoch ${best} of ${finished ? test.epochs : epochs}`,
+    finished && known(test.parameters) && `${test.parameters.toLocaleString("en")} parameters`,
+    known(best) && `best epoch ${best} of ${finished ? test.epochs : epochs}`,
     log.length && `trained for ${duration(seconds)}`,
     finished && `${test.subjects} test ${unit}${test.subjects === 1 ? "" : "s"}${test.per_image ? "" : " in 3D"}`,
   ];
@@ -53,18 +54,32 @@ function scores(showSubject) {
     byId("scores").remove();
     return;
   }
-  byId("scores-note").textContent = `Mean ± standard deviation over test ${test.per_image ? "images" : "subjects in 3D"}. `
-    + "A class that truth or prediction lacks has no distance; one that only one of them has is marked missed or spurious.";
-  const marks = ["missed", "spurious"].filter((kind) => Object.values(test.per_class).some((of) => of[kind]));
+  const units = test.per_image ? "images" : "subjects in 3D";
+  byId("scores-note").replaceChildren(...[`Mean ± standard deviation over test ${units}.`, ...scoreNotes()].map((text) => el("span", {}, `${text} `)));
+  const marks = ["n", "missed", "spurious"];
   const summaryRow = (title, of) => [title,
-    ...data.metrics.map((m) => meanStd(scaled(of[m.key]?.mean, m), scaled(of[m.key]?.std, m), digitsOf(m))), ...marks.map((kind) => String(of[kind] ?? ""))];
+    ...data.metrics.map((m) => meanStd(scaled(of[m.key]?.mean, m), scaled(of[m.key]?.std, m), digitsOf(m))),
+    String(of.dsc?.n ?? ""), ...marks.slice(1).map((kind) => String(of[kind] ?? ""))];
   plainTable(byId("summary"), {
-    caption: "By class",
-    header: ["class", ...data.metrics.map((m) => `${m.name} ${m.unit}`), ...marks],
-    rows: [...Object.keys(test.per_class).map((name) => summaryRow(named(name), test.per_class[name])),
-      summaryRow(data.mean, test.overall)],
+    caption: regions.length ? "By class and region" : "By class",
+    header: [regions.length ? "class or region" : "class", ...data.metrics.map(titleOf), ...marks],
+    rows: [...classes.map((name) => summaryRow(named(name), test.per_class[name] ?? {})),
+      ...regions.map((name) => summaryRow(named(name), test.per_region?.[name] ?? {})), summaryRow(data.mean, test.overall)],
   });
-  choice(byId("metric"), data.metrics.map((m) => m.name), (k) => scoresOf(data.metrics[k], showSubject));
+  choice(byId("metric"), data.metrics.map(titleOf), (k) => scoresOf(data.metrics[k], showSubject));
+}
+
+/* Sentences on what is in which mean. */
+function scoreNotes() {
+  const worst = data.metrics.filter((m) => m.key.includes("_worst")).map((m) => m.name);
+  const found = data.metrics.filter((m) => m.lower && !m.key.includes("_worst")).map((m) => m.name);
+  return [
+    regions.length && `The mean is over classes; regions (${regions.join(", ")}) join classes.`,
+    `n is the number of ${unit}s in which truth or prediction has the class; where only one of them has it, it is missed or spurious.`,
+    `${found.join(" and ")} are means over the others, which have a distance.`,
+    worst.length && `${worst.join(" and ")} take the diagonal of the image as the distance of a missed or spurious class.`,
+    toleranceNote(data.metrics, test.tolerances_mm),
+  ].filter(Boolean);
 }
 
 function named(name) {
@@ -80,7 +95,7 @@ function scoresOf(metric, showSubject) {
   }
   const rows = [...subjects.values()];
   for (const row of rows) {
-    const values = Object.values(row.cells).map((cell) => cell.value).filter(known);
+    const values = classes.map((name) => row.cells[name]?.value).filter(known);
     row.mean = values.length ? values.reduce((a, b) => a + b) / values.length : null;
   }
   const most = Math.max(...rows.flatMap((row) => Object.values(row.cells).map((cell) => cell.value)).filter(known), 1e-9);
@@ -94,14 +109,14 @@ function scoresOf(metric, showSubject) {
     caption: `${metric.name} by subject, ${metric.unit}`,
     columns: [
       { title: "subject", value: (row) => row.subject, cell: (row) => subjectLink(row.subject, showSubject) },
-      ...classes.map((name) => numbers(name, (row) => row.cells[name]?.value ?? null, (row) => row.cells[name]?.mark)),
+      ...labels.map((name) => numbers(name, (row) => row.cells[name]?.value ?? null, (row) => row.cells[name]?.mark)),
       numbers(data.mean, (row) => row.mean),
     ],
-    rows, by: classes.length + 1,
+    rows, by: labels.length + 1,
   });
   boxPlot(byId("boxes"), {
     title: `${metric.name} by class`, unit: metric.unit, digits, domain: metric.lower ? null : percents(rows.flatMap((row) => Object.values(row.cells).map((cell) => cell.value))),
-    rows: classes.map((name, k) => ({
+    rows: labels.map((name, k) => ({
       name, color: lineColor(k), points: rows.map((row) => ({ name: `subject ${row.subject}`, value: row.cells[name]?.value })),
     })),
   });
@@ -124,8 +139,8 @@ function slices() {
   }
   const kind = viewer.split === "test" ? "test" : "validation";
   const left = viewer.left_out ? ` The ${viewer.subjects.length} worst of ${viewer.subjects.length + viewer.left_out}; the others are left out to keep the page small.` : "";
-  byId("slices-note").textContent = `The ${kind} subjects, worst first, each at its worst slice: the one with the lowest Dice, `
-    + `as mean over the classes that truth or prediction has in it.${left}`;
+  byId("slices-note").textContent = `The ${kind} subjects, worst first, each at the slice with the most wrong pixels `
+    + `among those with at least a tenth of the foreground of its fullest slice.${left}`;
   return sliceViewer(byId("viewer"), viewer.subjects, classes);
 }
 
@@ -140,16 +155,16 @@ function maps() {
   choice(chosen, data.inside.map((s) => `subject ${s.subject}, slice ${s.number} (${s.kind})`), (k) => {
     const slice = data.inside[k];
     const row = (title, pictures) => el("div", { class: "maps" }, el("h3", {}, title), ...pictures);
-    place.replaceChildren(row("Truth", [classMap(slice, slice.truth, "Truth", "")]), ...slice.rows.map(({ title, classes, heat, point }) =>
+    place.replaceChildren(row("Truth", [classMap(slice, slice.truth, "Truth", "", slice.point)]), ...slice.rows.map(({ title, classes, heat, cross }) =>
       row(title, classes ? classes.map((mask, s) => classMap(slice, mask, title, scaleName(s, title)))
-        : heat.map((map, s) => mapFigure(title, scaleName(s), [`data:image/png;base64,${map}`], point)))));
+        : heat.map((map, s) => mapFigure(title, scaleName(s), [`data:image/png;base64,${map}`], cross && slice.point)))));
   });
 }
 
 const scaleName = (s, title) => (s < 4 ? `Res-${s + 2}` : title.startsWith("Refined") ? "prediction" : "mean");
 
-function classMap(slice, mask, title, caption) {
-  return mapFigure(title, caption, [`data:image/jpeg;base64,${slice.image}`, `data:image/png;base64,${mask}`]);
+function classMap(slice, mask, title, caption, point = null) {
+  return mapFigure(title, caption, [`data:image/jpeg;base64,${slice.image}`, `data:image/png;base64,${mask}`], point);
 }
 
 /* Pictures over each other, and a cross at `point` (parts of width and height). */
@@ -170,13 +185,13 @@ function training() {
   const column = (key, factor = 1) => log.map((row) => (known(row[key]) ? factor * row[key] : null));
   const terms = ["total", "segmentation", "guided", "reconstruction"].filter((key) => key in log[0]);
   lineChart(byId("losses"), {
-    title: "Losses", x, mark: best, digits: 3,
-    series: terms.map((key, k) => ({ name: key, values: column(key), color: k ? lineColor([1, 2, 6][k - 1]) : "var(--text)", width: k ? 1.5 : 2.5 })),
+    title: "Losses", mark: best, digits: 3,
+    series: terms.map((key, k) => ({ name: key, x, values: column(key), color: k ? lineColor([1, 2, 6][k - 1]) : "var(--text)", width: k ? 1.5 : 2.5 })),
   });
   lineChart(byId("validation"), {
-    title: "Validation Dice, %", x, mark: best, domain: [0, 100], digits: 1,
-    series: [{ name: data.mean, values: column("val_dsc", 100), color: "var(--text)", width: 2.5 },
-      ...classes.map((name, k) => ({ name, values: column(`val_dsc ${name}`, 100), color: lineColor(k), dash: dashes(k) }))],
+    title: "Validation Dice, %", mark: best, domain: [0, 100], digits: 1,
+    series: [{ name: data.mean, x, values: column("val_dsc", 100), color: "var(--text)", width: 2.5 },
+      ...classes.map((name, k) => ({ name, x, values: column(`val_dsc ${name}`, 100), color: lineColor(k), dash: dashes(k) }))],
   });
   const keys = Object.keys(log[0]);
   plainTable(byId("log"), {
@@ -186,10 +201,12 @@ function training() {
 }
 
 function settings() {
-  const pairs = (values) => Object.entries(values).map(([name, value]) => [name, value === null ? "–" : Array.isArray(value) ? value.join(", ") : String(value)]);
-  if (config) plainTable(byId("config"), { caption: "Configuration", header: null, rows: pairs(config), numeric: false });
+  const text = (value) => (Array.isArray(value) ? value.map(text).join(", ") : typeof value === "object" ? JSON.stringify(value) : String(value));
+  const pairs = (values) => Object.entries(values).map(([name, value]) => [name, value === null ? "–" : text(value) || "–"]);
+  const given = config ?? evaluation;
+  if (given) plainTable(byId("config"), { caption: config ? "Configuration" : "Evaluation", header: null, rows: pairs(given), numeric: false });
   if (data.environment || finished) {
-    const used = finished ? { "peak memory": `${test.memory_gib} GiB` } : {};
+    const used = known(test?.memory_gib) ? { "peak memory": `${test.memory_gib} GiB` } : {};
     plainTable(byId("environment"), { caption: "Environment", header: null, rows: pairs({ ...data.environment, ...used }), numeric: false });
   }
 }

@@ -48,6 +48,11 @@ function plainTable(container, { caption, header, rows, numeric = true }) {
       ...rest.map((cell) => el("td", { class: side }, cell))))))));
 }
 
+/* A table that scrolls sideways where it is wide; its right side fades as long as there is more of it. */
 function scrolling(caption, table) {
-  return el("div", { class: "scrolling", tabindex: 0, role: "region", "aria-label": caption }, table);
+  const place = el("div", { class: "scrolling", tabindex: 0, role: "region", "aria-label": caption }, table);
+  const mark = () => place.classList.toggle("more", place.scrollLeft + place.clientWidth < place.scrollWidth - 1);
+  place.addEventListener("scroll", mark);
+  drawAtWidth(place, mark);
+  return place;
 }

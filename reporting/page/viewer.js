@@ -70,7 +70,8 @@ function sliceViewer(container, subjects, classes) {
   const select = el("select", { id: "subject" }, ...subjects.map((s, k) => el("option", { value: k }, s.subject)));
   const slider = el("input", { type: "range", id: "slice", min: 0, step: 1 });
   const place = el("output", { for: "slice" });
-  const strip = el("div", { class: "strip", "aria-hidden": "true", title: "Dice of each slice: mean over the classes that truth or prediction has in it" });
+  const bars = "Dice of each slice: mean over the classes that truth or prediction has in it";
+  const strip = el("div", { class: "strip", "aria-hidden": "true", title: bars });
   const legend = el("p", { class: "key" });
   const shown = { truth: true, prediction: true, errors: false, classes: classes.map(() => true) };
   const buttons = classes.map((name, k) => el("button", { type: "button", "aria-pressed": "true", class: "class" },
@@ -82,12 +83,12 @@ function sliceViewer(container, subjects, classes) {
     return button;
   });
   const mode = el("div", { class: "choice", role: "group", "aria-label": "View" });
-  const worst = el("button", { type: "button", onclick: () => go(subject.worst) }, "worst slice");
+  const worst = el("button", { type: "button", onclick: () => go(subject.worst) }, "slice with the most errors");
   let subject, masks, index = 0;
   const pictures = new Map();
 
   container.replaceChildren(el("div", { class: "viewer" },
-    el("div", { class: "stage" }, canvas, strip,
+    el("div", { class: "stage" }, canvas, strip, el("p", { class: "strip-title", title: bars }, "Dice of each slice, 0 to 100 %"),
       el("div", { class: "scroll" }, el("label", { for: "slice" }, "Slice"), slider, place)),
     el("div", { class: "panel" },
       el("div", { class: "field" }, el("label", { for: "subject" }, "Subject"), select, worst),
@@ -112,7 +113,8 @@ function sliceViewer(container, subjects, classes) {
     select.value = String(k);
     pictures.clear();
     slider.max = subject.numbers.length - 1;
-    strip.replaceChildren(...subject.dice.map((dice, z) => el("span", { onclick: () => go(z) },
+    strip.replaceChildren(...subject.dice.map((dice, z) => el("span", {
+      onclick: () => go(z), title: `slice ${subject.numbers[z]}: Dice ${number(known(dice) ? 100 * dice : null)} %` },
       known(dice) ? el("i", { style: { height: `${Math.max(4, 100 * dice)}%` } }) : null)));
     go(subject.worst);
   }

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.description import read_description
+from data.description import Labels, read_description
 from data.folder import open_data
 from data.nifti import write_nifti
 from data.preparation import Preparation
@@ -36,6 +36,9 @@ DESCRIBED = {
     "labels": {"background": 0, "liver": 63},
     "values": {"background": 0, "liver": 7},
     "colors": {"background": [255, 255, 255], "liver": [0, 0, 0]},
+    "regions": {"abdomen": ["liver"]},
+    "tolerances": {"liver": 2.0, "abdomen": 0.5},
+    "groups": {"1": "patient 1"},
     "channels": ["t1", "t2"],
     "preparation": Preparation(size=32, spacing=(1.5, 1.5), window=(40.0, 400.0)).to_dict(),
     "subjects": {
@@ -93,18 +96,85 @@ def test_what_dataset_json_says_is_refused_or_can_be_used(folder, place, value):
         assert described.preparation.apply([scan]).images.ndim == 4
     if described.labels is not None:
         assert np.array(described.labels.values, np.uint16).tolist() == list(described.labels.values)
-        assert all(name.isprintable() and name.encode() for name in described.labels.names)
+        names = described.labels.names
+        assert all(name.isprintable() and name.encode() for name in names)
+        for region, joined in described.labels.regions.items():
+            assert region.isprintable()
+            assert region not in names
+            assert set(joined) <= set(names[1:])
+        for name, distance in described.labels.tolerances.items():
+            assert name in (*names[1:], *described.labels.regions)
+            assert np.isfinite(distance)
+            assert distance > 0
+    assert all(group.isprintable() and group.strip() for group in described.groups.values())
 
 
 def test_the_description_itself_is_taken(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps(DESCRIBED))
     described = read_description(tmp_path / "dataset.json")
-    assert described.labels.to_dict() == {key: DESCRIBED[key] for key in ("labels", "values", "colors")}
+    of_classes = {key: DESCRIBED[key] for key in ("labels", "values", "colors", "regions", "tolerances")}
+    assert described.labels.to_dict() == of_classes
+    assert described.labels.regions == {"abdomen": ("liver",)}
+    assert described.groups == {"1": "patient 1"}
     assert described.labels.colors == (0xFFFFFF, 0)
     assert described.channels == ("t1", "t2")
     assert described.labels.values == (0, 7)
     assert {subject: geometry.to_dict() for subject, geometry in described.geometry.items()} == DESCRIBED["subjects"]
     assert described.preparation.to_dict() == DESCRIBED["preparation"]
+
+
+TUMOUR = {"labels": {"background": 0, "edema": 1, "core": 2}}
+
+
+@pytest.mark.parametrize(
+    ("described", "said"),
+    [
+        (
+            TUMOUR | {"regions": {"whole": ["edema", "cyst"]}},
+            "'whole' joins 'cyst'; choose from the classes edema, core",
+        ),
+        (TUMOUR | {"regions": {"whole": ["background", "core"]}}, "'whole' joins 'background'"),
+        (TUMOUR | {"regions": {"core": ["edema"]}}, "a class is called 'core', too"),
+        (TUMOUR | {"regions": {"background": ["edema"]}}, "a class is called 'background', too"),
+        (TUMOUR | {"regions": {"whole": []}}, "regions must give each region a list of the classes"),
+        (TUMOUR | {"regions": {"whole": ["core", "core"]}}, "regions must give"),
+        (TUMOUR | {"regions": {"whole": [1, 2]}}, "regions must give"),
+        (TUMOUR | {"regions": {"whole": "core"}}, "regions must give"),
+        (TUMOUR | {"regions": ["core"]}, "regions must give"),
+        (TUMOUR | {"regions": {" ": ["core"]}}, "the name ' ' is no printable text"),
+        (TUMOUR | {"tolerances": {"cyst": 1}}, "'cyst' is no class or region; choose from edema, core"),
+        (TUMOUR | {"tolerances": {"background": 1}}, "'background' is no class or region"),
+        *(
+            (TUMOUR | {"tolerances": {"core": distance}}, "tolerances must give classes or regions a distance above 0")
+            for distance in (0, -1.0, True, "1", None, [1], Raw("NaN"), Raw("Infinity"), Raw("9" * 400))
+        ),
+        ({"regions": {"whole": ["core"]}}, "regions names classes; list all classes with their values under labels"),
+        ({"tolerances": {"core": 1}}, "tolerances names classes; list"),
+        ({"groups": {"1": 1}}, "groups must give subjects the name of their group"),
+        ({"groups": {"1": ""}}, "groups must give"),
+        ({"groups": {"1": "a\nb"}}, "groups must give"),
+        ({"groups": [["1", "2"]]}, "groups must give"),
+    ],
+)
+def test_regions_tolerances_and_groups_that_are_none(tmp_path, described, said):
+    path = tmp_path / "dataset.json"
+    path.write_text(to_json(described))
+    with pytest.raises(InputError) as caught:
+        read_description(path)
+    assert_clear(caught.value, f"{path}: ", said)
+
+
+def test_regions_of_regions_have_tolerances_and_labels_are_equal_without_them(tmp_path):
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps(TUMOUR | {"regions": {"whole": ["edema", "core"]}, "tolerances": {"whole": 2}}))
+    labels = read_description(path).labels
+    assert (labels.regions, labels.tolerances) == ({"whole": ("edema", "core")}, {"whole": 2.0})
+    assert Labels.from_dict(json.loads(json.dumps(labels.to_dict()))).to_dict() == labels.to_dict()
+    path.write_text(json.dumps(TUMOUR))
+    plain = read_description(path).labels
+    assert plain == labels
+    assert hash(plain) == hash(labels)
+    assert plain.to_dict().keys() == {"labels", "values"}
 
 
 @pytest.mark.parametrize("case", NO_FILES)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.description import Labels
-from data.folder import open_data
+from data.folder import Identity, open_data
 from tests.helpers.errors import assert_clear, assert_one_line
 from tests.helpers.files import NO_FILES, remove
 from tests.helpers.png import GREY, encode, flat, png, save_png, write_tree
@@ -53,6 +53,47 @@ def test_several_channels(make_data):
     image, _ = data.dataset("val")[0]
     assert data.channels == 2
     torch.testing.assert_close(image[0] + image[1], torch.ones(40, 48))
+
+
+# ---------------------------------------------------------------- groups, regions
+
+
+def test_a_group_in_two_splits_is_refused(make_data):
+    root = make_data({"train": ["1", "4"], "val": ["2"], "test": ["3"]})
+    (root / "dataset.json").write_text(json.dumps({"groups": {"1": "Ann", "3": "Ann"}}))
+    with pytest.raises(InputError) as caught:
+        open_data(root)
+    assert_clear(caught.value, str(root / "dataset.json"), "group 'Ann'", "subject 1 in train", "subject 3 in test")
+    assert open_data(root, whole_groups=False).groups == {"1": "Ann", "3": "Ann"}
+    together = {"train": ["1", "3"], "val": ["2"], "test": ["4"]}
+    assert open_data(root, subjects=together).groups == {"1": "Ann", "3": "Ann"}
+    assert open_data(root, subjects={"train": ["1"], "val": ["2"], "test": ["4"]}).splits["train"]
+    with pytest.raises(InputError, match="subject 1 in train and subject 3 in val"):
+        open_data(root, subjects={"train": ["1"], "val": ["3"], "test": ["4"]})
+
+
+def test_classes_of_subjects(make_data):
+    root = make_data({"train": ["1"], "val": ["2"], "test": ["3", "4"]})
+    for subject, values in {"1": [63], "2": [252, 63], "3": []}.items():
+        for path in root.glob(f"*/GT/Subj_{subject}slice_2.png"):
+            mask = np.zeros((40, 48), np.uint8)
+            mask.flat[: len(values)] = values
+            save_png(path, mask)
+            save_png(path.with_name(path.name.replace("slice_2", "slice_1")), np.zeros((40, 48), np.uint8))
+    assert open_data(root).classes_of() == {"1": {1}, "2": {1, 4}, "3": set(), "4": {1, 2, 3, 4}}
+
+
+def test_checkpoints_keep_regions_and_take_others(make_data):
+    root = make_data()
+    labels = {"labels": {"background": 0, "liver": 63, "right": 126, "left": 189, "spleen": 252}}
+    (root / "dataset.json").write_text(json.dumps(labels))
+    before = open_data(root).identity()
+    described = labels | {"regions": {"kidneys": ["right", "left"]}, "tolerances": {"kidneys": 2}}
+    (root / "dataset.json").write_text(json.dumps(described | {"groups": {"1": "Ann"}}))
+    identity = open_data(root).identity()
+    assert before.difference(identity) is None
+    kept = Identity.from_dict(json.loads(json.dumps(identity.to_dict()))).labels
+    assert (kept.regions, kept.tolerances) == ({"kidneys": ("right", "left")}, {"kidneys": 2.0})
 
 
 # ---------------------------------------------------------------- labels

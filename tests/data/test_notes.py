@@ -42,6 +42,14 @@ def test_classes_that_no_training_slice_has(make_data):
     assert open_data(root, subjects={"train": ["2"], "val": ["1"], "test": ["9", "10"]}).notes == notes[2:]
 
 
+def test_groups_of_subjects_that_are_nowhere(make_data):
+    root = make_data({"train": ["1", "4"], "val": ["2"], "test": ["3"]})
+    (root / "dataset.json").write_text(json.dumps({"groups": {"1": "Ann", "01": "Ann", "4": "Bob"}}))
+    expected = "the groups of dataset.json name 01, which the data set does not have"
+    assert open_data(root).notes == (expected,)
+    assert expected in open_data(root, subjects={"train": ["1"], "val": ["2"], "test": ["3"]}).notes
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--spacing", "5,5", "--size", "32"], ["--size", "32"]])
 def test_classes_that_vanish_from_some_subjects(tmp_path, flags, capsys):

@@ -128,6 +128,57 @@ def test_real_scans_and_back(tmp_path, folder, flags, subjects):
         assert_same_scan(sitk.ReadImage(tmp_path / "back.nii.gz"), original)
 
 
+# ---------------------------------------------------------------- groups
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Scans of five patients, both sides of each; and the command's arguments."""
+    source = tmp_path / "pairs"
+    source.mkdir()
+    for k in range(10):
+        label = np.zeros((2, 32, 32), np.uint8)
+        label[0, 0, 0] = 1
+        name = f"p{k // 2}_{'left' if k % 2 else 'right'}.nii.gz"
+        sitk.WriteImage(sitk.GetImageFromArray(label), source / f"label_{name}")
+        sitk.WriteImage(sitk.GetImageFromArray(label.astype(np.float32)), source / f"image_{name}")
+    return ["nifti", str(source), "--out", str(tmp_path / "out")]
+
+
+@pytest.mark.parametrize("way", [["--folds", "5"], ["--split", "6,2,2"]])
+@pytest.mark.parametrize("as_file", [True, False])
+def test_both_sides_of_a_patient_stay_together(pairs, tmp_path, way, as_file, capsys):
+    groups = {f"p{k}_{side}": f"p{k}" for k in range(5) for side in ("left", "right")}
+    (tmp_path / "groups.json").write_text(json.dumps(groups))
+    prepare.main([*pairs, *way, "--groups", str(tmp_path / "groups.json") if as_file else "(p.)_.*"])
+    assert "10 subjects are of 5 groups" in capsys.readouterr().out
+    data = open_data(tmp_path / "out")
+    assert data.groups == groups
+    patients = [{item.subject.split("_")[0] for item in slices} for slices in data.splits.values()]
+    assert sorted(map(len, patients)) == [1, 1, 3]
+    assert set().union(*patients) == {f"p{k}" for k in range(5)}
+
+
+def test_a_split_file_that_parts_a_patient_is_refused(pairs, tmp_path):
+    split = tmp_path / "split.json"
+    split.write_text('{"train": ["p0_left"], "val": ["p1_left", "p1_right"], "test": ["p0_right"]}')
+    with pytest.raises(InputError) as caught:
+        prepare.main([*pairs, "--split_file", str(split), "--groups", "(p.)_.*"])
+    assert_clear(caught.value, str(split), "group 'p0'", "p0_left in train", "p0_right in test")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_paper_s_split_is_refused_where_it_parts_a_patient(tmp_path):
+    for k in range(10):
+        for name in (f"pat{k}", f"pat{k}-label"):
+            (tmp_path / f"training_axial_crop_{name}.nii.gz").touch()
+    arguments = ["hvsmr", str(tmp_path), "--out", str(tmp_path / "out"), "--protocol", "paper"]
+    (tmp_path / "groups.json").write_text(json.dumps({str(k): "one" for k in range(10)}))
+    with pytest.raises(InputError) as caught:
+        prepare.main([*arguments, "--groups", str(tmp_path / "groups.json")])
+    assert_clear(caught.value, "--protocol paper: group 'one'")
+
+
 # ---------------------------------------------------------------- what is refused
 
 

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import pytest
 
+import evaluate
 import predict
 import prepare
 import report
@@ -101,7 +102,8 @@ def test_classes_stand_where_the_page_says(page: Path):
 
 def known_flags() -> set[str]:
     """The flags of all commands; those that are yes or no have a "no_" form, too."""
-    options = [predict.Options, report.Options, reproduce.Options, reproduce.Compare, *prepare.COMMANDS.values()]
+    options = [evaluate.Options, predict.Options, report.Options, reproduce.Options, reproduce.Compare]
+    options += prepare.COMMANDS.values()
     names = GROUP_OF.keys() | {field.name for option in options for field in dataclasses.fields(option)}
     return names | {f"no_{name}" for name in names}
 

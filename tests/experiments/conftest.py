@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from torch import nn
 
+from config import Config
 from experiments.results import Result, read_result
-from reproduce import slug
+from experiments.rows import slug
+from tests.helpers.results import scores_of
 
 DICE = {
     "MS-Dual-Guided": {"1": (0.90, 0.80), "2": (0.70, 0.60), "3": (0.95, 0.85)},
@@ -19,24 +22,40 @@ DICE = {
 
 
 @pytest.fixture
-def finished(tmp_path: Path) -> dict[str, Path]:
-    """Run folders with the scores above: what main.py writes, with the numbers of two classes."""
-    folders = {}
-    for name, subjects in DICE.items():
-        folders[name] = folder = tmp_path / slug(name)
-        folder.mkdir()
-        rows = [
-            {"subject": subject, "class": label, "dsc": dsc, "vs": dsc, "msd": 2 - dsc, "hd95": 10 * dsc}
-            for subject, pair in subjects.items()
-            for label, dsc in zip(("liver", "spleen"), pair, strict=True)
-        ]
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """Make a run folder: what main.py writes with a seed, what evaluate.py writes without."""
+
+    def make(name: str, rows: list[dict[str, object]], seed: int | None = None, **summary: object) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
         with (folder / "test.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        cost = {"parameters": 1234567, "epochs": 4, "seconds": 3725.0, "memory_gib": 1.26}
-        (folder / "test.json").write_text(json.dumps(cost))
-        (folder / "log.csv").write_text("epoch,val_dsc,seconds\n1,0.5,1800\n2,0.75,900\n")
+        cost = dict.fromkeys(("parameters", "epochs", "seconds", "memory_gib"))
+        if seed is None:
+            (folder / "evaluation.json").write_text("{}")
+        else:
+            cost = {"parameters": 1234567, "epochs": 4, "seconds": 3725.0, "memory_gib": 1.26}
+            (folder / "config.json").write_text(json.dumps(Config.of(seed=seed).to_dict()))
+            (folder / "log.csv").write_text("epoch,val_dsc,seconds\n1,0.5,1800\n2,0.75,900\n")
+        (folder / "test.json").write_text(json.dumps(cost | summary))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def finished(make_run: Callable[..., Path]) -> dict[str, Path]:
+    """Run folders with the scores above."""
+    folders = {}
+    for name, subjects in DICE.items():
+        rows = [
+            scores_of(subject, label, dsc)
+            for subject, pair in subjects.items()
+            for label, dsc in zip(("liver", "spleen"), pair, strict=True)
+        ]
+        folders[name] = make_run(slug(name), rows, seed=0)
     return folders
 
 

@@ -18,13 +18,14 @@ import report
 import reproduce
 from experiments import statistics
 from experiments.formats import latex, markdown, plain
-from experiments.results import MEAN, read_result
+from experiments.results import MEAN, parse_rows, read_result
 from experiments.tables import Table
 from metrics import METRICS, format_table, summarize
 from reporting.comparison import write_comparison
 from reporting.figures import harmless, save_boxes, save_curves, save_montage
 from reporting.run_page import read_tables
 from tests.helpers.pages import held, write_run
+from tests.helpers.results import scores_of as scored
 from utils import InputError, read_csv, write_csv
 
 ODD = [
@@ -46,7 +47,7 @@ def few_resamples():
 def scores_of(names: list[str], shift: float = 0.0) -> list[dict]:
     """Of three subjects, numbers that differ between all classes."""
     return [
-        {"subject": subject, "class": name, "dsc": 0.1 * k + 0.01 * s + shift, "vs": 0.5, "msd": 1.0 + k, "hd95": 2.0}
+        scored(subject, name, 0.1 * k + 0.01 * s + shift)
         for s, subject in enumerate(("1", "=2", "__proto__"))
         for k, name in enumerate(names)
     ]
@@ -98,7 +99,7 @@ def test_tables_show_names_and_numbers_as_they_are(tmp_path_factory, classes, ru
     if run == other:
         other += "2"
     results = [read_result(name, [folder]) for name, folder in zip((other, run), folders, strict=True)]
-    table = Table("IV", results)  # has a column for each class
+    table = Table("IV", results)  # has a column for each class, in one block
     titles = [f"{name} DSC %" for name in classes]
     lines = [line for line in markdown(table).splitlines() if line.startswith("|")]
     cells = [re.split(r"(?<!\\)(?:\\\\)*\|", line)[1:-1] for line in lines[:4]]
@@ -120,33 +121,35 @@ def test_a_class_called_mean_is_no_mean_over_classes(tmp_path):
     names = ["mean", "b", "mean over classes"]
     a, b = run_of(tmp_path / "a", names), run_of(tmp_path / "b", names, 0.2)
     result = read_result("a", [a])
-    assert result.values["mean", "DSC"] == pytest.approx({"1": 0.0, "=2": 1.0, "__proto__": 2.0})
-    assert result.values[MEAN, "DSC"] == pytest.approx({"1": 10.0, "=2": 11.0, "__proto__": 12.0})
-    lines = format_table(summarize(scores_of(names)), width=200).splitlines()[2:]
+    assert result.values["mean", "dsc"] == pytest.approx({"1": 0.0, "=2": 1.0, "__proto__": 2.0})
+    assert result.values[MEAN, "dsc"] == pytest.approx({"1": 10.0, "=2": 11.0, "__proto__": 12.0})
+    overlaps = format_table(summarize(scores_of(names)), width=200).split("\n\n")[0]
+    lines = overlaps.splitlines()[2:]
     titles = [re.split(r" +3 +", line)[0] for line in lines]  # of three subjects
     assert titles == [*names, "mean over classes over classes"]
     rows = {(row["row"], row["class"], row["metric"]): row["mean"] for row in Table("IV", [result]).rows()}
     assert rows["a", "mean", "DSC"] == pytest.approx(1.0)
     assert rows["a", "mean over classes over classes", "DSC"] == pytest.approx(11.0)
     ours = read_result("MS-Dual-Guided", [a])
-    assert Table("IV", [ours]).printed("MS-Dual-Guided", ("mean", "DSC")) is None
-    page = held(write_comparison([a, b], tmp_path / "out"))
+    assert Table("IV", [ours]).printed("MS-Dual-Guided", ("mean", "dsc")) is None
+    page = held(write_comparison(parse_rows([str(a), str(b)]), tmp_path / "out"))
     assert page["labels"] == [*names, "mean over classes over classes"]
-    assert page["runs"][1]["values"][0]["DSC"] == pytest.approx({"1": 0.0, "=2": 1.0, "__proto__": 2.0})
-    assert page["runs"][1]["values"][-1]["DSC"] == pytest.approx({"1": 10.0, "=2": 11.0, "__proto__": 12.0})
+    cells = [of_label[0]["values"] for of_label in page["runs"][0]["cells"]]  # of the DSC
+    assert cells[0] == pytest.approx({"1": 0.0, "=2": 1.0, "__proto__": 2.0})
+    assert cells[-1] == pytest.approx({"1": 10.0, "=2": 11.0, "__proto__": 12.0})
 
 
 def test_two_rows_of_one_name_are_refused(tmp_path):
-    folder = run_of(tmp_path / "a", ["x"])
-    with pytest.raises(InputError, match="two of its rows have the same name"):
-        reproduce.compare(reproduce.Compare((str(folder), f"{folder},{folder}"), tmp_path / "out"))
+    folders = [run_of(tmp_path / name, ["x"]) for name in "ab"]
+    with pytest.raises(InputError, match="A: two rows have this name"):
+        reproduce.compare(reproduce.Compare(tuple(f"A={folder}" for folder in folders), out=tmp_path / "out"))
 
 
 def test_folders_whose_names_are_no_text(tmp_path):
     folder = run_of(tmp_path / "run\udcff\n$x$", ["x"])
-    reproduce.compare(reproduce.Compare((str(folder),), tmp_path / "out"))
+    reproduce.compare(reproduce.Compare((str(folder),), out=tmp_path / "out"))
     assert r"run\\udcff\\n\$x\$" in (tmp_path / "out" / "table.md").read_text()
-    write_comparison([folder], tmp_path / "page")
+    write_comparison(parse_rows([str(folder)]), tmp_path / "page")
 
 
 # ---------------------------------------------------------------- pictures and pages
@@ -175,7 +178,7 @@ def test_pictures_show_names_as_they_are(tmp_path, monkeypatch, suffix):
     assert set(ODD) <= drawn(monkeypatch, save_montage, montage, image, classes, ("background", *ODD))
     curves = {name: [(np.array([0.5, 1.0]), np.array([10.0, 20.0]))] for name in ODD}
     assert set(ODD) <= drawn(monkeypatch, save_curves, tmp_path / f"c.{suffix}", curves)
-    values = {name: {(label, "DSC"): {"1": 50.0, "2": 60.0} for label in (ODD[0], "mean", MEAN)} for name in ODD}
+    values = {name: {(label, "dsc"): {"1": 50.0, "2": 60.0} for label in (ODD[0], "mean", MEAN)} for name in ODD}
     boxes = drawn(monkeypatch, save_boxes, tmp_path / f"b.{suffix}", values, [ODD[0], "mean"], METRICS["dsc"])
     assert {*ODD, *(f"{name}, DSC %" for name in (ODD[0], "mean", "mean over classes"))} <= boxes
 
@@ -190,18 +193,21 @@ def test_a_picture_that_fails_is_a_warning(tmp_path, capsys):
 
 # ---------------------------------------------------------------- files that were edited
 
-LINES = "subject,class,dsc,vs,msd,hd95\n1,x,0.5,0.5,1,1\n"
+LINES = (
+    "subject,class,missed,spurious,dsc,vs,nsd,msd,hd95,hd95_pooled,msd_worst,hd95_worst\n"
+    "1,x,False,False,0.5,0.5,0.5,1,1,1,1,1\n"
+)
 EDITED = {
     "semicolons": ("log.csv", b"epoch;val_dsc;seconds\n1;0,5;1\n"),
     "no header": ("log.csv", b"1,0.5,1\n2,0.5,1\n"),
     "a text for a number": ("log.csv", b"epoch,val_dsc,seconds\n1,good,1\n"),
     "Latin-1": ("test.csv", LINES.replace("x", "\xe4").encode("latin-1")),
     "UTF-16": ("test.csv", LINES.encode("utf-16")),
-    "a row too long": ("test.csv", LINES.encode() + b"2,x,0.5,0.5,1,1,7\n"),
+    "a row too long": ("test.csv", LINES.encode() + b"2,x,False,False,0.5,0.5,0.5,1,1,1,1,1,7\n"),
     "a row too short": ("test.csv", LINES.encode() + b"2,x,0.5\n"),
-    "no header of scores": ("test.csv", b"1,x,0.5,0.5,1,1\n1,y,0.5,0.5,1,1\n"),
+    "no header of scores": ("test.csv", 2 * LINES.encode().splitlines(keepends=True)[1]),
     "no rows": ("test.csv", b""),
-    "a large cell": ("test.csv", LINES.encode() + b"2," + b"x" * 200_000 + b",0.5,0.5,1,1\n"),
+    "a large cell": ("test.csv", LINES.encode() + b"2," + b"x" * 200_000 + b",False,False,0.5,0.5,0.5,1,1,1,1,1\n"),
     "an infinite score": ("test.csv", LINES.replace("0.5", "inf").encode()),
     "null": ("test.json", b"null"),
     "a list": ("test.json", b"[1]"),
@@ -219,11 +225,11 @@ def test_edited_files_are_named_in_a_line(tmp_path, case):
     whole, edited = run_of(tmp_path / "whole", ["x"]), run_of(tmp_path / "edited", ["x"])
     (edited / name).write_bytes(content)
     calls = [
-        lambda: reproduce.compare(reproduce.Compare((str(whole), str(edited)), tmp_path / "out")),
-        lambda: report.main(report.Options((whole, edited), out=tmp_path / "out")),
+        lambda: reproduce.compare(reproduce.Compare((str(whole), str(edited)), out=tmp_path / "out")),
+        lambda: report.main(report.Options((str(whole), str(edited)), out=tmp_path / "out")),
     ]
     if case != "no rows":
-        calls.append(lambda: report.main(report.Options((edited,), device="cpu")))
+        calls.append(lambda: report.main(report.Options((str(edited),), device="cpu")))
     for call in calls:
         with pytest.raises(InputError, match=rf"{edited / name}: .+"):
             call()
@@ -234,7 +240,7 @@ def test_edited_files_are_named_in_a_line(tmp_path, case):
 def test_a_summary_without_a_part_is_named_in_a_line(tmp_path, missing):
     folder = run_of(tmp_path / "run", ["x"])
     content = json.loads((folder / "test.json").read_text())
-    for value in (None, [], "x"):
+    for value in ([], "x") if missing == "best_epoch" else (None, [], "x"):
         (folder / "test.json").write_text(json.dumps(content | {missing: value}))
         with pytest.raises(InputError, match=r"test\.json: is no summary of a test"):
             read_tables(folder)

@@ -90,7 +90,8 @@ def test_jobs_through_submitit_s_local_executor(make_data, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", TINY_NETWORKS)
     runs, manifest = jobs(data, tmp_path), tmp_path / "table" / "manifest.json"
-    submit_all(runs, manifest, 2, {"timeout_min": 5}, cluster="local")
+    submit_all(runs, manifest, None, {"timeout_min": 5}, cluster="local")
+    assert os.environ["PYTHONPATH"] == TINY_NETWORKS
     assert [run.state for run in runs] == ["finished", "failed"]
     assert "nowhere/train: no such folder" in runs[1].error
     assert [run["state"] for run in json.loads(manifest.read_text())] == ["finished", "failed"]
@@ -104,22 +105,26 @@ def test_what_slurm_is_asked_for(make_data, tmp_path, monkeypatch):
     commands.mkdir()
     for name, script in {
         "srun": "exit 0",
-        "sbatch": f"cp ${{@: -1}} {tmp_path}/batch.sh; echo Submitted batch job 12",
+        "sbatch": f"cp ${{@: -1}} {tmp_path}/batch.sh; env > {tmp_path}/environment; echo Submitted batch job 12",
         "sacct": "echo 'JobID|State|NodeList'; echo '12_0|FAILED|n'; echo '12_1|FAILED|n'",
     }.items():
         (commands / name).write_text(f"#!/bin/bash\n{script}\n")
         (commands / name).chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", str(commands), prepend=os.pathsep)
-    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))  # which submit_all changes
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     runs, manifest = jobs(make_data(), tmp_path), tmp_path / "table-I" / "manifest.json"
     monkeypatch.setattr("submitit.core.core.Job._results_timeout_s", 0)  # else it waits for files of failed jobs
     options = slurm_options("timeout_min=90 gpus_per_node=1 slurm_partition=gpu slurm_signal_delay_s=120")
-    submit_all(runs, manifest, 2, options)
+    submit_all(runs, manifest, 1, options)
     batch = (tmp_path / "batch.sh").read_text()
-    for wanted in ("--array=0-1%2", "--time=90", "--gpus-per-node=1", "--partition=gpu", "--signal=USR2@120",
+    for wanted in ("--array=0-1%1", "--time=90", "--gpus-per-node=1", "--partition=gpu", "--signal=USR2@120",
                    "--job-name=table-I", "--open-mode=append"):  # fmt: skip
         assert f"#SBATCH {wanted}" in batch
     assert [(run.state, run.job) for run in runs] == [("failed", "12_0"), ("failed", "12_1")]
+    assert f"PYTHONPATH={ROOT}" in (tmp_path / "environment").read_text().splitlines()
+    assert "PYTHONPATH" not in os.environ
+    submit_all(runs, manifest, None, options)
+    assert "#SBATCH --array=0-1%2" in (tmp_path / "batch.sh").read_text()  # both at once
     with pytest.raises(InputError, match="slurm_color"):
         submit_all(runs, manifest, 2, {"slurm_color": "red"})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import runpy
@@ -15,10 +16,12 @@ import pytest
 import reproduce
 from config import parse_config
 from data.folder import list_images
+from experiments.launching import Run
 from experiments.rows import ROWS
 from experiments.tables import PAPER
 from main import main
 from tests.helpers.processes import ended
+from tests.helpers.results import scores_of
 from tests.helpers.runs import ON_CPU, TINY
 from tests.helpers.runs import run as train
 from tests.helpers.trainings import start_reproduce, wait_for
@@ -41,12 +44,51 @@ def test_table_viii(tmp_path, no_initialization, capsys):
         assert line.split("|")[4].strip() == "0" or len(line.split("|")[5]) > 20  # equal, or a note says why
 
 
-def test_a_folder_called_as_the_proposed_network_is_no_reference(finished, tmp_path, capsys):
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of the time."""
+    for name in ("save_boxes", "save_curves"):
+        monkeypatch.setattr(reproduce, name, lambda *_: None)
+
+
+def test_a_folder_called_as_the_proposed_network_is_no_reference(finished, tmp_path, capsys, no_pictures):
     """Of runs of one's own, the first is the reference, whatever the folders are called."""
     folders = [str(finished[name].rename(tmp_path / name)) for name in ("DAF", "MS-Dual-Guided")]
     reproduce.main(["compare", *folders, "--out", str(tmp_path / "out")])
     text = (tmp_path / "out" / "table.md").read_text()
-    assert f"Paired tests against {folders[0]}," in text
+    assert "Paired tests are against DAF." in text
+    lines = [line for line in text.splitlines() if line.startswith(("| DAF |", "| MS-Dual-Guided |"))]
+    assert [line.split("|")[1].strip() for line in lines[:2]] == ["DAF", "MS-Dual-Guided"]  # as they are given
+
+
+@pytest.mark.slow
+def test_compare_keeps_names_and_folders(finished, make_run, tmp_path, capsys):
+    second = make_run("again/daf", [scores_of(s, label, 0.5) for s in "123" for label in ("liver", "spleen")], 1)
+    rows = [f"Our network={finished['MS-Dual-Guided']}", f"{finished['DAF']},{second}"]
+    reproduce.main(["compare", *rows, "--against", "daf", "--out", str(tmp_path / "out")])
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == [
+        {"row": "Our network", "folders": [str(finished["MS-Dual-Guided"])]},
+        {"row": "daf", "folders": [str(finished["DAF"]), str(second)]},
+    ]
+    cells = read_csv(tmp_path / "out" / "table.csv")
+    assert {cell["against"] for cell in cells if cell["row"] == "Our network"} == {"daf"}
+    (cell,) = [cell for cell in cells if (cell["row"], cell["class"], cell["metric"]) == ("daf", "liver", "DSC")]
+    # Seed 0: 80, 65, 90; seed 1: 50 of each subject.
+    assert float(cell["mean"]) == pytest.approx((235 / 3 + 50) / 2)
+    assert float(cell["std_over_seeds"]) == pytest.approx((235 / 3 - 50) / 2**0.5)
+    for name in ("table.md", "table.tex", "boxes.png", "curves.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 500
+
+
+def test_finished_runs_stand_beside_the_rows_of_a_table(finished, make_data, tmp_path, monkeypatch, no_pictures):
+    monkeypatch.setattr(reproduce, "run_all", lambda *_: None)  # no row of the table is trained
+    out = tmp_path / "out"
+    rows = ["--rows", f"Mine={finished['DAF']}", f"Ours={finished['MS-Dual-Guided']}", "--against", "Mine"]
+    with pytest.raises(SystemExit):
+        reproduce.main(["I", "--data", str(make_data()), "--out", str(out), "--only", "DAF,PAM", *rows])
+    assert {row["row"] for row in read_csv(out / "table-I" / "table.csv")} == {"Mine", "Ours"}
+    text = (out / "table-I" / "table.md").read_text()
+    assert "Paired tests are against Mine." in text and "Table I: Ablation on CHAOS" in text
 
 
 # ---------------------------------------------------------------- splits
@@ -107,9 +149,63 @@ def test_a_split_of_other_subjects_is_not_mixed_in(make_data, tmp_path):
     texts = [fold.split_file.read_text() for fold in before]
     for path in sorted(data.glob("test/*/*.png")):
         shutil.copy(path, path.with_name(path.name.replace("Subj_4", "Subj_5")))
-    with pytest.raises(InputError, match="has other subjects now than it was split for"):
+    with pytest.raises(InputError, match="was split from other subjects or groups than"):
         reproduce.folds(options)
     assert [fold.split_file.read_text() for fold in before] == texts
+
+
+def planned(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> list[Run]:
+    """The runs that would be trained."""
+    started: list[Run] = []
+    monkeypatch.setattr(reproduce, "run_all", lambda runs, *_: started.extend(runs))
+    with pytest.raises(SystemExit):  # none of them has finished
+        reproduce.main([str(argument) for argument in arguments])
+    return started
+
+
+@pytest.mark.slow
+def test_every_row_on_every_fold_with_every_seed(tmp_path, monkeypatch):
+    files = []
+    for name, test in (("a", "1"), ("b", "2")):
+        files.append(tmp_path / f"{name}.json")
+        split = {"train": ["3", "4"], "val": ["5"], "test": [test]}
+        files[-1].write_text(json.dumps(split))
+    own = "Mine, too: --model unet --backbone 'resnet18' --no-guidance"
+    flags = ["--split-files", ",".join(map(str, files)), "--seeds", "0,3", "--row", own, "--backbone", "resnet34"]
+    started = planned(monkeypatch, "I", "--data", ROOT / "dataset", "--only", "DAF", "--out", tmp_path / "out", *flags)
+    assert len({run.folder for run in started}) == len(started) == 8
+    found = set()
+    for run in started:
+        config = parse_config(run.flags)
+        found.add((run.row, config.split_file.name, config.machine.seed))
+        name = f"dataset-{config.split_file.stem}-training-seed-{config.machine.seed}"
+        assert run.folder == tmp_path / "out" / "runs" / {"DAF": "daf"}.get(run.row, "mine-too") / name
+        network = {"DAF": ("daf", "resnet34", True), "Mine, too": ("unet", "resnet18", False)}[run.row]
+        assert (config.network.model, config.network.backbone, config.network.guidance) == network
+    rows = ("DAF", "Mine, too")
+    assert found == set(itertools.product(rows, ("a.json", "b.json"), (0, 3)))
+
+
+def test_groups_of_the_flag_and_of_the_data_stay_whole(make_data, tmp_path, monkeypatch):
+    """Subjects 1a and 1b by the pattern; 3a and 4b by dataset.json alone, which gives the others none."""
+    data = make_data({"train": ["1a", "1b", "2a"], "val": ["2b"], "test": ["3a", "4b"]})
+    (data / "dataset.json").write_text('{"groups": {"3a": "x", "4b": "x"}}')
+    (tmp_path / "groups.json").write_text('{"1a": "1", "1b": "1", "2a": "2", "2b": "2"}')
+    flags = ["--folds", "3", "--groups", tmp_path / "groups.json"]
+    started = planned(monkeypatch, "I", "--data", data, "--only", "DAF", "--out", tmp_path / "out", *flags)
+    tested = [json.loads(parse_config(run.flags).split_file.read_text())["test"] for run in started]
+    assert sorted(tested) == [["1a", "1b"], ["2a", "2b"], ["3a", "4b"]]
+    flags = ["--folds", "3", "--groups", r"(\d).", "--out", tmp_path / "other"]
+    with pytest.raises(InputError, match="subject 3a: is of group 'x' in one place, '3' in another"):
+        reproduce.main([str(flag) for flag in ("I", "--data", data, "--only", "DAF", *flags)])
+
+
+def test_groups_of_the_flag_count_in_the_tests(finished, tmp_path, no_pictures):
+    """The runs themselves know of no groups."""
+    runs = [Run(row, "given", finished[row], []) for row in finished]
+    options = reproduce.Options("I", out=tmp_path)
+    reproduce.write_table(options, runs, tmp_path, {"1": "p", "2": "p"})
+    assert {row["pairs"] for row in read_csv(tmp_path / "table.csv")} == {"", "2"}
 
 
 # ---------------------------------------------------------------- mistakes of the user
@@ -130,6 +226,30 @@ def test_a_split_of_other_subjects_is_not_mixed_in(make_data, tmp_path):
         (["I", "--data", "dataset", "--backbone", "vgg"], "--backbone vgg: must be resnet18, "),
         (["I", "--data", "dataset", "--folds", "-2"], "--folds -2, --repeats 1: must be"),
         (["I", "--data", "dataset", "--split", "10,2,2", "--repeats", "0"], "--repeats 0: must be"),
+        (["I", "--data", "dataset", "--seeds", "0,x"], "--seeds 0,x: must be different whole numbers"),
+        (["I", "--data", "dataset", "--seeds", "1,01"], "--seeds 1,01: must be different whole numbers"),
+        (["I", "--data", "dataset", "--seeds", "0,1", "--seed", "3"], "--seed: no flag of reproduce.py"),
+        (["I", "--data", "dataset", "--split_files", "a.json", "--folds", "3"], "--split_files: choose one of them"),
+        (["I", "--data", "dataset", "--split_files", "nowhere.json"], "nowhere.json: not readable as JSON"),
+        (["I", "--data", "dataset", "--split_files", "x/a.json,y/a.json"], "--split_files x/a.json: two of them have"),
+        (["I", "--data", "dataset", "tests", "--split_files", "a.json"], "--split_files: needs one data set"),
+        (["I", "--data", "dataset", "--groups", "(.).*"], "--groups: needs --folds or --split"),
+        (["I", "--data", "dataset", "--row", "Mine"], '--row Mine: must be "NAME: FLAGS"'),
+        (["I", "--data", "dataset", "--row", "!: --model unet"], '--row !: --model unet: must be "NAME: FLAGS"'),
+        (["I", "--data", "dataset", "--row", "daf: --model unet"], "--row daf: is called as the row DAF"),
+        (["I", "--data", "dataset", "--row", "A b:", "--row", "a-B:"], "--row a-B: is called as the row A b"),
+        (["I", "--data", "dataset", "--row", "Mine: --model 'unet"], "--row Mine: No closing quotation"),
+        (["I", "--data", "dataset", "--row", "Mine: --data=x"], "--row Mine: --data=x is no flag of main.py that"),
+        (["I", "--data", "dataset", "--row", "Mine: --split-file x"], "--row Mine: --split-file is no flag of main.py"),
+        (["I", "--data", "dataset", "--row", "Mine: --modle x"], "--row Mine: --modle is no flag of main.py"),
+        (["I", "--data", "dataset", "--seeds", "1,2", "--row", "Mine: --seed 3"], "--row Mine: --seed is no flag"),
+        (["I", "--data", "dataset", "--row", "Mine: --model x.y"], "x.y"),
+        (["I", "--data", "dataset", "--rows", "DAF=tests"], "--rows DAF: a row that is trained has this name"),
+        (["I", "--data", "dataset", "--row", "A:", "--rows", "A=tests"], "--rows A: a row that is trained has this"),
+        (["I", "--data", "dataset", "--rows", "A=tests"], "tests: not a finished run"),
+        (["I", "--data", "dataset", "--rows", "A=tests", "--rows", "A=docs"], "A: two rows have this name"),
+        (["I", "--data", "dataset", "--against", "U-Net"], "--against U-Net: no row has this name; there are DAF, PAM"),
+        (["compare", "tests", "docs", "tests/../docs"], "tests/../docs: is given twice"),
         (["compare"], "no runs to compare"),
         (["I", "--data", "dataset", "--folds", "40"], "--folds 40: must be 3 to 14"),
         (["I", "--data", "dataset", "--split", "1,2"], "--split 1,2: must be three numbers"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from config import PRESETS, parse_config
-from experiments.rows import ROWS, STEPS
+from experiments.rows import ROWS, STEPS, own_rows
 from models import MSDualGuided, build_model
 from models.semantic import SemanticModule
 
@@ -28,3 +28,9 @@ def test_no_preset_changes_what_a_row_is(preset, no_initialization):
             encoders = any(isinstance(part, SemanticModule) for part in model.modules())
             assert encoders == (guided and "encoder-decoder" not in row), row
             assert len(model.steps) == next((n for text, n in STEPS.items() if text in row), 2), row
+
+
+def test_own_rows_by_hand():
+    """The first colon ends the name; the rest is as on a command line."""
+    rows = own_rows(["Mine (2): --model my.module:Net --betas 0.9 '0.99'", "Plain:"], {"data"})
+    assert rows == {"Mine (2)": ["--model", "my.module:Net", "--betas", "0.9", "0.99"], "Plain": []}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from experiments.results import MEAN
-from experiments.statistics import bootstrap_interval, compare, holm, paired_differences, wilcoxon
+from experiments.results import MEAN, Result
+from experiments.statistics import compare, group_scores, holm, interval, wilcoxon
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=8)
 
@@ -52,23 +53,123 @@ def test_wilcoxon_without_differences():
     assert wilcoxon(np.array([1.0, 2, 3, 4, 5])) == pytest.approx(2 / 2**5)
 
 
-def test_bootstrap_interval_against_scipy():
+# ---------------------------------------------------------------- intervals
+
+
+def test_interval_of_one_seed_against_scipy():
+    """The percentiles of scipy's bootstrap, as far out as t is beyond the normal distribution (Hesterberg 2015)."""
     values = np.random.default_rng(3).normal(86, 5, 15)
-    theirs = stats.bootstrap((values,), np.mean, n_resamples=100_000, method="percentile", rng=1).confidence_interval
-    np.testing.assert_allclose(bootstrap_interval(values), theirs, atol=0.08)
-    assert bootstrap_interval([2, 2, 2]) == (2, 2)
-    assert np.isnan(bootstrap_interval([2])).all()
+    theirs = stats.bootstrap((values,), np.mean, n_resamples=200_000, method="percentile", rng=1).confidence_interval
+    wider = np.sqrt(15 / 14) * stats.t.ppf(0.975, 14) / stats.norm.ppf(0.975)
+    expected = values.mean() + wider * (np.array(theirs) - values.mean())
+    np.testing.assert_allclose(interval(values[None], list("abcdefghijklmno")), expected, atol=0.1)
+
+
+def test_interval_of_subjects_and_seeds_without_noise():
+    """Subjects differ as before, seeds by a constant: Welch's interval, from the variances of both means."""
+    of_subjects, of_seeds = np.random.default_rng(1).normal(0, 4, 400), np.random.default_rng(2).normal(0, 1, 300)
+    scores = of_subjects + of_seeds[:, None]
+    deviation = np.sqrt(of_subjects.var(ddof=1) / 400 + of_seeds.var(ddof=1) / 300)
+    expected = scores.mean() + np.array([-1.96, 1.96]) * deviation
+    np.testing.assert_allclose(interval(scores, [str(k) for k in range(400)]), expected, atol=0.02)
+
+
+def test_intervals_of_little():
+    assert interval(np.array([[2.0, 2.0, 2.0]]), list("abc")) == (2, 2)
+    assert np.isnan(interval(np.array([[2.0, np.nan]]), list("ab"))).all()
+    assert np.isnan(interval(np.array([[2.0, 3.0]]), list("aa"))).all()  # one patient
+    assert np.isnan(interval(np.empty((1, 0)), [])).all()
+
+
+def test_groups_and_missing_scores_by_hand():
+    """Mean 3; the deviations -2 and -1 of the first patient and 3 of the second, times 2 groups by 3 subjects."""
+    np.testing.assert_allclose(group_scores(np.array([[1.0, 2.0, 6.0]]), ["p", "p", "q"]), [[1, 5]])
+    missing = np.array([[1.0, np.nan, 6.0, np.nan], [3.0, 2.0, 8.0, np.nan]])
+    np.testing.assert_allclose(group_scores(missing, list("abcd")), [[1, 2, 6], [3, 2, 8]])
+
+
+COVERAGE = [  # seeds, subjects, patients; deviation of patients, of seeds, and of each score
+    (1, 6, 6, 5.0, 0.0, 0.0),
+    (1, 40, 20, 5.0, 0.0, 2.0),
+    (3, 20, 20, 5.0, 1.0, 2.0),
+    (3, 40, 20, 4.0, 1.0, 3.0),
+    (5, 10, 10, 3.0, 3.0, 1.0),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seeds", "subjects", "patients", "of_patients", "of_seeds", "of_scores"), COVERAGE)
+def test_intervals_hold_the_true_mean_as_often_as_they_say(
+    monkeypatch, seeds, subjects, patients, of_patients, of_seeds, of_scores
+):
+    """Of 1,000 experiments with other patients and seeds around a mean of 0, 93 to 97 % of the intervals hold it."""
+    monkeypatch.setattr("experiments.statistics.RESAMPLES", 500)
+    random, groups, held = np.random.default_rng(5), [str(k % patients) for k in range(subjects)], 0
+    for _ in range(1000):
+        patient = random.normal(0, of_patients, patients)[[int(group) for group in groups]]
+        seed = random.normal(0, of_seeds, (seeds, 1))
+        low, high = interval(patient + seed + random.normal(0, of_scores, (seeds, subjects)), groups)
+        held += low <= 0 <= high
+    assert 930 <= held <= 970
+
+
+# ---------------------------------------------------------------- comparisons
+
+
+def row(name: str, groups: dict[str, str], **seeds: dict[str, float]) -> Result:
+    """A result with scores of one column: seed -> subject -> score."""
+    subjects = list(dict.fromkeys(subject for of_seed in seeds.values() for subject in of_seed))
+    means = {subject: float(np.mean([of_seed[subject] for of_seed in seeds.values()])) for subject in subjects}
+    by_seed = {seed: {COLUMN: scores} for seed, scores in seeds.items()}
+    return SimpleNamespace(name=name, values={COLUMN: means}, by_seed=by_seed, groups=groups)
+
+
+COLUMN = (MEAN, "dsc")
 
 
 def test_pairs_are_of_the_same_subject():
-    ours, theirs = {"1": 3.0, "2": 5.0, "9": float("nan")}, {"2": 1.0, "9": 4.0, "1": 2.5, "7": 0.0}
-    np.testing.assert_allclose(paired_differences(ours, theirs), [0.5, 4.0])
+    ours = row("ours", {}, s={"1": 3.0, "2": 5.0, "9": float("nan")})
+    theirs = row("theirs", {}, s={"2": 1.0, "9": 4.0, "1": 2.5, "7": 0.0})
+    found = compare([ours, theirs], theirs, COLUMN)
+    assert found.keys() == {"ours"}
+    assert (found["ours"].subjects, found["ours"].pairs) == (2, 2)
+    assert found["ours"].difference == pytest.approx((0.5 + 4) / 2)
 
 
-def test_comparison_corrects_over_the_other_rows(results):
-    reference, daf = results
-    other = daf._replace(name="PAM")
-    found = compare([*results, other], reference, (MEAN, "DSC"))
-    assert found.keys() == {"DAF", "PAM"}
-    assert found["DAF"].n == 3
-    assert found["DAF"].p_holm == pytest.approx(min(1, 2 * found["DAF"].p))
+def test_disjoint_rows():
+    found = compare([row("a", {}, s={"1": 3.0}), row("b", {}, s={"2": 3.0})], row("b", {}, s={"2": 3.0}), COLUMN)
+    assert found["a"].pairs == 0 and np.isnan(found["a"].p) and np.isnan(found["a"].difference)
+
+
+def test_patients_are_the_pairs():
+    """Six subjects of three patients: the test is of the patients, the difference of the subjects."""
+    groups = dict(zip("123456", "aabbcc", strict=True))
+    ours = dict(zip("123456", [5.0, 6, 9, 12, 2, 8], strict=True))
+    theirs = dict(zip("123456", [4.0, 4, 7, 6, 1, 9], strict=True))
+    reference = row("theirs", groups, s=theirs)
+    found = compare([row("ours", groups, s=ours), reference], reference, COLUMN)["ours"]
+    assert (found.subjects, found.pairs) == (6, 3)
+    assert found.difference == pytest.approx((1 + 2 + 2 + 6 + 1 - 1) / 6)
+    assert found.p == pytest.approx(stats.wilcoxon([1.5, 4, 0]).pvalue)
+
+
+def test_seeds_count_with_their_means():
+    """The test sees a subject once, however many seeds it has."""
+    many = row("a", {}, s1={"1": 3.0, "2": 5.0, "3": 4.0}, s2={"1": 5.0, "2": 6.0, "3": 9.0})
+    other = row("b", {}, s1={"1": 1.0, "2": 2.0, "3": 3.0}, s2={"1": 2.0, "2": 2.0, "3": 2.0})
+    single = row("c", {}, s3={"1": 1.5, "2": 2.0, "3": 2.5})
+    for reference in (other, single):
+        found = compare([many, reference], reference, COLUMN)["a"]
+        assert found.p == pytest.approx(stats.wilcoxon([2.5, 3.5, 4.0]).pvalue)
+        assert found.difference == pytest.approx(10 / 3)
+    wide = compare([many, other], other, COLUMN)["a"].interval
+    narrow = compare([many, single], single, COLUMN)["a"].interval
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]  # with seeds, the interval holds for other seeds too
+
+
+def test_comparison_corrects_over_the_other_rows():
+    reference = row("r", {}, s={str(k): 0.0 for k in range(8)})
+    others = [row(f"o{n}", {}, s={str(k): k - n + 0.5 for k in range(8)}) for n in range(3)]
+    found = compare([*others, reference], reference, COLUMN)
+    raw = [found[result.name].p for result in others]
+    assert [found[result.name].p_holm for result in others] == pytest.approx(holm(raw))

@@ -23,7 +23,7 @@ def test_the_paper_and_the_modern_recipe_are_trained_in_a_given_time(make_data, 
     out, work = tmp_path / "out", tmp_path / "work"
     within.main([str(data), "--limit", "200", "--out", str(out), "--work", str(work), "--tiny"])
     table = (out / "table.md").read_text()
-    assert f"{work}/paper |" in table and f"{work}/modern |" in table
+    assert "| paper |" in table and "| modern |" in table
     for preset in ("paper", "modern"):
         planned = json.loads((work / f"{preset}.json").read_text())
         assert int(planned[planned.index("--epochs") + 1]) == 3

@@ -21,8 +21,8 @@ CLASSES = ("background", "liver", "right kidney", "left kidney", "spleen")
 CONFIG = Config.of(backbone="resnet18", steps=2, epochs=2, batch_size=4, workers=0, device="cpu", amp="off")
 
 
-def write_run(folder: Path, names: list[str], scores: list[dict], log: list[dict]) -> Path:
-    """A run folder as main.py leaves it, with these scores."""
+def write_run(folder: Path, names: list[str], scores: list[dict], log: list[dict], **summary: Any) -> Path:
+    """A run folder as main.py leaves it, with these scores, and with more in its test.json."""
     folder.mkdir(parents=True)
     write_json(folder / "config.json", CONFIG.to_dict())
     if log:
@@ -30,7 +30,7 @@ def write_run(folder: Path, names: list[str], scores: list[dict], log: list[dict
     if scores:
         write_csv(folder / "test.csv", scores)
         cost = {"parameters": 12, "best_epoch": 1, "epochs": 1, "seconds": 3.0, "memory_gib": 0.5}
-        write_json(folder / "test.json", summarize(scores) | cost)
+        write_json(folder / "test.json", summarize(scores) | cost | summary)
     return folder
 
 

@@ -21,6 +21,7 @@ from tests.helpers.processes import CONTEXT, command
 from utils import user_errors
 
 CONTEXT.set_forkserver_preload(["main", "reproduce", "tests.helpers.processes"])
+POPEN = subprocess.Popen
 FORK = multiprocessing.get_context("fork")
 TINY_NETWORKS = str(Path(__file__).parent / "tiny_networks")  # for the PYTHONPATH of jobs; see what lies there
 
@@ -92,6 +93,7 @@ def _train(
     stop_after: str, arguments: list[str], output: TextIO, environment: dict[str, str], prepare: Callable[[], None]
 ) -> None:
     prepare()
+    subprocess.Popen = POPEN  # main.py asks git for the commit
     os.environ.update(environment)
     _print_to(output)
     torch.set_num_threads(1)

@@ -82,7 +82,7 @@ def test_a_test_scan_gets_the_prediction_of_training(trained, tmp_path):
         if a.any() and b.any():
             measured += 1
             assert float(row["msd_mm"]) == pytest.approx(binary.assd(a, b, voxelspacing=spacing), rel=1e-4)
-            assert float(row["hd95_mm"]) == pytest.approx(binary.hd95(a, b, voxelspacing=spacing), rel=1e-4)
+            assert float(row["hd95_pooled_mm"]) == pytest.approx(binary.hd95(a, b, voxelspacing=spacing), rel=1e-4)
     assert measured
     of_slices, of_training = read_csv(tmp_path / "b" / "scores.csv"), read_csv(trained.run / "test.csv")
     for ours, theirs in zip(of_slices, of_training, strict=True):

@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from medpy.metric import binary
 from PIL import Image
 from scipy.ndimage import map_coordinates
 
 from data.preparation import Preparation
 from data.volumes import largest_components, to_scan
-from inference.results import Segmentation, on_own_grid, read_masks, write_probabilities, write_segmentation
+from inference.results import Segmentation, on_own_grid, read_masks, score, write_probabilities, write_segmentation
 from inference.scans import read_scans
 from tests.helpers.errors import assert_clear
 from tests.helpers.scans import read_array
@@ -67,3 +68,23 @@ def test_masks_of_a_truth_whose_palettes_differ_are_refused(trained, tmp_path):
     with pytest.raises(InputError) as caught:
         read_masks(segmentation, tmp_path)
     assert_clear(caught.value, str(tmp_path), "the color of each class")
+
+
+def test_regions_and_tolerances_of_the_labels_are_scored(trained):
+    """The truth moved by a column, against medpy on masks joined by hand."""
+    ensemble = trained.ensemble()
+    (scan,) = read_scans(str(trained.data / "test"), "", ensemble)
+    first, second, *_ = ensemble.identity.labels.names[1:]
+    labels = replace(ensemble.identity.labels, regions={"pair": (first, second)}, tolerances={"pair": 1.3})
+    segmentation = Segmentation(scan, labels, np.zeros(0), sitk.Image(), ensemble.identity.preparation)
+    target = np.stack(read_masks(segmentation, trained.data / "test" / "GT"))
+    segmentation = replace(segmentation, slices=np.roll(target, 1, axis=2))
+    rows = score(segmentation, trained.data / "test" / "GT")
+    assert [row["class"] for row in rows] == [*labels.names[1:], "pair"]
+    assert [row["region"] for row in rows] == [False] * (len(rows) - 1) + [True]
+    a, b = (np.isin(volume, (1, 2)) for volume in (segmentation.slices, target))
+    assert rows[-1]["dsc"] == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
+    spacing = scan.geometry.array_spacing
+    distances = np.concatenate([binary.__surface_distances(*pair, spacing, 1) for pair in ((a, b), (b, a))])
+    assert rows[-1]["nsd_mm"] == pytest.approx((distances <= 1.3).mean())
+    assert (distances <= 1.3).mean() > (distances <= 1).mean()

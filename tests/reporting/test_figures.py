@@ -6,7 +6,9 @@ import base64
 import io
 import re
 import shutil
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,16 +16,22 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import report
-from reporting import figures
+from data.dataset import Slice, SliceDataset
+from data.description import Labels
+from data.volumes import Volume
+from experiments.results import MEAN, Row
+from metrics import METRICS
+from reporting import figures, paper
 from reporting.encoding import encode_image
 from reporting.run_page import PAGE
+from reporting.viewer import Segmented
 
 
 @pytest.mark.slow
 def test_figures_for_a_paper(run, tiny, tmp_path):
     other = tmp_path / "baseline"
     shutil.copytree(run, other)
-    report.main(report.Options((run, other), figure=tmp_path / "figures", device="cpu"))
+    report.main(report.Options((str(run), str(other)), figure=tmp_path / "figures", device="cpu"))
     for name in ("grid", "boxes"):
         with Image.open(tmp_path / "figures" / f"{name}.png") as image:
             assert image.info["dpi"] == pytest.approx((300, 300), abs=1)
@@ -31,6 +39,64 @@ def test_figures_for_a_paper(run, tiny, tmp_path):
         pdf = (tmp_path / "figures" / f"{name}.pdf").read_bytes()
         assert b"/Subtype /Type0" in pdf or b"/CIDFontType2" in pdf or b"/TrueType" in pdf  # text, not outlines
         assert b"/Type3" not in pdf
+
+
+def test_a_subject_is_shown_by_the_fold_that_tested_it(monkeypatch):
+    """The first of several, where seeds test it again."""
+    tested = {"a": ["1", "2"], "b": ["3", "1"]}
+
+    def segment(folder, _):
+        volumes = [Volume(subject, np.full((1, 2, 2), ord(folder.name)), None) for subject in tested[folder.name]]
+        return Segmented("test", folder.name, volumes, {}), None
+
+    monkeypatch.setattr(paper, "segment_run", segment)
+    found = paper._segment_row(Row("ours", (Path("a"), Path("b"))), "cpu")
+    assert {subject: (of, chr(volume.prediction[0, 0, 0])) for subject, (of, volume) in found.items()} == {
+        "1": ("a", "a"), "2": ("a", "a"), "3": ("b", "b")
+    }  # fmt: skip
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are closed, as they were."""
+    closed = []
+    monkeypatch.setattr(plt, "close", closed.append)
+    yield closed
+    monkeypatch.undo()
+    plt.close("all")
+
+
+def test_box_plots_have_one_scale_and_hold_regions(tmp_path, drawn):
+    values = {"a": {("liver", "dsc"): {"1": 95.0, "2": 90.0}, ("whole", "dsc"): {"1": 20.0, "2": float("nan")},
+                    (MEAN, "dsc"): {"1": 95.0, "2": 90.0}}}  # fmt: skip
+    figures.save_boxes(tmp_path / "boxes.png", values, ["liver", "whole"], METRICS["dsc"])
+    axes = drawn[0].axes
+    assert [axis.get_title() for axis in axes] == ["liver, DSC %", "whole, DSC %", "mean, DSC %"]
+    assert len({axis.get_xlim() for axis in axes}) == 1
+    low, high = axes[0].get_xlim()
+    assert low < 20 and high > 95
+    points = [line.get_xdata() for line in axes[1].lines if line.get_marker() == "o"]
+    np.testing.assert_array_equal(points, [[20.0]])
+
+
+def test_curves_show_single_epochs_folds_and_what_lies_on_each_other(tmp_path, drawn):
+    hours, dice = np.array([0.5, 1.0, 1.5]), np.array([10.0, np.nan, 30.0])
+    rows = {"one": [(hours[:1], dice[:1])], "folds": [(hours, dice), (3 * hours[:2], dice[:2] + 2)],
+            "same": [(hours, dice)], "again": [(hours, dice)], "scored": []}  # fmt: skip
+    figures.save_curves(tmp_path / "curves.png", rows)
+    epochs, time = drawn[0].axes
+    for axis, x in ((epochs, [1.0]), (time, [1.0])):
+        one, first, second, mean, same, again = axis.lines
+        assert len(one.get_xdata()) == 1 and one.get_marker() not in ("", "None", None)
+        assert first.get_linewidth() == second.get_linewidth() < mean.get_linewidth()
+        assert first.get_color() == second.get_color() == mean.get_color()
+        np.testing.assert_array_equal(mean.get_xdata(), x)  # of the epochs that both have: (0.5 h + 1.5 h) / 2
+        np.testing.assert_array_equal(mean.get_ydata(), [11.0])
+        np.testing.assert_array_equal(same.get_ydata(), [10.0, 30.0])  # an epoch without validation is left out
+        looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in (one, mean, same, again)}
+        assert len(looks) == 4 and same.get_marker() != again.get_marker()
+    (legend,) = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["one", "folds", "same", "again"]
 
 
 @given(st.integers(0, 2**32 - 1), st.tuples(st.integers(1, 40), st.integers(1, 40)), st.floats(0, 0.1))
@@ -58,7 +124,9 @@ def test_rgb_is_shown_in_color(tmp_path):
     red = np.rint(255 * image[:, 0, 0]).astype(np.uint8)
     np.testing.assert_array_equal(figures.overlay(image, np.zeros((40, 40), np.uint8))[0, 0], red)
     Image.fromarray(np.broadcast_to(red, (40, 40, 3)).copy()).save(tmp_path / "red.png")
-    with Image.open(io.BytesIO(base64.b64decode(encode_image(tmp_path / "red.png")))) as picture:
+    item = Slice("1", 1, (tmp_path / "red.png",), tmp_path / "red.png")
+    dataset = SliceDataset([item], Labels.indexed(("background", "a"), (0, 1)))
+    with Image.open(io.BytesIO(base64.b64decode(encode_image(dataset, 0)))) as picture:
         np.testing.assert_allclose(np.asarray(picture)[20, 20], red, atol=2)
     figures.save_montage(tmp_path / "montage.png", image[:, None], np.zeros((1, 40, 40), np.uint8), ("background", "a"))
     with Image.open(tmp_path / "montage.png") as picture:

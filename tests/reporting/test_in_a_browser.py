@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.results import parse_rows
 from metrics import dice
 from reporting.comparison import write_comparison
 from reporting.run_page import write_page
@@ -205,7 +206,7 @@ def test_light_dark_and_narrow(painted, browser, tmp_path, page):
     path = painted / "report.html"
     if page == "comparison.html":
         shutil.copytree(painted, tmp_path / "a-run-with-a-rather-long-name-as-people-give-them")
-        path = write_comparison([painted, next(tmp_path.iterdir())], tmp_path / "compared")
+        path = write_comparison(parse_rows([str(painted), str(next(tmp_path.iterdir()))]), tmp_path / "compared")
     colors = "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]"
     overflow = "return document.documentElement.scrollWidth - innerWidth"
     found = []

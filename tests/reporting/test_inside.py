@@ -42,6 +42,12 @@ def test_attention_is_shown_at_the_pixel_deepest_inside_a_class():
     target = np.zeros((11, 14), np.uint8)
     target[1:4, 1:4], target[2:9, 5:12] = 1, 2
     assert deepest(target) == (5, 8)
+    wide = np.zeros((11, 40), np.uint8)
+    wide[2:9, 5:12], wide[9:] = 2, 3  # 2 is deeper, 3 has more pixels
+    assert wide[deepest(wide)] == 3
+    at_edge = np.zeros_like(target)
+    at_edge[:5, :5] = 1  # beyond the edge is no organ
+    assert deepest(at_edge) == (2, 2)
     assert deepest(np.zeros_like(target)) == (5, 7)
 
 
@@ -52,5 +58,9 @@ def test_the_worst_and_the_fullest_slice_are_looked_into(data, volumes):
     volume = volumes[0]._replace(prediction=prediction)
     counts = confusion(volume, len(CLASSES))
     found = look_inside(build_model(CONFIG), dataset, volume, counts)
-    assert [(slice_["kind"], slice_["number"]) for slice_ in found] == [("worst", 8), ("fullest", 12)]
+    assert [(slice_["kind"], slice_["number"]) for slice_ in found] == [("fullest", 12), ("most errors", 8)]
+    for slice_, k in zip(found, (4, 0), strict=True):  # the cross is on the largest organ
+        column, row = slice_["point"]
+        sizes = np.bincount(volume.target[k].ravel())[1:]
+        assert sizes[volume.target[k][int(row * 48), int(column * 64)] - 1] == sizes.max()
     assert look_inside(TinyNetwork(1, len(CLASSES)), dataset, volume, counts) == []

@@ -88,6 +88,18 @@ def add_slice(folder: Path, **options) -> None:
 
 IN_PHASE = "1/T1DUAL/DICOM_anon/InPhase"
 GROUND = "1/T1DUAL/Ground"
+
+
+def test_folds_know_the_classes_of_ground_truth(chaos, tmp_path):
+    root, truth = chaos
+    expected = {subject: set(np.unique(classes).tolist()) - {0} for subject, (_, classes) in truth.items()}
+    assert ChaosMR(root).classes_of(list(truth)) == expected
+    save_png(tmp_path / "1" / "Ground" / "liver_GT_000.png", np.array([[0, 255]], np.uint8))
+    save_png(tmp_path / "2" / "Ground" / "liver_GT_000.png", np.zeros((1, 2), np.uint8))
+    assert ChaosCT(tmp_path).classes_of(["1", "2"]) == {"1": {1}, "2": set()}
+    assert ChaosCT(tmp_path).classes_of(["1", "3"], skip_bad=True) == {"1": {1}}
+
+
 BAD = {
     "position twice": (lambda r: add_slice(r / IN_PHASE, position=slice_position(3)), ["same position", "extra.dcm"]),
     "position missing": (lambda r: add_slice(r / IN_PHASE, position=slice_position(6)), ["16.50 mm", "are missing"]),

@@ -12,12 +12,13 @@ import SimpleITK as sitk
 
 import prepare
 from data.folder import Identity, open_data
-from data.sources.nifti import find_brats, find_msd, find_pairs
+from data.sources.nifti import brats_regions, find_brats, find_msd, find_pairs
 from data.volumes import assemble, to_scan
 from tests.helpers.errors import assert_clear, assert_one_line
 from tests.helpers.raw_json import Raw, to_json
 from utils import InputError
 
+REGIONS = ("whole tumour (WT)", "tumour core (TC)", "enhancing tumour (ET)")
 Cases = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -76,8 +77,26 @@ def test_brats(tmp_path):
         write_volume(stem / f"{name}_seg.nii.gz", label)
     prepare.main(["brats", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--split", "1,1,1"])
     assert open_data(tmp_path / "out").channels == 4
-    assert open_data(tmp_path / "out").labels.values == (0, 1, 2, 4)
+    labels = open_data(tmp_path / "out").labels
+    assert labels.values == (0, 1, 2, 4)
+    values = {
+        region: {labels.values[labels.names.index(name)] for name in labels.regions[region]} for region in REGIONS
+    }
+    assert values == dict(zip(REGIONS, ({1, 2, 4}, {1, 4}, {4}), strict=True))  # as the challenge has them
     check(tmp_path / "out", cases, [0, 1, 2, 4])
+
+
+def test_regions_of_the_decathlon_s_brats():
+    task01 = ["background", "edema", "non-enhancing tumor", "enhancing tumour"]
+    whole, core, enhancing = REGIONS
+    assert brats_regions(task01) == {
+        whole: ["edema", "non-enhancing tumor", "enhancing tumour"],
+        core: ["non-enhancing tumor", "enhancing tumour"],
+        enhancing: ["enhancing tumour"],
+    }
+    assert not {*REGIONS, *map(str.upper, REGIONS)} & set(task01)
+    for other in ([], task01[:-1], [*task01, "cyst"], ["background", "edema"]):
+        assert brats_regions(other) == {}
 
 
 @pytest.mark.parametrize("form", ["decathlon", "nnunet"])

@@ -321,3 +321,36 @@ def test_slices_of_a_subject_have_one_size_and_kind(tmp_path):
     save(tmp_path / "m_a_01.png", blob(0))
     with pytest.raises(InputError, match=r"m_a_1.png: would be subject a, slice 1, as is .*m_a_01.png"):
         find_pictures(tmp_path, ["i_{subject}_{slice}.png"], "m_{subject}_{slice}.png")
+
+
+# ---------------------------------------------------------------- folds, regions
+
+
+def test_each_fold_of_pictures_has_a_lesion(tmp_path):
+    folder = write_photos(tmp_path / "photos", 6)
+    for name in "abd":
+        save(
+            folder / "masks" / f"{name}_seg.png",
+            np.zeros((40 + "abcdef".index(name), 52 - "abcdef".index(name)), np.uint8),
+        )
+    assert find_pictures(folder, ["images/{subject}.png"], "masks/{subject}_seg.png").classes_of(list("abc")) == {
+        "a": set(), "b": set(), "c": {255},
+    }  # fmt: skip
+    out = tmp_path / "out"
+    mask = "masks/{subject}_seg.png"
+    prepare.main(["png", str(folder), "--out", str(out), "--mask", mask, "--folds", "3", "--groups", "([a-z])"])
+    for split in json.loads((out / "splits.json").read_text()):
+        assert len(set(split["test"]) & set("cef")) == 1
+        assert len(split["test"]) == 2
+
+
+def test_regions_of_pictures_go_along_and_groups_are_refused(tmp_path):
+    folder = write_photos(tmp_path / "photos")
+    described = {"labels": {"background": 0, "spot": 255}, "regions": {"any": ["spot"]}, "tolerances": {"any": 3}}
+    (folder / "dataset.json").write_text(json.dumps(described))
+    labels = open_data(make(folder)).labels
+    assert (labels.regions, labels.tolerances) == ({"any": ("spot",)}, {"any": 3.0})
+    (folder / "dataset.json").write_text(json.dumps({"groups": {"a": "1"}}))
+    with pytest.raises(InputError) as caught:
+        make(folder)
+    assert_clear(caught.value, "dataset.json: its groups do not count")

@@ -1,0 +1,142 @@
+"""A DICOM segmentation (SEG) as a label volume: many frames in one file, each a bit mask of one segment."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from pydicom import uid
+
+from data.geometry import LONGEST, MAX_VOXELS
+from data.sources.dicom_file import DEFLATED, PLAIN, explain, is_dicom, numbers, read_file, whole
+from data.volumes import MAX_SPAN
+from utils import InputError, some
+
+MOST_PARTS = 4  # slices that the closest frames may be apart
+KINDS = (uid.SegmentationStorage, "1.2.840.10008.5.1.4.1.1.66.7")  # bits, and label maps
+
+
+class _Frames(NamedTuple):
+    """What the functional groups of a file say of its frames."""
+
+    segments: list[int]
+    positions: np.ndarray
+    """(frames, 3) in mm."""
+    axes: np.ndarray
+    """Of columns, rows and slices, a unit vector a row."""
+    spacing: np.ndarray
+    """Of columns, then rows, in mm."""
+    stated: list[float]
+    """What the file says of the distance of its slices, and of their thickness; 0 for nothing."""
+
+
+def is_segmentation(path: Path) -> bool:
+    """Whether a file is a DICOM segmentation."""
+    return is_dicom(path) and str(read_file(path).get("SOPClassUID")) in KINDS
+
+
+def read_segmentation(path: Path) -> sitk.Image:
+    """The numbers of the segments, uint16. Slices that the file leaves out between the outermost ones hold 0.
+
+    Raises InputError for damage, fractional and compressed segmentations, label maps, segments that overlap, and
+    frames that do not lie in one stack of slices at equal distances.
+    """
+    header = read_file(path)
+    with explain(path):
+        masks = _read_masks(path, header)
+        frames = _read_frames(header, len(masks))
+        heights = (frames.positions - frames.positions[0]) @ frames.axes[2]
+        sideways = frames.positions - frames.positions[0] - np.outer(heights, frames.axes[2])
+        if np.linalg.norm(sideways, axis=1).max() > 0.1 * frames.spacing.min():
+            raise InputError(f"{path}: its frames do not lie straight above each other; resample it to NIfTI")
+        steps, gap = _steps(path, heights - heights.min(), frames.stated)
+        shape = (max(steps) + 1, *masks.shape[1:])
+        if shape[0] > MAX_SPAN or math.prod(shape) > MAX_VOXELS:
+            raise InputError(f"{path}: its frames span {shape[0]} slices, more than a scan can have; export it again")
+        volume = np.zeros(shape, np.uint16)
+        for step, segment, mask in zip(steps, frames.segments, masks, strict=True):
+            if volume[step][mask].any():
+                raise InputError(f"{path}: its segments overlap in a slice; export one segment a voxel")
+            volume[step][mask] = segment
+    image = sitk.GetImageFromArray(volume)
+    image.SetSpacing((*frames.spacing.tolist(), gap))
+    image.SetOrigin(frames.positions[steps.index(0)].tolist())
+    image.SetDirection(frames.axes.T.ravel().tolist())
+    return image
+
+
+def _read_masks(path: Path, header: pydicom.FileDataset) -> np.ndarray:
+    """The bits of the frames, bool (frames, rows, columns)."""
+    kind = str(header.get("SegmentationType") or "").strip()
+    syntax = header.file_meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian)
+    if kind != "BINARY" or header.get("BitsAllocated") != 1:
+        raise InputError(f"{path}: is a segmentation of type {kind or 'unknown'}; export a BINARY one, of one bit")
+    if syntax not in (*PLAIN, DEFLATED):
+        raise InputError(f"{path}: is compressed ({uid.UID(syntax).name}); unpack it, such as with gdcmconv")
+    rows, columns = (whole(header, keyword, range(1, 2**16)) for keyword in ("Rows", "Columns"))
+    count = whole(header, "NumberOfFrames", range(1, 2**20), 1)
+    pixels = header.get_item("PixelData").value
+    voxels = count * rows * columns
+    if voxels > MAX_VOXELS or 8 * len(pixels) < voxels:
+        raise ValueError(f"its pixels are cut: holds {8 * len(pixels):,} of {voxels:,} bits")
+    bits = np.unpackbits(np.frombuffer(pixels, np.uint8), count=voxels, bitorder="little")
+    return bits.reshape(count, rows, columns).astype(bool)
+
+
+def _read_frames(header: pydicom.FileDataset, count: int) -> _Frames:
+    """Raises ValueError where something is missing, or axes and spacings of frames differ."""
+    shared = (header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
+    of_frames = list(header.get("PerFrameFunctionalGroupsSequence") or [])
+    if len(of_frames) != count:
+        raise ValueError(f"it describes {len(of_frames)} of its {count} frames")
+
+    def group(frame: pydicom.Dataset, keyword: str) -> pydicom.Dataset:
+        found = frame.get(keyword) or shared.get(keyword)
+        if not found:
+            raise ValueError(f"it has no {keyword}")
+        return found[0]
+
+    declared = {int(segment.SegmentNumber) for segment in header.get("SegmentSequence") or []}
+    segments, positions, axes, spacings, gaps = [], [], [], [], []
+    for frame in of_frames:
+        segment = group(frame, "SegmentIdentificationSequence")
+        segments.append(whole(segment, "ReferencedSegmentNumber", sorted(declared - {0})))
+        place, lie = group(frame, "PlanePositionSequence"), group(frame, "PlaneOrientationSequence")
+        positions.append(numbers(place, "ImagePositionPatient", 3, largest=LONGEST))
+        axes.append(numbers(lie, "ImageOrientationPatient", 6, largest=LONGEST).reshape(2, 3))
+        measures = group(frame, "PixelMeasuresSequence")
+        spacings.append(numbers(measures, "PixelSpacing", 2, largest=LONGEST)[::-1])  # that of rows stands first
+        stated = [numbers(measures, name, default=0)[0] for name in ("SpacingBetweenSlices", "SliceThickness")]
+        gaps.append(np.abs(stated))
+    if not all(np.allclose(values, values[0], rtol=1e-4, atol=1e-4) for values in (axes, spacings, gaps)):
+        raise ValueError("its frames differ in orientation or spacing")
+    if not np.allclose(axes[0] @ axes[0].T, np.eye(2), atol=1e-2) or np.min(spacings[0]) < 1 / LONGEST:
+        raise ValueError("its ImageOrientationPatient or PixelSpacing is none")
+    column = axes[0][0] / np.linalg.norm(axes[0][0])
+    normal = np.cross(column, axes[0][1])
+    normal /= np.linalg.norm(normal)
+    upright = np.array([column, np.cross(normal, column), normal])
+    return _Frames(segments, np.array(positions), upright, spacings[0], gaps[0].tolist())
+
+
+def _steps(path: Path, heights: np.ndarray, stated: list[float]) -> tuple[list[int], float]:
+    """The slice of each frame, counted from the lowest, and the distance of slices.
+
+    Slices without a segment may be missing: the distance is the largest of which the frames are multiples apart. What
+    headers say of it, which is often the thickness of slices, or 1, counts for a single slice only.
+    """
+    apart = np.diff(np.sort(heights))
+    apart = apart[apart > 1e-2]
+    if not apart.size:
+        return [0] * len(heights), next((value for value in stated if value > 0), 1.0)
+    for part in range(1, MOST_PARTS + 1):
+        gap = float(apart.min()) / part
+        steps = np.rint(heights / gap)
+        if np.abs(heights / gap - steps).max() < 0.1:
+            return steps.astype(int).tolist(), float(heights.max() / steps.max())
+    shown = some([f"{value:.2f}" for value in np.unique(np.round(heights, 2))])
+    raise InputError(f"{path}: its frames lie at no equal distances ({shown} mm); resample it to NIfTI")

@@ -1,0 +1,337 @@
+"""Segmentations of any origin beside their truth: subject by subject, on the grid of the truth."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import SimpleITK as sitk
+
+from data.dataset import natural
+from data.description import Description, Labels, read_description
+from data.geometry import Geometry, Grid
+from data.label_files import (
+    Files,
+    LabelVolume,
+    find_subjects,
+    labels_of_masks,
+    mask_files,
+    read_classes,
+    read_label_table,
+)
+from data.png import PICTURES, read_image
+from data.preparation import AXES, acquired_plane, stretch
+from data.sources.dicom import read_series
+from data.volume_files import aligned, read_file, turned_like
+from data.volumes import MAX_SPAN, Volume, oriented, resample, to_scan
+from utils import InputError, errors_begin, printable, read_json, some
+
+SAME_DIRECTION = 1e-3  # of unit vectors
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What is compared with what, as evaluation.json keeps it."""
+
+    predictions: Path
+    truth: Path
+    images: Path | None = None
+    labels: Path | None = None
+    """A dataset.json; None: the one beside the truth."""
+    names: tuple[str, ...] = ()
+    """Of the classes without the background, instead of a dataset.json."""
+    values: tuple[int, ...] = ()
+    """Of these classes; none: 1, 2, ..."""
+    prediction_names: str = ""
+    """Pattern with {subject}; empty: the subjects' names and any ending."""
+    truth_names: str = ""
+    image_names: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, with absolute paths."""
+        values = dataclasses.asdict(self)
+        return {key: str(value.absolute()) if isinstance(value, Path) else value for key, value in values.items()}
+
+    @classmethod
+    def read(cls, path: Path) -> Sources:
+        """What an evaluation.json holds. Raises InputError for anything else."""
+        content, texts = read_json(path), ("prediction_names", "truth_names", "image_names")
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            images, labels = (content[key] and Path(content[key]) for key in ("images", "labels"))
+            names, values = tuple(map(str, content["names"])), tuple(map(int, content["values"]))
+            paths = Path(content["predictions"]), Path(content["truth"]), images, labels
+            return cls(*paths, names, values, *(str(content[key]) for key in texts))
+        raise InputError(f"{path}: was not written by this version of evaluate.py; evaluate again")
+
+
+class Compared(NamedTuple):
+    """A subject's segmentation and truth on one grid."""
+
+    volume: Volume
+    geometry: Geometry
+    """Of its slices: their spacing, where it is known."""
+    image: sitk.Image
+    """The grid, with the truth on it."""
+    numbers: tuple[int, ...]
+    """Of the slices that there are."""
+    truth: LabelVolume
+    """As it was read."""
+    how: str
+    """"" where voxels stayed as they were, "resampled", or "cut" where some of the segmentation lies outside."""
+
+
+class Evaluation:
+    """Segmentations with their truths, found by name; `sources` says all that was found, too.
+
+    Raises InputError for a truth without a segmentation, and where classes are not known.
+    """
+
+    def __init__(self, sources: Sources) -> None:
+        self.sources = sources
+        self.truths = find_subjects(sources.truth, sources.truth_names)
+        self.predictions = find_subjects(sources.predictions, sources.prediction_names)
+        self._match()
+        self.labels, self.groups = self._read_labels()
+        images, split = sources.images, _split_of(sources.truth)
+        if images is None and mask_files(self.truths) and (split / "Img").is_dir():
+            images = split
+        self.sources = replace(self.sources, images=images)
+        self.images = find_subjects(images, sources.image_names, "Img") if images else {}
+        if list(self.images.values()) == [images] and len(self.truths) == 1:
+            self.images = dict(zip(self.truths, self.images.values(), strict=True))
+
+    def _match(self) -> None:
+        sides = ((self.sources.predictions, self.predictions), (self.sources.truth, self.truths))
+        if all(list(found.values()) == [source] for source, found in sides):  # one and one, whatever they are called
+            self.predictions = dict(zip(self.truths, self.predictions.values(), strict=True))
+        missing = sorted(self.truths.keys() - self.predictions.keys(), key=natural)
+        if missing:
+            raise InputError(
+                f"{self.sources.predictions}: has no segmentation of {len(missing)} of {len(self.truths)} subjects: "
+                f"{some(missing)}; add them, or give a folder without their truths; where files have other names, give "
+                "patterns of names"
+            )
+        more = sorted(self.predictions.keys() - self.truths.keys(), key=natural)
+        if more:
+            print(printable(f"note: {self.sources.predictions}: {len(more)} without a truth, left out: {some(more)}"))
+            self.predictions = {subject: self.predictions[subject] for subject in self.truths}
+
+    def _read_labels(self) -> tuple[Labels, dict[str, str]]:
+        """The classes, and subject -> group where the dataset.json says it."""
+        sources, masks = self.sources, mask_files(self.truths)
+        table, labels, groups = sources.labels or description_beside(sources.truth), None, {}
+        if sources.names:
+            values = sources.values or tuple(range(1, len(sources.names) + 1))
+            classes = dict(zip(("background", *sources.names), (0, *values), strict=True))
+            with errors_begin("names and values of the classes"):
+                labels = Labels.from_dict({"labels": classes, "values": classes})
+        elif sources.labels or table.exists():
+            labels, groups = read_label_table(table, of_volumes=not masks)
+            self.sources = replace(sources, labels=table)
+        if labels is None:
+            labels = labels_of_masks(self._masks_of_data_set() or masks, None, table)
+        if labels is None:
+            raise InputError(
+                f"{sources.truth}: it is not known which classes its values are; give --names, such as "
+                '--names "liver,spleen", or --labels with a dataset.json'
+            )
+        labels_of_masks(masks, labels, table)
+        labels_of_masks(mask_files(self.predictions), labels, description_beside(sources.predictions))
+        return labels, groups
+
+    def _masks_of_data_set(self) -> list[Path]:
+        """All masks of the data set that the truth is a split of: what values mean, they say together."""
+        split = _split_of(self.sources.truth)
+        return sorted(split.parent.glob("*/GT/Subj_*slice_*.png")) if (split / "GT").is_dir() else []
+
+    def subjects(self) -> list[str]:
+        """All of them, in natural order."""
+        return sorted(self.truths, key=natural)
+
+    def compare(self, subject: str) -> Compared:
+        """A subject's segmentation and truth.
+
+        Raises InputError where files are damaged, hold unknown values, or lie in different spaces.
+        """
+        sides = []
+        for source, files in (
+            (self.sources.predictions, self.predictions[subject]),
+            (self.sources.truth, self.truths[subject]),
+        ):
+            described = Description()
+            if isinstance(files, dict) and description_beside(source).exists():
+                described = read_description(description_beside(source))
+            sides.append(read_classes(files, subject, self.labels, described))
+        return compare(subject, *sides)
+
+    def pictures(self, compared: Compared) -> np.ndarray:
+        """What is shown of a subject's slices, float32 (slices, 1 or 3, H, W) in [0, 1]; black without an image.
+
+        A note says why an image cannot be shown.
+        """
+        subject = compared.volume.subject
+        if subject in self.images:
+            try:
+                return _pictures(self.images[subject], compared)
+            except InputError as error:
+                print(printable(f"note: no image of {subject}: {error}"))
+        rows, columns = compared.volume.target.shape[1:]
+        return np.zeros((len(compared.numbers), 1, rows, columns), np.float32)
+
+
+def _split_of(source: Path) -> Path:
+    """The folder of a source; of Img or GT the split."""
+    folder = source if source.is_dir() else source.parent
+    return folder.absolute().parent if folder.absolute().name in ("Img", "GT") else folder.absolute()
+
+
+def description_beside(source: Path) -> Path:
+    """The dataset.json in a folder or the one above it; where there is none, where it would be."""
+    folder = _split_of(source)
+    places = [folder / "dataset.json", folder.parent / "dataset.json"]
+    if (folder / "GT").is_dir():
+        places.reverse()
+    return next((place for place in places if place.exists()), places[0])
+
+
+# ---------------------------------------------------------------- on one grid
+
+
+def compare(subject: str, prediction: LabelVolume, truth: LabelVolume) -> Compared:
+    """Bring a segmentation to the grid of its truth. Raises InputError where they do not lie in one space.
+
+    Axes are turned. Another grid in the same box is resampled, to the nearest voxel. Where slices of the truth were cut
+    out of a scan, or resampled, a segmentation on the scan's grid is treated as the scan was. A DICOM segmentation gets
+    the slices that it leaves out, and is never resampled, since the distance of its slices is not sure.
+    """
+    if prediction.numbers and truth.numbers:
+        _check_slices(prediction, truth)
+    goal, moving = truth.image, prediction.image
+    if prediction.numbers and not truth.numbers:
+        moving = _on_scan(prediction)
+    if truth.is_sparse:
+        goal = _extended(goal, moving)
+    if prediction.numbers and truth.numbers and not (prediction.placed and truth.placed):
+        brought, how = moving, ""
+    else:
+        brought, how = _brought(moving, prediction, goal, truth)
+    if not truth.numbers and truth.placed:
+        axes = AXES[acquired_plane(goal)]
+        goal, brought = oriented(goal, axes), oriented(brought, axes)
+    geometry = truth.geometry if truth.numbers or not truth.placed else Geometry(spacing=goal.GetSpacing())
+    target = sitk.GetArrayFromImage(goal)
+    numbers = truth.numbers or tuple(range(1, len(target) + 1))
+    volume = Volume(subject, sitk.GetArrayFromImage(brought), target)
+    return Compared(volume, geometry, goal, numbers, truth, how)
+
+
+def _on_scan(slices: LabelVolume) -> sitk.Image:
+    """The class indices of slices on the grid of their scan, with the axes of the slices."""
+    return to_scan(sitk.GetArrayFromImage(slices.image), replace(slices.geometry, orientation=None))
+
+
+def _check_slices(prediction: LabelVolume, truth: LabelVolume) -> None:
+    """Slices are compared with those of the same numbers."""
+    for number in sorted({*prediction.numbers, *truth.numbers}):
+        if number not in prediction.numbers or number not in truth.numbers:
+            lacking, other = (truth, prediction) if number in prediction.numbers else (prediction, truth)
+            raise InputError(f"{lacking.path}: has no slice {number} as {other.path} does; each slice needs both")
+    sizes = [" x ".join(map(str, each.image.GetSize()[:2])) for each in (prediction, truth)]
+    if sizes[0] != sizes[1]:
+        raise InputError(f"{prediction.path}: its slices have {sizes[0]} pixels, those of {truth.path} {sizes[1]}")
+
+
+def _extended(image: sitk.Image, other: sitk.Image) -> sitk.Image:
+    """A DICOM segmentation with the slices that it leaves out: as far as the other one reaches, at its distances."""
+    grid, normal = Grid.of(image), np.reshape(image.GetDirection(), (3, 3))[:, 2]
+    across = int(np.abs(np.reshape(other.GetDirection(), (3, 3)).T @ normal).argmax())
+    gap = other.GetSpacing()[across]
+    part = max(1, round(grid.spacing[2] / gap))
+    count = (grid.size[2] - 1) * part + 1
+    fits = grid.size[2] == 1 or abs(grid.spacing[2] / part - gap) < 0.01 * gap
+    if fits and count <= MAX_SPAN:
+        array = np.zeros((count, *grid.size[1::-1]), np.uint8)
+        array[::part] = sitk.GetArrayViewFromImage(image)
+        spread = sitk.GetImageFromArray(array)
+        spread.SetSpacing((*grid.spacing[:2], gap if count == 1 else grid.spacing[2] / part))
+        spread.SetOrigin(grid.origin)
+        spread.SetDirection(grid.direction)
+        image, grid = spread, Grid.of(spread)
+    corners = product(*((-0.5, side - 0.5) for side in other.GetSize()))
+    points = [other.TransformContinuousIndexToPhysicalPoint(corner) for corner in corners]
+    heights = [image.TransformPhysicalPointToContinuousIndex(point)[2] for point in points]
+    first, last = min(0, round(min(heights) + 0.5)), max(grid.size[2] - 1, round(max(heights) - 0.5))
+    if last - first >= MAX_SPAN:
+        return image
+    size = (*grid.size[:2], last - first + 1)
+    return resample(image, grid._replace(size=size, origin=tuple(grid.position((0, 0, first)))), smooth=False)
+
+
+def _brought(
+    moving: sitk.Image, prediction: LabelVolume, goal: sitk.Image, truth: LabelVolume
+) -> tuple[sitk.Image, str]:
+    """A segmentation on the grid of `goal`, and how it got there; see `Compared.how`."""
+    scan = _on_scan(truth) if truth.geometry.original else goal
+    for place, was_resampled in ((goal, False), (scan, truth.geometry.was_resampled)):
+        with contextlib.suppress(InputError):
+            whole = _extended(moving, place) if prediction.is_sparse else moving
+            there = aligned(whole, prediction.path, place, truth.path)
+            brought = resample(there, Grid.of(goal), smooth=False)
+            if was_resampled:
+                return brought, "resampled"
+            before, after = (np.count_nonzero(sitk.GetArrayViewFromImage(each)) for each in (there, brought))
+            return brought, "cut" if after < before else ""
+    same_space = truth.placed and prediction.placed and not (truth.is_sparse or prediction.is_sparse)
+    for place in (goal, scan):
+        turned = turned_like(moving, place)
+        if same_space and _in_same_box(Grid.of(turned), Grid.of(place)):
+            return resample(turned, Grid.of(goal), smooth=False), "resampled"
+    hint = "" if truth.placed and prediction.placed else "; where slices lie is said in their dataset.json"
+    shown = [_in_words(Grid.of(turned_like(moving, goal))), _in_words(Grid.of(goal))]
+    raise InputError(
+        f"{prediction.path}: does not lie where its truth {truth.path} does: {shown[0]}, and {shown[1]}{hint}"
+    )
+
+
+def _in_same_box(grid: Grid, other: Grid) -> bool:
+    """Whether two grids have the same axes and fill the same box, to half of the larger voxel at each side."""
+    if not np.allclose(grid.direction, other.direction, rtol=0, atol=SAME_DIRECTION):
+        return False
+    sizes, spacings = np.array([grid.size, other.size]), np.array([grid.spacing, other.spacing])
+    shift = np.reshape(other.direction, (3, 3)).T @ (np.array(grid.origin) - other.origin)
+    low = np.array([shift, np.zeros(3)]) - spacings / 2
+    high = low + sizes * spacings
+    tolerance = 0.5 * spacings.max(0) + 0.01 * spacings.min(0)
+    return bool((np.abs(low[0] - low[1]) <= tolerance).all() and (np.abs(high[0] - high[1]) <= tolerance).all())
+
+
+def _pictures(files: Files, compared: Compared) -> np.ndarray:
+    """The image of a subject as `Evaluation.pictures` has it. Raises InputError where it does not fit its masks."""
+    if isinstance(files, Path) and files.suffix.lower() not in PICTURES:
+        image = read_series(files).image if files.is_dir() else read_file(files).channels[0]
+        if not compared.truth.placed:
+            raise InputError(f"{files}: its masks do not say where they lie")
+        darkest = float(sitk.GetArrayViewFromImage(image).min())
+        there = sitk.Resample(image, compared.image, sitk.Transform(), sitk.sitkLinear, darkest, sitk.sitkFloat32)
+        volume = sitk.GetArrayFromImage(there)
+        return stretch(volume, *np.percentile(volume, (0.5, 99.5)))[:, None].astype(np.float32) / 255
+    of_slices = files if isinstance(files, dict) else {compared.numbers[0]: files}
+    slices = []
+    for number in compared.numbers:
+        if number not in of_slices or (isinstance(files, dict) and not compared.truth.numbers):
+            raise InputError(f"{next(iter(of_slices.values()))}: there is none of slice {number}")
+        slices.append(read_image(of_slices[number]))
+        if slices[-1].shape[1:] != compared.volume.target.shape[1:] or len(slices[-1]) != len(slices[0]):
+            raise InputError(f"{of_slices[number]}: has another size or color than its mask or the other slices")
+    return np.stack(slices)
+
+
+def _in_words(grid: Grid) -> str:
+    """Size, spacing and position."""
+    parts = [" x ".join(f"{value:.4g}" for value in values) for values in (grid.size, grid.spacing)]
+    return f"{parts[0]} voxels of {parts[1]} mm from ({', '.join(f'{value:.1f}' for value in grid.origin)})"

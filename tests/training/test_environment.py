@@ -1,0 +1,67 @@
+"""Where a result comes from: commit, changes, command, processor, precision; and what a training says it does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from config import Config
+from training.device import Machine
+from training.environment import code_version, environment
+from training.terminal import describe_choices
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A git checkout with one commit."""
+    for role in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{role}_NAME", "t")
+        monkeypatch.setenv(f"GIT_{role}_EMAIL", "t@example.org")
+    (tmp_path / "code.py").write_text("1")
+    for arguments in (["init", "-q"], ["add", "code.py"], ["commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def test_code_version(checkout, tmp_path):
+    head = (checkout / ".git" / "HEAD").read_text().split()[1]
+    commit = (checkout / ".git" / head).read_text().strip()
+    (checkout / "runs").mkdir()
+    (checkout / "runs" / "log.csv").touch()  # a result is no change of the code
+    assert code_version(checkout) == (commit, "no")
+    (checkout / "code.py").write_text("2")
+    assert code_version(checkout) == (commit, "yes")
+
+
+def test_code_without_a_version(checkout, tmp_path, monkeypatch):
+    """A copy of the code inside of another checkout must not get its commit."""
+    (checkout / "copy").mkdir()
+    assert code_version(checkout / "copy") == ("unknown", "unknown")
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert code_version(checkout) == ("unknown", "unknown")
+
+
+def test_environment(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/main.py", "--data", "my data"])
+    machine = Machine(torch.device("cpu"), torch.bfloat16, workers=0)
+    found = environment(machine)
+    assert found["command"] == "main.py --data 'my data'"
+    assert found["precision"] == "bfloat16"
+    assert found["PyTorch"] == torch.__version__
+    assert found["CPU cores"] == str(os.cpu_count())
+    assert all(isinstance(value, str) and value for value in found.values())
+    assert "precision" not in environment()
+
+
+def test_choices_that_are_wrong_for_some_data_are_named():
+    paper = Config()
+    assert describe_choices(paper) == (
+        "training slices are flipped, which exchanges left and right (--flip_probability 0.5)"
+    )
+    both = describe_choices(paper.change(largest_component=True))
+    assert both.endswith("; each class keeps only its largest piece (--largest_component)")
+    assert describe_choices(paper.change(flip_probability=0.0)) == ""
