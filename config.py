@@ -93,6 +93,14 @@ class NetworkConfig(Group):
     """Where paper and released code differ: CAM by Eq. 4 and a guiding convolution shared by the scales, or neither."""
     steps: Annotated[int, Range(1, 50)] = 2
     """Refinement steps. Table II has 1, 2, 3 and 5."""
+    scales: Literal["quarter", "native"] = "quarter"
+    """Resolution at which the scales are refined: all at a quarter of the image's, as in the paper; or each at its own
+    (1/4, 1/8, 1/16, 1/32), which takes a fraction of the time."""
+    key_pooling: Annotated[int, Range(1, 64)] = 1
+    """Position attention at 1/4 looks at the means over squares of this side instead of at each position; at native
+    scales, coarser ones pool by half as much each. The paper has none."""
+    semantic_channels: Annotated[int, Range(1, 4096)] = 256
+    """Channels of the semantic module's first stage; the next has twice as many. The paper has 256."""
     position_attention: bool = True
     """Use position attention modules (PAM)."""
     channel_attention: bool = True

@@ -46,7 +46,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "daf_cam": partial(DAF, attention="channel"),
     "daf_dual": partial(DAF, attention="dual"),
 }
-OF_GUIDANCE = {"encoder_decoder", "neutral_guide"}
+OF_GUIDANCE = {"encoder_decoder", "neutral_guide", "semantic_channels"}
 
 
 def build_model(config: Config) -> nn.Module:

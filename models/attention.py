@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from models.kernels.blocked_attention import attend
@@ -14,10 +15,12 @@ class PositionAttention(nn.Module):
     """Position attention (PAM, Eq. 1-2): each position is a mean over all positions, weighted by their likeness.
 
     out = gamma * softmax(q k^T) v + x, with q and k 1x1 convolutions to C/8 channels, v to C; gamma starts at 0.
+    With `pooling` above 1, k and v are those of the means over squares of that side, as in PVT (Wang et al., 2021).
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, pooling: int = 1) -> None:
         super().__init__()
+        self.pooling = pooling
         self.query = nn.Conv2d(channels, channels // 8, 1)
         self.key = nn.Conv2d(channels, channels // 8, 1)
         self.value = nn.Conv2d(channels, channels, 1)
@@ -25,9 +28,14 @@ class PositionAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
-        query, key, value = (conv(x).flatten(2).mT.contiguous() for conv in (self.query, self.key, self.value))
-        attended = attend(query, key, value)
+        pooled = self.pooled(x)
+        maps = self.query(x), self.key(pooled), self.value(pooled)
+        attended = attend(*(each.flatten(2).mT.contiguous() for each in maps))
         return self.gamma * attended.mT.reshape(x.shape) + x
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """What keys and values are taken from."""
+        return F.avg_pool2d(x, self.pooling, ceil_mode=True) if self.pooling > 1 else x
 
 
 class ChannelAttention(nn.Module):
@@ -54,7 +62,9 @@ class ChannelAttention(nn.Module):
             energy = tokens.mT @ tokens
             if self.inverted:
                 energy = energy.amax(-1, keepdim=True) - energy
-            return (tokens @ energy.softmax(-1).mT).mT.reshape(x.shape).to(x.dtype)
+            # Weights below 1e-30 change no sum, and processors take long over those below 1e-38.
+            weights = F.threshold(energy.softmax(-1), 1e-30, 0.0)
+            return (tokens @ weights.mT).mT.reshape(x.shape).to(x.dtype)
 
 
 class AttentionLayer(nn.Sequential):

@@ -18,7 +18,7 @@ from utils import ceil_div
 
 
 class StepMaps(NamedTuple):
-    """Maps of one refinement step, float32 (H/4, W/4), rounded up, one a scale; empty where it has no such part."""
+    """Maps of one refinement step, float32, one a scale, of its resolution; empty where it has no such part."""
 
     attention: list[Tensor]
     """softmax(q k^T) of the chosen point: how much each position counts in the position attention at that point."""
@@ -47,6 +47,8 @@ def inspect(model: nn.Module, image: Tensor, point: tuple[int, int]) -> Inspecti
     """
     if not isinstance(model, MSDualGuided):
         return None
+    height, width = image.shape[-2:]
+    padded = model.padded(height), model.padded(width)
     raw, refined, steps = [], [], [StepMaps([], [], []) for _ in model.steps]
     with contextlib.ExitStack() as hooks:
         for head in model.raw_heads or []:
@@ -55,17 +57,15 @@ def inspect(model: nn.Module, image: Tensor, point: tuple[int, int]) -> Inspecti
             _watch(hooks, head, refined)
         for maps, step in zip(steps, model.steps, strict=True):
             for layer in step.position or []:
-                _watch(hooks, layer[1], maps.attention, partial(_attention_of, point))
+                _watch(hooks, layer[1], maps.attention, partial(_attention_of, point, padded))
             if isinstance(step.semantic, SemanticModule):
                 _watch(hooks, step.semantic, maps.reconstruction, _reconstructions)
             for guide in step.guide or []:
                 _watch(hooks, guide, maps.guide)
         prediction = model.eval()(image)
 
-    height, width = image.shape[-2:]
-
     def classes(scales: list[Tensor]) -> list[Tensor]:
-        logits = [F.interpolate(x.float(), scale_factor=4, mode="bilinear")[..., :height, :width] for x in scales]
+        logits = [F.interpolate(x.float(), padded, mode="bilinear")[..., :height, :width] for x in scales]
         mean = [torch.stack(logits).mean(0)] if logits else []
         return [x.argmax(1)[0].to("cpu", torch.uint8) for x in logits + mean]
 
@@ -73,7 +73,8 @@ def inspect(model: nn.Module, image: Tensor, point: tuple[int, int]) -> Inspecti
         return unpadded(x.float().abs().mean(1)[0])
 
     def unpadded(x: Tensor) -> Tensor:
-        return x[: ceil_div(height, 4), : ceil_div(width, 4)].cpu()
+        rows, columns = ceil_div(len(x) * height, padded[0]), ceil_div(x.shape[1] * width, padded[1])
+        return x[:rows, :columns].cpu()
 
     return Inspection(
         classes(raw),
@@ -109,10 +110,12 @@ def _reconstructions(module: SemanticModule, inputs: tuple[Any], output: tuple[A
     return output[1]
 
 
-def _attention_of(point: tuple[int, int], module: PositionAttention, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    """The row softmax(q k^T) of a pixel's position: (H/4, W/4). The N x N map is never made."""
+def _attention_of(
+    point: tuple[int, int], size: tuple[int, int], module: PositionAttention, inputs: tuple[Tensor], output: Tensor
+) -> Tensor:
+    """The row softmax(q k^T) of a pixel of an image of this size, as a map. The N x N map is never made."""
     x = inputs[0]
-    row, column = point[0] // 4, point[1] // 4
-    query, key = (conv(x).float() for conv in (module.query, module.key))
+    row, column = (at * side // of_image for at, side, of_image in zip(point, x.shape[-2:], size, strict=True))
+    query, key = module.query(x).float(), module.key(module.pooled(x)).float()
     energy = torch.einsum("c,cn->n", query[0, :, row, column], key[0].flatten(1))
-    return energy.softmax(0).reshape(x.shape[-2:])
+    return energy.softmax(0).reshape(key.shape[-2:])

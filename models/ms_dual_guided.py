@@ -3,40 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import AttentionLayer, ChannelAttention, PositionAttention
-from models.multi_scale import SCALES, WIDTH, MultiScale
+from models.multi_scale import SCALES, WIDTH, MultiScale, enlarge
 from models.network import Output, conv_bn_prelu, heads
 from models.semantic import Identity, SemanticModule
 from utils import OptionError
 
 
+@dataclass(frozen=True)
+class StepOptions:
+    """What a refinement step is made of; see `MSDualGuided`."""
+
+    variant: str
+    position_attention: bool
+    channel_attention: bool
+    key_pooling: Sequence[int]
+    """Of each scale."""
+    guidance: bool
+    encoder_decoder: bool
+    semantic_channels: int
+
+
 class RefinementStep(nn.Module):
     """One guided attention module at each of the four scales (Figure 2)."""
 
-    def __init__(
-        self, variant: str, position_attention: bool, channel_attention: bool, guidance: bool, encoder_decoder: bool
-    ) -> None:
+    def __init__(self, options: StepOptions) -> None:
         super().__init__()
         width = 2 * WIDTH
         layers = nn.ModuleList
         self.position = self.channel = self.semantic = self.guide = None
-        if position_attention:
-            self.position = layers(AttentionLayer(width, WIDTH, PositionAttention(WIDTH)) for _ in range(SCALES))
-        if channel_attention:
-            self.channel = layers(AttentionLayer(width, WIDTH, ChannelAttention(variant)) for _ in range(SCALES))
-        if guidance:
-            self.semantic = SemanticModule(width) if encoder_decoder else Identity()
-            shared = variant == "paper"
+        if options.position_attention:
+            self.position = layers(
+                AttentionLayer(width, WIDTH, PositionAttention(WIDTH, pooling)) for pooling in options.key_pooling
+            )
+        if options.channel_attention:
+            self.channel = layers(
+                AttentionLayer(width, WIDTH, ChannelAttention(options.variant)) for _ in range(SCALES)
+            )
+        if options.guidance:
+            self.semantic = SemanticModule(width, options.semantic_channels) if options.encoder_decoder else Identity()
+            shared = options.variant == "paper"
             self.guide = layers(nn.Conv2d(width, WIDTH, 3, padding=1) for _ in range(1 if shared else SCALES))
         self.project = layers(nn.Conv2d(WIDTH, WIDTH, 1) for _ in range(SCALES))
 
     def forward(self, inputs: list[Tensor]) -> tuple[list[Tensor], Sequence[Tensor], Sequence[Tensor]]:
-        """Each scale (B, 128, H/4, W/4) -> refined (B, 64, H/4, W/4), latents and reconstructions (none: no guidance).
+        """Each scale (B, 128, H_s, W_s) -> refined (B, 64, H_s, W_s), latents and reconstructions (none: no guidance).
 
         Lists run over the scales.
         """
@@ -51,7 +68,7 @@ class RefinementStep(nn.Module):
         return refined, latents, reconstructions
 
     def attend(self, x: Tensor, scale: int) -> Tensor:
-        """The sum of position and channel attention at a scale: (B, 128, H/4, W/4) -> (B, 64, H/4, W/4)."""
+        """The sum of position and channel attention at a scale: (B, 128, H_s, W_s) -> (B, 64, H_s, W_s)."""
         halves = [layers[scale](x) for layers in (self.position, self.channel) if layers is not None]
         return sum(halves)
 
@@ -69,8 +86,8 @@ class FineDecoder(nn.Module):
         self.head = nn.Sequential(conv_bn_prelu(WIDTH // 2, WIDTH // 4, 3), nn.Conv2d(WIDTH // 4, classes, 1))
 
     def forward(self, refined: list[Tensor], first: Tensor) -> Tensor:
-        """Scales (B, 64, H/4, W/4) and Res-1 (B, 64, H/2, W/2) -> logits (B, classes, H, W)."""
-        x = F.interpolate(torch.stack(refined).mean(0), scale_factor=2, mode="bilinear")
+        """Scales (B, 64, H_s, W_s) and Res-1 (B, 64, H/2, W/2) -> logits (B, classes, H, W)."""
+        x = F.interpolate(torch.stack(enlarge(refined)).mean(0), scale_factor=2, mode="bilinear")
         x = self.merge(torch.cat([x, first], 1))
         return self.head(F.interpolate(x, scale_factor=2, mode="bilinear"))
 
@@ -78,13 +95,18 @@ class FineDecoder(nn.Module):
 class MSDualGuided(MultiScale):
     """Multi-scale network with stacked, guided position and channel attention.
 
-    Res-2..Res-5 are reduced to 64 channels at H/4 (F'_s) and fused (F_MS). Step 1 refines cat(F'_s, F_MS), step k + 1
-    refines cat(F'_s, refined_k * F_MS).
+    Res-2..Res-5 are reduced to 64 channels (F'_s) and fused (F_MS). Step 1 refines cat(F'_s, F_MS), step k + 1 refines
+    cat(F'_s, refined_k * F_MS).
 
     Args:
         channels, classes: of the image, and of the target with the background.
         backbone, pretrained: see `models.backbone.Backbone`.
         steps: refinement steps, at least 1.
+        scales: "quarter" enlarges all scales to H/4, as the paper does; "native" refines each at its own resolution,
+            with F_MS averaged down to it.
+        key_pooling: position attention at H/4 takes its keys and values from means over squares of this side; at
+            native scales each coarser one pools by half as much, at least 1.
+        semantic_channels: of the semantic module's first stage; 256 in the paper.
         position_attention, channel_attention: the two halves of a step; at least one.
         guidance: the semantic module, its guiding convolution and its losses; without it the paper's MS-Dual.
         encoder_decoder: False replaces the semantic module by the direct distance ("dist" in Table II).
@@ -106,6 +128,9 @@ class MSDualGuided(MultiScale):
         backbone: str = "resnext101_32x4d",
         pretrained: bool = False,
         steps: int = 2,
+        scales: str = "quarter",
+        key_pooling: int = 1,
+        semantic_channels: int = 256,
         position_attention: bool = True,
         channel_attention: bool = True,
         guidance: bool = True,
@@ -121,12 +146,16 @@ class MSDualGuided(MultiScale):
             raise OptionError("no_position_attention and no_channel_attention: a refinement step needs one of the two")
         if variant not in ("paper", "released"):
             raise OptionError(f"variant {variant}: must be paper or released")
-        options = (variant, position_attention, channel_attention, guidance, encoder_decoder)
+        native = scales == "native"
+        pooling = [max(1, key_pooling // 2**k) if native else key_pooling for k in range(SCALES)]
+        options = StepOptions(
+            variant, position_attention, channel_attention, pooling, guidance, encoder_decoder, semantic_channels
+        )
         # The first step has no heads of its own unless it is the last.
         supervised_steps = max(steps - 1, 1) if deep_supervision else 1
 
-        super().__init__(channels, backbone, pretrained)
-        self.steps = nn.ModuleList(RefinementStep(*options) for _ in range(steps))
+        super().__init__(channels, backbone, pretrained, native)
+        self.steps = nn.ModuleList(RefinementStep(options) for _ in range(steps))
         self.raw_heads = heads(WIDTH, classes, SCALES) if deep_supervision else None
         self.refined_heads = nn.ModuleList(heads(WIDTH, classes, SCALES) for _ in range(supervised_steps))
         self.decoder = FineDecoder(self.backbone.channels[0], classes) if fine_decoder else None
@@ -138,11 +167,11 @@ class MSDualGuided(MultiScale):
                     nn.init.ones_(guide.bias)
 
     def maps(self, image: Tensor) -> Output:
-        """Padded image (B, C, H, W) -> Output with logits at H/4, those of the fine decoder at H."""
+        """Padded image (B, C, H, W) -> Output with logits at the scales' resolution, those of the fine decoder at H."""
         features, fused, first = self.features(image)
         maps, latents, reconstructions = [], [], []
         for step in self.steps:
-            beside = [x * fused for x in maps[-1]] if maps else [fused] * SCALES
+            beside = [x * each for x, each in zip(maps[-1], fused, strict=True)] if maps else fused
             inputs = [torch.cat(pair, 1) for pair in zip(features, beside, strict=True)]
             refined, latent, reconstruction = step(inputs)
             maps.append(refined)

@@ -111,7 +111,7 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel: int = 3) -> list[n
     """Convolution that keeps the size, batch normalization, ReLU."""
     return [
         nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2),
-        nn.BatchNorm2d(out_channels),
+        BatchNorm(out_channels),
         nn.ReLU(inplace=True),
     ]
 

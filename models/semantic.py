@@ -6,40 +6,51 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from models.network import double_conv
 
 
 class SemanticModule(nn.Module):
-    """The encoder-decoder that guides attention (Figure 3): 128 -> 256 -> 512 channels at H/4, and back.
+    """The encoder-decoder that guides attention (Figure 3): 128 -> width -> 2 width channels, at a quarter, and back.
 
-    Sides must be multiples of 4, which MSDualGuided sees to.
+    The paper's width is 256. Sides that are no multiples of 4 are padded with their last pixels.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
-            *double_conv(channels, 2 * channels),
+            *double_conv(channels, width),
             nn.MaxPool2d(2),
-            *double_conv(2 * channels, 4 * channels),
+            *double_conv(width, 2 * width),
             nn.MaxPool2d(2),
         )
         self.decoder = nn.Sequential(
-            *double_conv(4 * channels, 2 * channels),
-            nn.ConvTranspose2d(2 * channels, 2 * channels, 2, stride=2),
-            *double_conv(2 * channels, channels),
+            *double_conv(2 * width, width),
+            nn.ConvTranspose2d(width, width, 2, stride=2),
+            *double_conv(width, channels),
             nn.ConvTranspose2d(channels, channels, 2, stride=2),
         )
 
-    def forward(self, scales: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Each scale (B, C, H, W) -> latents (B, 4C, H/4, W/4) and reconstructions (B, C, H, W), scale by scale.
+    def forward(self, scales: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Each scale (B, C, H, W) -> latents (B, 2 width, H/4, W/4) and reconstructions (B, C, H, W), scale by scale.
 
-        One pass over all scales has the larger batches that devices want, and adds up fewer gradients.
+        One pass over all scales of one size has the larger batches that devices want, and adds up fewer gradients.
         """
-        latent = self._pass(self.encoder, torch.cat(tuple(scales)), len(scales))
-        reconstruction = self._pass(self.decoder, latent, len(scales))
-        return latent.chunk(len(scales)), reconstruction.chunk(len(scales))
+        one_size = all(x.shape == scales[0].shape for x in scales)
+        passes = [scales] if one_size else [[x] for x in scales]
+        latents, reconstructions = [], []
+        for of_pass in passes:
+            x = torch.cat(tuple(of_pass))
+            height, width = x.shape[-2:]
+            if height % 4 or width % 4:
+                x = F.pad(x, (0, -width % 4, 0, -height % 4), mode="replicate")
+            latent = self._pass(self.encoder, x, len(of_pass))
+            reconstruction = self._pass(self.decoder, latent, len(of_pass))[..., :height, :width]
+            latents += latent.chunk(len(of_pass))
+            reconstructions += reconstruction.chunk(len(of_pass))
+        return latents, reconstructions
 
     def _pass(self, layers: nn.Sequential, x: Tensor, scales: int) -> Tensor:
         """Batch normalization takes the statistics of each scale apart, as if the scales came one after the other."""

@@ -37,7 +37,7 @@ class DAF(MultiScale):
 
     def maps(self, image: Tensor) -> Output:
         """Padded image (B, C, H, W) -> Output with four raw and four refined maps of logits at H/4."""
-        features, fused, _ = self.features(image)
+        features, (fused, *_), _ = self.features(image)
         raw, refined = [], []
         for scale, x in enumerate(features):
             attended = self.attention[scale](torch.cat([x, fused], 1)) * fused

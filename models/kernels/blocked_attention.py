@@ -1,4 +1,4 @@
-"""softmax(q k^T) v without keeping the N x N map: on a GPU by PyTorch's kernels, on the CPU a block at a time."""
+"""softmax(q k^T) v without keeping the N x M map: on a GPU by PyTorch's kernels, on the CPU a block at a time."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from models.network import at_least_float32
 
-BLOCK = 2**21  # elements of the N x N map at a time; of 2**18 to 2**22 the best on two cores, by up to a quarter
+BLOCK = 2**21  # elements of the N x M map at a time; of 2**18 to 2**22 the best on two cores, by up to a quarter
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(q k^T) v: q, k (B, N, d), v (B, N, C), d <= C -> (B, N, C).
+    """softmax(q k^T) v: q (B, N, d), k (B, M, d), v (B, M, C), d <= C -> (B, N, C).
 
     Energies are sums in float32 at least, also of bfloat16 tokens, whose products float32 holds exactly.
     """
@@ -42,10 +42,10 @@ def blocked_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """
     with _products(query.dtype):
         q, k, v = (at_least_float32(tokens) for tokens in (query, key, value))
-        out = torch.empty_like(v)
-        energies, weights = _buffers(k)
+        out = v.new_empty(*q.shape[:2], v.shape[2])
+        energies, weights = _buffers(q, k)
         for b in range(len(q)):
-            for rows in _blocks(energies):
+            for rows in _blocks(q, energies):
                 _, weight = _attention(q[b, rows], k[b], energies, weights)
                 torch.mm(weight, v[b], out=out[b, rows])
     return out.to(value.dtype)
@@ -54,7 +54,7 @@ def blocked_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 @blocked_attention.register_fake
 def _shape(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """What comes out, for tensors that have shapes but no content."""
-    return torch.empty_like(value)
+    return value.new_empty(*query.shape[:2], value.shape[2])
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -65,9 +65,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
     with _products(grad.dtype):
         q, k, v, g = (at_least_float32(tokens) for tokens in (*ctx.saved_tensors, grad))
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        energies, weights = _buffers(k)
+        energies, weights = _buffers(q, k)
         for b in range(len(q)):
-            for rows in _blocks(energies):
+            for rows in _blocks(q, energies):
                 energy, weight = _attention(q[b, rows], k[b], energies, weights)
                 dv[b].addmm_(weight.mT, g[b, rows])
                 torch.mm(g[b, rows], v[b].mT, out=energy)
@@ -80,11 +80,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
 blocked_attention.register_autograd(_backward, setup_context=_save)
 
 
-def _buffers(key: Tensor) -> tuple[Tensor, Tensor]:
-    """Two blocks of the N x N map, to be filled again and again: fresh memory costs more than the arithmetic."""
-    count = key.shape[1]
-    rows = min(count, max(1, BLOCK // count))
-    energies = key.new_empty(rows, count)
+def _buffers(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Two blocks of the N x M map, to be filled again and again: fresh memory costs more than the arithmetic."""
+    rows = min(query.shape[1], max(1, BLOCK // key.shape[1]))
+    energies = key.new_empty(rows, key.shape[1])
     return energies, torch.empty_like(energies)
 
 
@@ -96,9 +95,9 @@ def _attention(query: Tensor, key: Tensor, energies: Tensor, weights: Tensor) ->
     return energy, weight
 
 
-def _blocks(energies: Tensor) -> Iterator[slice]:
-    rows, count = energies.shape
-    return (slice(start, start + rows) for start in range(0, count, rows))
+def _blocks(query: Tensor, energies: Tensor) -> Iterator[slice]:
+    rows = len(energies)
+    return (slice(start, start + rows) for start in range(0, query.shape[1], rows))
 
 
 @contextlib.contextmanager

@@ -114,7 +114,7 @@ def test_daf_by_its_formula(model):
             torch.nn.init.constant_(parameter, 0.5)
     image = torch.rand(2, 1, 64, 96, dtype=torch.float64)
     with torch.inference_mode():
-        scales, fused, _ = network.features(image)
+        scales, (fused, *_), _ = network.features(image)
         maps = []
         for x, attend, refine, head in zip(
             scales, network.attention, network.refine, network.refined_heads, strict=True
@@ -215,7 +215,9 @@ def test_a_network_takes_the_options_that_its_constructor_names():
     assert {"channels", "classes", "model"}.isdisjoint(unused["unet"])
     assert unused["unet"] - unused["daf"] == {"backbone", "pretrained", "variant"}
     assert unused["unet"] - unused["smp.Unet"] == {"backbone", "pretrained"}
-    assert unused_options(Config.of(guidance=False).network) == {"encoder_decoder", "neutral_guide"}
+    assert unused_options(Config.of(guidance=False).network) == {
+        "encoder_decoder", "neutral_guide", "semantic_channels",
+    }  # fmt: skip
     assert describe_network(Config.of(model="unet").network) == "unet"
     assert describe_network(Config.of(guidance=False).network) == "ms_dual_guided without guidance, resnext101_32x4d"
     assert describe_network(Config.of(model="smp.Unet").network) == "smp.Unet, resnext101_32x4d"

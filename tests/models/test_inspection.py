@@ -47,6 +47,26 @@ def test_maps_are_those_of_the_plain_formulation(variant, fine_decoder):
         torch.testing.assert_close(found.steps[1].reconstruction[scale], magnitude[:13, :18])
 
 
+@pytest.mark.slow
+def test_maps_of_native_scales():
+    """Keys are means over squares; each scale has maps of its own resolution, without the padding."""
+    torch.manual_seed(0)
+    model = build_model(Config.of(backbone="resnet18", scales="native", key_pooling=2)).eval()
+    image, point, seen = torch.rand(1, 1, 50, 70), (21, 37), {}
+    layer = model.steps[1].position[0][1]
+    layer.register_forward_hook(lambda module, inputs, output: seen.setdefault("x", inputs[0]))
+    found = inspect(model, image, point)
+    x = seen["x"]
+    pooled = x.unfold(2, 2, 2).unfold(3, 2, 2).mean((-2, -1))
+    with torch.no_grad():
+        np.testing.assert_array_equal(found.refined[-1], model(image).argmax(1)[0])
+        weights = (layer.query(x).flatten(2).mT @ layer.key(pooled).flatten(2)).softmax(-1)[0]
+    expected = weights[point[0] // 4 * x.shape[3] + point[1] // 4].reshape(pooled.shape[-2:])
+    torch.testing.assert_close(found.steps[1].attention[0], expected[:7, :9])
+    assert [tuple(part.shape) for part in found.steps[1].guide] == [(13, 18), (7, 9), (4, 5), (2, 3)]
+    assert [len(found.raw), len(found.refined)] == [SCALES + 1] * 2
+
+
 @pytest.mark.parametrize(
     ("options", "parts"),
     [

@@ -7,6 +7,7 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -138,6 +139,72 @@ def test_eval_is_the_mean_of_the_last_maps():
     torch.testing.assert_close(mean, torch.stack(maps).mean(0), rtol=1e-12, atol=1e-12)
 
 
+# ---------------------------------------------------------------- native scales
+
+NATIVE = SMALL.change(scales="native", key_pooling=4, semantic_channels=32)
+
+
+def native_maps_by_hand(model, image):
+    """The last step's logits of the four scales, written out from the parts of a network of two guided steps."""
+    _, *maps = model.backbone(image)
+    features = [reduce(x) for reduce, x in zip(model.reduce, maps, strict=True)]
+    size = features[0].shape[-2:]
+    large = [F.interpolate(x, size, mode="bilinear") for x in features[1:]]
+    fused = model.fuse(torch.cat([*large[::-1], features[0]], 1))
+    logits, refined = [], [None] * 4
+    for step in model.steps:
+        logits = []
+        for s, (x, pooling) in enumerate(zip(features, (4, 2, 1, 1), strict=True)):
+            here = F.avg_pool2d(fused, 2**s)  # sides of the image are multiples of 32
+            beside = here if refined[s] is None else refined[s] * here
+            x = torch.cat([x, beside], 1)
+            first, attention, last = step.position[s]
+            y = first(x)
+            pooled = F.avg_pool2d(y, pooling)
+            query, key, value = (
+                conv(z).flatten(2)
+                for conv, z in ((attention.query, y), (attention.key, pooled), (attention.value, pooled))
+            )
+            weights = (query.mT @ key).softmax(-1)
+            attended = last(attention.gamma * (value @ weights.mT).reshape(y.shape) + y) + step.channel[s](x)
+            height, width = x.shape[-2:]
+            padded = F.pad(x, (0, -width % 4, 0, -height % 4), mode="replicate")
+            reconstruction = step.semantic.decoder(step.semantic.encoder(padded))[..., :height, :width]
+            refined[s] = step.project[s](attended * step.guide[0](reconstruction))
+            logits.append(model.refined_heads[0][s](refined[s]))
+    return logits
+
+
+def test_native_scales_by_hand():
+    torch.manual_seed(0)
+    model = build_model(NATIVE.change(classes=3)).double().eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("gamma"):
+            torch.nn.init.constant_(parameter, 0.5)
+    image = torch.rand(2, 1, 64, 96, dtype=torch.float64)
+    with torch.inference_mode():
+        logits = native_maps_by_hand(model, image)
+        assert [x.shape[-2:] for x in logits] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+        quarter = [F.interpolate(x, (16, 24), mode="bilinear") for x in logits]
+        expected = F.interpolate(sum(quarter) / 4, (64, 96), mode="bilinear")
+        torch.testing.assert_close(model(image), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("height, width", [(32, 32), (33, 47), (70, 129)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_native_scales_at_any_size(height, width, batch):
+    torch.manual_seed(0)
+    model = build_model(NATIVE.change(fine_decoder=True, classes=3))
+    image = torch.rand(batch, 1, height, width)
+    output = model.train()(image)
+    assert [x.shape for x in output.raw + output.refined] == [(batch, 3, height, width)] * 9
+    loss = GuidedLoss()(output, torch.zeros(batch, height, width, dtype=torch.int64)).total
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    assert model.eval()(image).shape == (batch, 3, height, width)
+
+
 @pytest.mark.slow
 def test_fine_decoder_predicts_by_its_own_map():
     """Eval is the last of the maps, and single pixels of Res-1's resolution show in it, which they do not at H/4."""
@@ -249,6 +316,19 @@ def test_position_attention_equals_the_formula(monkeypatch, function, dtype, tol
     results = (with_gradients(f, *given_tokens) for f in (function, plain_position_attention))
     for ours, plain in zip(*results, strict=True):
         assert (ours - plain).abs().max() <= tolerance * max(plain.abs().max(), 1)
+
+
+@given(queries=st.integers(1, 40), keys=st.integers(1, 40), block=st.integers(1, 300))
+@settings(max_examples=30, deadline=None)
+def test_fewer_keys_than_queries_and_the_reverse(queries, keys, block):
+    torch.manual_seed(queries)
+    shapes = ((2, queries, 3), (2, keys, 3), (2, keys, 5), (2, queries, 5))
+    given_tokens = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "BLOCK", block)
+        results = [with_gradients(f, *given_tokens) for f in (blocked_attention, plain_position_attention)]
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10)
 
 
 def test_position_attention_of_bfloat16_keeps_energies_in_float32():
