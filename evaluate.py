@@ -11,6 +11,7 @@ import math
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import tyro
 from tqdm import tqdm
@@ -22,11 +23,15 @@ from reporting.figures import harmless
 from reporting.run_page import write_page
 from reporting.segmentation import scored
 from training.environment import environment
-from training.scores import score_volume, write_scores
+from training.scores import is_image, score_volume, write_scores
 from utils import InputError, make_folder, printable, some, user_errors, write_json
 
 WRITTEN = ("evaluation.json", "test.csv", "test.json", "report.html")
 SHOWN = 2**28  # voxels of the subjects that are read again for the page, the worst first; it never holds as many
+NOTES = {  # on how segmentations were compared
+    "resampled": "resampled to the grid of the truth, to the nearest voxel",
+    "cut": "with voxels outside of the slices of the truth, which do not count",
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,11 @@ class Options:
     """The same for the truth."""
     image_names: str = ""
     """The same for the images, such as "{subject}_0000.nii.gz"."""
+    groups: str = ""
+    """Which subjects are of one patient, for intervals and tests: a .json file {"001": "patient 1"}, or a regular
+    expression with the patient in parentheses; otherwise the "groups" of dataset.json."""
+    partial: bool = False
+    """Leave out truths without a segmentation, such as those of other folds."""
 
 
 def main(options: Options) -> None:
@@ -61,37 +71,50 @@ def main(options: Options) -> None:
     check_out(options.out, sources)
     evaluation = Evaluation(sources)
     make_folder(options.out)
-    rows, flat, dice, voxels, how = [], [], {}, {}, {}
-    for subject in tqdm(evaluation.subjects(), "score", leave=False, disable=None):
-        compared = evaluation.compare(subject)
-        of_subject = score_volume(compared.volume, compared.geometry, evaluation.labels, evaluation.groups)
-        rows += of_subject
-        dice[subject] = summarize(of_subject)["overall"]["dsc"]["mean"]
-        flat.append(len(compared.volume.target) == 1 and compared.geometry.spacing is None)
-        voxels[subject] = compared.volume.target.size
-        how.setdefault(compared.how, []).append(subject)
-    for kind, text in (
-        ("resampled", "resampled to the grid of the truth, to the nearest voxel"),
-        ("cut", "with voxels outside of the slices of the truth, which do not count"),
-    ):
-        if kind in how:
-            print(printable(f"note: {len(how[kind])} of {len(flat)} segmentations {text}: {some(how[kind])}"))
+    subjects = evaluation.subjects()
+    scores = {subject: score(evaluation, subject) for subject in tqdm(subjects, "score", leave=False, disable=None)}
+    for how, text in NOTES.items():
+        such = [subject for subject in subjects if scores[subject].how == how]
+        if such:
+            print(printable(f"note: {len(such)} of {len(subjects)} segmentations {text}: {some(such)}"))
     (options.out / "test.json").unlink(missing_ok=True)  # which is the mark of a finished run
     write_json(options.out / "evaluation.json", evaluation.sources.to_dict())
-    more = {"per_image": all(flat)} | dict.fromkeys([*COST, "best_epoch"]) | {"environment": environment()}
+    per_image = all(of_subject.is_image for of_subject in scores.values())
+    more = {"per_image": per_image} | dict.fromkeys([*COST, "best_epoch"]) | {"environment": environment()}
+    rows = [row for of_subject in scores.values() for row in of_subject.rows]
     summary = write_scores(options.out, rows, evaluation.labels, more)
     with harmless(options.out / "report.html"):
-        write_page(options.out, scored(evaluation, worst(dice, voxels)))
-    scored_in = "images" if summary["per_image"] else "subjects in 3D"
-    print(f"{len(flat)} {scored_in}, mean ± std\n\n{format_table(summary)}")
+        write_page(options.out, scored(evaluation, worst(scores)))
+    scored_in = "images" if per_image else "subjects in 3D"
+    print(f"{len(subjects)} {scored_in}, mean ± std\n\n{format_table(summary)}")
     print(f"\nEverything is in {options.out}:\nreport.html, test.csv, test.json, evaluation.json")
 
 
-def worst(dice: dict[str, float], voxels: dict[str, int]) -> list[str]:
+class Scores(NamedTuple):
+    """What a subject has come to."""
+
+    rows: list[dict[str, Any]]
+    """Of test.csv."""
+    is_image: bool
+    how: str
+    """As `Compared.how`."""
+    voxels: int
+
+
+def score(evaluation: Evaluation, subject: str) -> Scores:
+    """Score one subject."""
+    compared = evaluation.compare(subject)
+    volume, geometry = compared.volume, compared.geometry
+    rows = score_volume(volume, geometry, evaluation.labels, evaluation.groups)
+    return Scores(rows, is_image(volume, geometry), compared.how, volume.target.size)
+
+
+def worst(scores: dict[str, Scores]) -> list[str]:
     """The subjects with the lowest mean Dice, as many as have SHOWN voxels together, but one at least."""
+    dice = {subject: summarize(of_one.rows)["overall"]["dsc"]["mean"] for subject, of_one in scores.items()}
     chosen, room = [], SHOWN
     for subject in sorted(dice, key=lambda subject: math.inf if math.isnan(dice[subject]) else dice[subject]):
-        room -= voxels[subject]
+        room -= scores[subject].voxels
         if chosen and room < 0:
             break
         chosen.append(subject)

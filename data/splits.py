@@ -226,19 +226,19 @@ def read_split(path: Path) -> Split:
     return _check(read_json(path), path)
 
 
-def read_groups(text: str, subjects: Sequence[str]) -> dict[str, str]:
+def read_groups(text: str, subjects: Sequence[str], of_others: bool = False) -> dict[str, str]:
     """Subject -> group, from a .json file that holds this, or by a regular expression.
 
     The expression matches the whole name of each subject; what is in its one pair of parentheses names the group.
-    Raises InputError for a file of another form or with a subject that is not among `subjects`, and OptionError for an
-    expression that does not fit.
+    Raises InputError for a file of another form or, unless it may be `of_others`, with a subject that is not among
+    `subjects`, and OptionError for an expression that does not fit.
     """
     if text.endswith(".json"):
         content = read_json(Path(text))
         with errors_begin(text):
             groups = parse_groups(content)
             for subject in groups:
-                if subject not in subjects:
+                if subject not in subjects and not of_others:
                     raise InputError(f"has no subject {subject!r} to group, only {some(subjects)}; correct the name")
         return groups
     try:

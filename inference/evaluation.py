@@ -27,6 +27,7 @@ from data.label_files import (
 from data.png import PICTURES, read_image
 from data.preparation import AXES, acquired_plane, stretch
 from data.sources.dicom import read_series
+from data.splits import read_groups
 from data.volume_files import aligned, read_file, turned_like
 from data.volumes import MAX_SPAN, Volume, oriented, resample, to_scan
 from utils import InputError, errors_begin, printable, read_json, some
@@ -51,6 +52,10 @@ class Sources:
     """Pattern with {subject}; empty: the subjects' names and any ending."""
     truth_names: str = ""
     image_names: str = ""
+    groups: str = ""
+    """As `read_groups` takes them, instead of those of the dataset.json."""
+    partial: bool = False
+    """Whether a truth without a segmentation is left out."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with absolute paths."""
@@ -60,12 +65,12 @@ class Sources:
     @classmethod
     def read(cls, path: Path) -> Sources:
         """What an evaluation.json holds. Raises InputError for anything else."""
-        content, texts = read_json(path), ("prediction_names", "truth_names", "image_names")
+        content, texts = read_json(path), ("prediction_names", "truth_names", "image_names", "groups")
         with contextlib.suppress(KeyError, TypeError, ValueError):
             images, labels = (content[key] and Path(content[key]) for key in ("images", "labels"))
             names, values = tuple(map(str, content["names"])), tuple(map(int, content["values"]))
             paths = Path(content["predictions"]), Path(content["truth"]), images, labels
-            return cls(*paths, names, values, *(str(content[key]) for key in texts))
+            return cls(*paths, names, values, *(str(content[key]) for key in texts), bool(content["partial"]))
         raise InputError(f"{path}: was not written by this version of evaluate.py; evaluate again")
 
 
@@ -88,7 +93,7 @@ class Compared(NamedTuple):
 class Evaluation:
     """Segmentations with their truths, found by name; `sources` says all that was found, too.
 
-    Raises InputError for a truth without a segmentation, and where classes are not known.
+    Raises InputError for a truth without a segmentation, unless `sources.partial`, and where classes are not known.
     """
 
     def __init__(self, sources: Sources) -> None:
@@ -97,6 +102,8 @@ class Evaluation:
         self.predictions = find_subjects(sources.predictions, sources.prediction_names)
         self._match()
         self.labels, self.groups = self._read_labels()
+        if sources.groups:
+            self.groups = read_groups(sources.groups, list(self.truths), of_others=True)
         images, split = sources.images, _split_of(sources.truth)
         if images is None and mask_files(self.truths) and (split / "Img").is_dir():
             images = split
@@ -110,12 +117,15 @@ class Evaluation:
         if all(list(found.values()) == [source] for source, found in sides):  # one and one, whatever they are called
             self.predictions = dict(zip(self.truths, self.predictions.values(), strict=True))
         missing = sorted(self.truths.keys() - self.predictions.keys(), key=natural)
-        if missing:
+        lacking = f"has no segmentation of {len(missing)} of {len(self.truths)} subjects: {some(missing)}"
+        if missing and not (self.sources.partial and len(missing) < len(self.truths)):
             raise InputError(
-                f"{self.sources.predictions}: has no segmentation of {len(missing)} of {len(self.truths)} subjects: "
-                f"{some(missing)}; add them, or give a folder without their truths; where files have other names, give "
-                "patterns of names"
+                f"{self.sources.predictions}: {lacking}; add them, or leave them out with --partial; where files have "
+                "other names, give patterns of names"
             )
+        if missing:
+            print(printable(f"note: {self.sources.predictions}: {lacking}; they are left out"))
+            self.truths = {subject: path for subject, path in self.truths.items() if subject not in missing}
         more = sorted(self.predictions.keys() - self.truths.keys(), key=natural)
         if more:
             print(printable(f"note: {self.sources.predictions}: {len(more)} without a truth, left out: {some(more)}"))

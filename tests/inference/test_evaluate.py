@@ -281,6 +281,28 @@ def test_a_truth_without_a_prediction_is_refused(pair):
     refused("has no segmentation of 1 of 2 subjects: b", **pair, **NAMED)
 
 
+def test_truths_without_a_prediction_can_be_left_out(pair, tmp_path, capsys):
+    """The table is that of the subjects that are there; without any, there is nothing to score."""
+    whole = [row for row in score(**pair, **NAMED) if row["subject"] == "a"]
+    (pair["predictions"] / "b.nii.gz").unlink()
+    assert score(**pair, **NAMED, partial=True) == whole
+    assert "has no segmentation of 1 of 2 subjects: b; they are left out" in capsys.readouterr().out
+    (pair["predictions"] / "a.nii.gz").rename(pair["predictions"] / "other.nii.gz")
+    refused("has no segmentation of 2 of 2 subjects", **pair | {"out": tmp_path / "other"}, **NAMED, partial=True)
+
+
+def test_groups_of_patients(pair, tmp_path):
+    """A file may name the patients of other subjects too."""
+    (tmp_path / "groups.json").write_text('{"a": "patient 1", "b": "patient 1", "c": "patient 2"}')
+    for groups, expected in ((str(tmp_path / "groups.json"), "patient 1"), ("[ab]()|(.*)", None), ("(.).*", "a")):
+        if expected is None:
+            with pytest.raises(InputError, match="one pair of parentheses"):
+                score(**pair, **NAMED, groups=groups)
+            continue
+        rows = score(**pair, **NAMED, groups=groups)
+        assert {row["group"] for row in rows if row["subject"] == "a"} == {expected}
+
+
 def test_patterns(pair, tmp_path):
     expected = score(**pair, **NAMED)
     for subject in "ab":
