@@ -138,7 +138,8 @@ def read_sources(options: Options) -> Sources:
         if path is not None and not path.exists():
             raise InputError(f"{path}: no such file or folder; correct the name")
     given = {field.name: getattr(options, field.name) for field in fields(Sources)}
-    return Sources(**given | {"names": names, "values": tuple(map(int, values))})
+    groups = str(Path(options.groups).absolute()) if options.groups.endswith(".json") else options.groups
+    return Sources(**given | {"names": names, "values": tuple(map(int, values)), "groups": groups})
 
 
 def check_out(out: Path, sources: Sources) -> None:
