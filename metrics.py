@@ -235,7 +235,7 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     metrics = _unique(key for row in rows for key, value in row.items() if isinstance(value, float))
 
     def statistics(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-        return {metric: _mean_std(row.get(metric, math.nan) for row in rows) for metric in metrics}
+        return {metric: mean_std(row.get(metric, math.nan) for row in rows) for metric in metrics}
 
     def by_class(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         parts = {}
@@ -254,6 +254,13 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     by_subject = [statistics([row for row in of_classes if row["subject"] == subject]) for subject in subjects]
     means = [{metric: values[metric]["mean"] for metric in metrics} for values in by_subject]
     return summary | {"overall": statistics(means), "subjects": len(subjects)}
+
+
+def mean_std(values: Iterable[float]) -> dict[str, float]:
+    """ "mean", sample standard deviation "std" and number "n" of the values that are not NaN."""
+    known = np.array([value for value in values if not math.isnan(value)])
+    std = float(known.std(ddof=1)) if known.size > 1 else math.nan
+    return {"mean": _mean(known), "std": std, "n": known.size}
 
 
 def shown_metrics(summary: dict[str, Any]) -> list[Metric]:
@@ -417,12 +424,6 @@ def _percentile(values: NDArray[np.float64], percentile: float) -> float:
 
 def _unique(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
-
-
-def _mean_std(values: Iterable[float]) -> dict[str, float]:
-    known = np.array([value for value in values if not math.isnan(value)])
-    std = float(known.std(ddof=1)) if known.size > 1 else math.nan
-    return {"mean": _mean(known), "std": std, "n": known.size}
 
 
 def _format_count(counted: dict[str, float] | int | str) -> str:

@@ -84,9 +84,6 @@ class Options(ABC):
         description |= self.scoring(source, classes)
         if groups:
             description["groups"] = {subject: groups[subject] for subject in subjects if subject in groups}
-            print(
-                f"{len(subjects)} subjects are of {len({groups.get(subject, subject) for subject in subjects})} groups"
-            )
         plan = Plan(source, split, preparation, classes, description, self.skip_bad)
 
         def complete(folder: Path) -> None:

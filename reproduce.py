@@ -22,14 +22,7 @@ from config import GROUP_OF, parse_config
 from data.dataset import natural
 from data.folder import DataFolder, Identity, open_data
 from data.splits import Split, fold_splits, random_splits, read_groups, read_split, split_counts
-from experiments.formats import (
-    latex,
-    markdown,
-    parameters_latex,
-    parameters_markdown,
-    parameters_table,
-    plain,
-)
+from experiments.formats import latex, markdown, parameters_latex, parameters_markdown, parameters_table, plain
 from experiments.launching import Run, check, run_all, submit_all
 from experiments.results import merged_groups, parse_rows, read_result
 from experiments.rows import IDENTITY, ROWS, field_of, own_rows, slug
@@ -322,9 +315,8 @@ def _write(table: Table, folder: Path) -> None:
     write_csv(folder / "table.csv", table.rows())
     write_text(folder / "table.tex", latex(table))
     values = {result.name: result.values for result in table.results}
-    labels = [*table.results[0].classes, *table.results[0].regions]
     with harmless(folder / "boxes.png"):
-        save_boxes(folder / "boxes.png", values, labels, table.metrics[0])
+        save_boxes(folder / "boxes.png", values, table.results[0].labels, table.metrics[0])
     with harmless(folder / "curves.png"):
         save_curves(folder / "curves.png", {result.name: result.curves for result in table.results})
     print(f"\n{plain(table)}\n\nWritten to {folder}: table.md, table.csv, table.tex, boxes.png, curves.png")

@@ -79,11 +79,11 @@ class Labels:
             return _colors_to_classes(mask, self.colors, path)
         if mask.kind == RGB:
             raise InputError(f"{path}: a mask in colors; list the color of each class under colors in dataset.json")
-        return _to_classes(mask.codes, self.codes, path)
+        return _to_classes(mask.codes, self.codes, path, "labels")
 
     def values_to_classes(self, values: np.ndarray, path: Path) -> np.ndarray:
         """Volume values (D, H, W) -> class indices uint8 of the same shape. Raises InputError for an unknown value."""
-        return _to_classes(values, self.values, path)
+        return _to_classes(values, self.values, path, "values")
 
     def to_values(self, classes: np.ndarray) -> np.ndarray:
         """Class indices -> volume values, in the smallest unsigned type that holds all of them."""
@@ -233,7 +233,8 @@ def _is_color(color: Any) -> bool:
     return isinstance(color, list) and len(color) == 3 and all(type(part) is int and 0 <= part < 256 for part in color)
 
 
-def _to_classes(stored: np.ndarray, known: tuple[int, ...], path: Path) -> np.ndarray:
+def _to_classes(stored: np.ndarray, known: tuple[int, ...], path: Path, key: str) -> np.ndarray:
+    """Stored values -> class indices; `key` is where dataset.json lists the `known` ones."""
     table = np.full(max(int(stored.max()), *known) + 1, MAX_CLASSES, np.uint16)
     table[list(known)] = range(len(known))
     classes = table[stored]
@@ -241,7 +242,7 @@ def _to_classes(stored: np.ndarray, known: tuple[int, ...], path: Path) -> np.nd
         value, where = _first_unknown(classes, stored)
         raise InputError(
             f"{path}: unknown mask value {value} {where}; "
-            f"known are {list(known)}. Correct the mask, or list its values under labels in dataset.json"
+            f"known are {list(known)}. Correct the mask, or list its values under {key} in dataset.json"
         )
     return classes.astype(np.uint8)
 

@@ -22,7 +22,7 @@ from data.dataset import Slice, SliceDataset, digest_of, natural
 from data.description import Description, Labels, is_list_of_names, read_description
 from data.geometry import Geometry
 from data.masks import MaskValues, check_background, check_colors, extremes
-from data.notes import Brightness, class_notes, group_notes, image_notes, lost_notes, plane_notes
+from data.notes import Brightness, class_notes, group_notes, image_notes, lost_notes, number_notes, plane_notes
 from data.png import read_mask, read_pair
 from data.preparation import Preparation
 from data.volumes import MAX_SPAN
@@ -423,9 +423,7 @@ def _geometry_of_subjects(
     for subject, of_subject in numbers.items():
         with errors_begin(root):
             geometry[subject] = described.geometry_of(subject, of_subject, shapes[subject])
-        missing = max(of_subject) - min(of_subject) + 1 - len(of_subject)
-        if missing:
-            notes.append(f"subject {subject}: {missing} slice numbers are missing; they count as background in 3D")
+        notes += number_notes(subject, of_subject)
     return geometry, notes
 
 

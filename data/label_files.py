@@ -15,6 +15,7 @@ from data.folder import infer_labels, list_images
 from data.geometry import Geometry
 from data.masks import MaskValues, check_colors
 from data.nifti import ENDINGS, note
+from data.notes import number_notes
 from data.png import PICTURES, read_mask
 from data.sources.dicom import read_series
 from data.sources.dicom_file import is_dicom
@@ -144,9 +145,8 @@ def _read_slices(files: dict[int, Path], subject: str, labels: Labels, described
     for path, mask in zip(files.values(), masks, strict=True):
         if mask.shape != masks[0].shape:
             raise InputError(f"{path}: has another size than the other slices of subject {subject}; export all alike")
-    missing = max(files) - min(files) + 1 - len(files)
-    if missing:
-        note(folder, f"subject {subject}: {missing} slice numbers are missing; they count as background in 3D")
+    for text in number_notes(subject, list(files)):
+        note(folder, text)
     with errors_begin(folder):
         geometry = described.geometry_of(subject, list(files), masks[0].shape)
     classes = assemble(list(files), masks)

@@ -60,6 +60,13 @@ def group_notes(groups: Mapping[str, str], subjects: set[str]) -> list[str]:
     return [f"the groups of dataset.json name {_some(missing)}, which the data set does not have"] if missing else []
 
 
+def number_notes(subject: str, numbers: Sequence[int]) -> list[str]:
+    """Numbers that are missing between the first and the last of a subject's slices."""
+    missing = max(numbers) - min(numbers) + 1 - len(numbers)
+    text = f"subject {subject}: {missing} slice numbers are missing; they count as background in 3D"
+    return [text] if missing else []
+
+
 def lost_notes(lost: Mapping[str, Sequence[str]], subjects: set[str]) -> list[str]:
     """Classes of which preparation has left no pixel; `lost` is subject -> class names."""
     of_class: dict[str, set[str]] = {}

@@ -133,7 +133,8 @@ def _check_header(path: Path, ending: str, forbidden: tuple[bytes, ...]) -> None
     """A header leads to no other file: ITK would read any of them, and takes its name for a format of text."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if ending == ".mha":  # nowhere else, whatever ITK takes for the end of the header
-            alone = re.findall(rb"(?i)[^\n]*elementdatafile[^\n]*", content) == [b"ElementDataFile = LOCAL"]
+            alone = len(re.findall(rb"(?i)elementdatafile", content)) == 1
+            alone &= content.find(b"\nElementDataFile = LOCAL\n") > 0
         else:
             head = content[: 2**16].partition(b"\n\n")[0].lower()
             alone = len(head) < 2**16 and not any(word in head for word in forbidden)

@@ -223,7 +223,10 @@ def _write_subject(folder: Path, subject: str, plan: Plan) -> _Written:
 
 
 def describe(data: DataFolder) -> str:
-    """A line for each subject: split, slices, size (columns x rows), spacing in mm, voxels of each class."""
+    """A line for each subject: split, slices, size (columns x rows), spacing in mm, voxels of each class.
+
+    Where there are groups, a last line says how many.
+    """
     names = data.labels.names[1:]
     lines = [["split", "subject", "slices", "size", "spacing mm", *names]]
     for split in data.splits:
@@ -235,4 +238,8 @@ def describe(data: DataFolder) -> str:
             spacing = data.geometry[subject].spacing
             grid = [f"{masks.shape[2]}x{masks.shape[1]}", "x".join(f"{s:.4g}" for s in spacing) if spacing else "-"]
             lines.append([split, subject, str(len(indices)), *grid, *(f"{count:,}" for count in counts)])
-    return "\n".join(aligned_columns(lines))
+    text = "\n".join(aligned_columns(lines))
+    if data.groups:
+        subjects = [line[1] for line in lines[1:]]
+        text += f"\n{len(subjects)} subjects are of {len({data.groups.get(name, name) for name in subjects})} groups"
+    return text

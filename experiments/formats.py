@@ -93,7 +93,7 @@ def _tests(table: Table, columns: Sequence[Column]) -> str:
             mean, interval = table.statistics(result, column).mean, _interval(table.interval(result, column))
             cells = [_text(result.name), _text(table.header(column)), f"{_number(mean)} {interval}"]
             if test := table.comparisons[column].get(result.name):
-                pairs = f"{test.pairs}" if test.pairs == test.subjects else f"{test.pairs} of {test.subjects} subjects"
+                pairs = f"{test.pairs}" if test.pairs == test.subjects else f"{test.pairs} ({test.subjects} subjects)"
                 cells += [pairs, f"{_difference(test.difference)} {_interval(test.interval)}"]
                 cells += [_p(test.p), _p(test.p_holm)]
             lines.append(cells + [""] * (len(header) - len(cells)))
@@ -102,7 +102,7 @@ def _tests(table: Table, columns: Sequence[Column]) -> str:
 
 def _counts(table: Table) -> str:
     """How often each class and region was missed and spurious."""
-    labels = list(dict.fromkeys(label for label, _ in table.columns if label is not MEAN)) or [MEAN]
+    labels = table.labels[:-1] or [MEAN]
     counts = [[table.counts(result, label) for label in labels] for result in table.results]
     lines = [
         [_text(result.name), *(f"{missed} / {spurious}" for missed, spurious in of_row)]

@@ -125,6 +125,11 @@ class Result:
     """Of each run with a log, the hours of training up to the end of each epoch, and its validation Dice in %."""
 
     @property
+    def labels(self) -> list[str]:
+        """The classes, then the regions."""
+        return [*self.classes, *self.regions]
+
+    @property
     def seeds(self) -> list[int]:
         """Those whose values are apart in `by_seed`."""
         return [seed for seed in self.by_seed if seed is not None]

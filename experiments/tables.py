@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from experiments.results import MEAN, Column, Result, merged_groups
 from experiments.statistics import Comparison, compare, result_interval
-from metrics import TOLERANCE_MM, Metric, mean_title, metrics_in
+from metrics import TOLERANCE_MM, Metric, mean_std, mean_title, metrics_in
 from utils import InputError, OptionError
 
 PAPER = json.loads((Path(__file__).resolve().parent / "paper_tables.json").read_text())
@@ -71,7 +69,8 @@ class Table:
         self._flat = "pixels" if all(result.per_image for result in results) else "voxels"
         self.metrics = self._metrics()
         self.of_key = {metric.key: metric for metric in self.metrics}
-        self.columns = [(label, metric.key) for metric in self.metrics for label in self._labels()]
+        self.labels = self._labels()
+        self.columns = [(label, metric.key) for metric in self.metrics for label in self.labels]
         self.reference = self._reference(against)
         subjects = self._subjects(self.reference)
         self.disjoint = [result.name for result in self.results if not self._subjects(result) & subjects]
@@ -101,9 +100,10 @@ class Table:
         return [known[key] for key in keys if key in known]
 
     def _labels(self) -> list[str | None]:
+        """The classes and regions that columns are of, and the mean over classes."""
         if self.paper and all(row.keys() == {PAPER_MEAN} for row in self.paper.values()):
             return [MEAN]
-        return [*self.results[0].classes, *self.results[0].regions, MEAN]
+        return [*self.results[0].labels, MEAN]
 
     def _reference(self, against: str | None) -> Result:
         names = [result.name for result in self.results]
@@ -124,8 +124,7 @@ class Table:
 
     def title(self, label: str | None) -> str:
         """What a class, a region, or the mean over classes is called."""
-        first = self.results[0]
-        return mean_title([*first.classes, *first.regions]) if label is MEAN else label
+        return mean_title(self.results[0].labels) if label is MEAN else label
 
     def header(self, column: Column) -> str:
         """What a column is called: class, metric, unit."""
@@ -133,9 +132,8 @@ class Table:
 
     def statistics(self, result: Result, column: Column) -> Statistics:
         """Mean, deviations and number of the test subjects with a value."""
-        values = _known(result.values[column])
-        of_seeds = [_mean(_known(by_column[column])) for by_column in result.by_seed.values()]
-        return Statistics(_mean(values), _std(values), len(values), _std(of_seeds))
+        of_seeds = [mean_std(values[column].values())["mean"] for values in result.by_seed.values()]
+        return Statistics(**mean_std(result.values[column].values()), seed_std=mean_std(of_seeds)["std"])
 
     def interval(self, result: Result, column: Column) -> tuple[float, float]:
         """The 95 % interval of a mean."""
@@ -160,10 +158,13 @@ class Table:
         if self.paper:
             parts.append("In each cell: ours, the paper's, the difference; the paper's distances are in voxels")
         elif self.in_mm:
-            tolerances = sorted(set(self.results[0].tolerances.values())) or [TOLERANCE_MM]
-            parts.append(f"NSD with a tolerance of {' or '.join(f'{value:g}' for value in tolerances)} mm")
+            others = {name: mm for name, mm in self.results[0].tolerances.items() if mm != TOLERANCE_MM}
+            of_others = ", ".join(f"{name}: {mm:g} mm" for name, mm in others.items())
+            parts.append(f"NSD with a tolerance of {TOLERANCE_MM:g} mm" + (f" ({of_others})" if others else ""))
         else:
             parts.append(f"NSD with a tolerance of one {self._flat.removesuffix('s')}")
+        if len({frozenset(self._subjects(result)) for result in self.results}) > 1:
+            parts.append("Rows have different test subjects, so that their means are of different subjects")
         counts = {"epochs": {result.epochs for result in self.results}, "folds": {row.folds for row in self.results}}
         counts["seeds"] = {len(result.seeds) or None for result in self.results}
         for name, numbers in counts.items():
@@ -182,7 +183,7 @@ class Table:
     def _best(self, column: Column) -> set[str]:
         """The rows with the best mean, to the two decimals that are shown."""
         means = {result.name: round(self.statistics(result, column).mean, 2) for result in self.results}
-        known = _known(means)
+        known = [mean for mean in means.values() if not math.isnan(mean)]
         if not known:
             return set()
         best = min(known) if self.of_key[column[1]].lower_is_better else max(known)
@@ -224,15 +225,3 @@ class Table:
             cell |= {"p_wilcoxon": test.p, "p_holm": test.p_holm}
         cell |= {"parameters": result.parameters, "epochs": result.epochs, "runs": result.runs}
         return cell | {"seconds": result.seconds, "memory_gib": result.memory}
-
-
-def _known(values: Mapping[str, float]) -> list[float]:
-    return [value for value in values.values() if math.isfinite(value)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else math.nan
-
-
-def _std(values: Sequence[float]) -> float:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan

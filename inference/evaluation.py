@@ -301,10 +301,14 @@ def _brought(
         turned = turned_like(moving, place)
         if same_space and _in_same_box(Grid.of(turned), Grid.of(place)):
             return resample(turned, Grid.of(goal), smooth=False), "resampled"
-    hint = "" if truth.placed and prediction.placed else "; where slices lie is said in their dataset.json"
-    shown = [_in_words(Grid.of(turned_like(moving, goal))), _in_words(Grid.of(goal))]
+    both_placed = truth.placed and prediction.placed
+    hint = "resample it there" if both_placed else "where slices lie is said in their dataset.json"
+    grids = [Grid.of(turned_like(moving, goal)), Grid.of(goal)]
+    shown = [_in_words(grid) for grid in grids]
+    if not np.allclose(grids[0].direction, grids[1].direction, rtol=0, atol=SAME_DIRECTION):
+        shown[1] += " along other axes"
     raise InputError(
-        f"{prediction.path}: does not lie where its truth {truth.path} does: {shown[0]}, and {shown[1]}{hint}"
+        f"{prediction.path}: does not lie where its truth {truth.path} does: {shown[0]}, and {shown[1]}; {hint}"
     )
 
 

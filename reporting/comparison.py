@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from config import read_run
 from experiments.results import Column, Result, Row, read_result
 from experiments.tables import Table
 from reporting.figures import Curve, mean_curve
-from reporting.run_page import describe_metric, fill
+from reporting.run_page import fill
 from reporting.viewer import finite
 from utils import make_folder, printable, write_text
 
@@ -25,8 +26,8 @@ def write_comparison(rows: Sequence[Row], out: Path, against: str | None = None)
     table = read_rows(rows, against)
     page = {
         "runs": [_describe_row(table, result, row) for result, row in zip(table.results, rows, strict=True)],
-        "labels": [table.title(label) for label in _labels(table)],
-        "metrics": [describe_metric(metric) for metric in table.metrics],
+        "labels": [table.title(label) for label in table.labels],
+        "metrics": [asdict(metric) for metric in table.metrics],
         "note": table.note,
         "reference": table.reference.name,
         "disjoint": table.disjoint,
@@ -38,18 +39,12 @@ def write_comparison(rows: Sequence[Row], out: Path, against: str | None = None)
     return out / "report.html"
 
 
-def _labels(table: Table) -> list[str | None]:
-    """The classes and regions, and the last, the mean over classes."""
-    return list(dict.fromkeys(label for label, _ in table.columns))
-
-
 def _describe_row(table: Table, result: Result, row: Row) -> dict[str, Any]:
-    labels = _labels(table)
     return {
         "name": result.name,
         "folders": [printable(str(folder)) for folder in row.folders],
-        "cells": [[_cell(table, result, (label, metric.key)) for metric in table.metrics] for label in labels],
-        "counts": [table.counts(result, label) for label in labels[:-1]],
+        "cells": [[_cell(table, result, (label, metric.key)) for metric in table.metrics] for label in table.labels],
+        "counts": [table.counts(result, label) for label in table.labels[:-1]],
         "runs": result.runs,
         "folds": result.folds,
         "seeds": result.seeds,

@@ -11,11 +11,10 @@ from typing import Any, Protocol
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import to_rgb
 from PIL import Image
 
 from data.description import Labels
-from reporting.figures import COLORS
+from reporting.figures import class_colors
 
 JPEG = {"format": "JPEG", "quality": 92}  # of CHAOS's slices: 0.6 grey values off in the mean, 10 of PNG's 24 KB
 
@@ -48,13 +47,12 @@ def encode_image(pictures: Pictures, index: int) -> str:
 
 def encode_classes(classes: np.ndarray) -> str:
     """Class indices uint8 (H, W) -> base64 of a PNG in the colors of the classes, transparent where background."""
-    colors = [to_rgb(COLORS[k % len(COLORS)]) for k in range(255)]
-    return _encode_indexed(classes, [(0.0, 0.0, 0.0), *colors], transparency=0)
+    return _encode_indexed(classes, class_colors(256), transparency=0)
 
 
-def _encode_indexed(indices: np.ndarray, colors: Sequence[Sequence[float]], **options: int) -> str:
+def _encode_indexed(indices: np.ndarray, colors: Sequence[Sequence[int]], **options: int) -> str:
     picture = Image.fromarray(indices).convert("P")
-    picture.putpalette([round(255 * value) for color in colors for value in color])
+    picture.putpalette([value for color in colors for value in color])
     file = io.BytesIO()
     picture.save(file, "PNG", **options)
     return base64.b64encode(file.getvalue()).decode()
@@ -71,4 +69,5 @@ def encode_mask(classes: np.ndarray) -> str:
 def encode_heat(values: np.ndarray) -> str:
     """(H, W) -> base64 of a PNG in matplotlib's viridis, from the least to the largest value."""
     stretched = (values - values.min()) * (255 / (np.ptp(values) or 1))
-    return _encode_indexed(stretched.round().astype(np.uint8), plt.get_cmap("viridis").colors)
+    colors = np.rint(255 * np.array(plt.get_cmap("viridis").colors)).astype(int).tolist()
+    return _encode_indexed(stretched.round().astype(np.uint8), colors)

@@ -15,6 +15,7 @@ from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from data.dataset import Slice, SliceDataset
 from data.folder import DataFolder
@@ -142,6 +143,7 @@ def save_curves(path: Path, rows: dict[str, list[Curve]]) -> None:
         axis.set_xlabel(title, fontsize=8)
         axis.tick_params(labelsize=7)
         axis.grid(linewidth=0.3)
+    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylabel("validation DSC, %", fontsize=8)
     _legend(figure, lines, list(rows), loc="outside right center", fontsize=7)
     _save(figure, path, dpi=300)

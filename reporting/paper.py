@@ -43,12 +43,11 @@ def write_figures(rows: Sequence[Row], out: Path, device: str, against: str | No
         lines.append(_line(dataset, ours, volumes))
     make_folder(out)
     values = {result.name: result.values for result in table.results}
-    labels = [*table.results[0].classes, *table.results[0].regions]
     written = []
     for suffix in ("pdf", "png"):
         grid, boxes = out / f"grid.{suffix}", out / f"boxes.{suffix}"
         save_grid(grid, lines, ["truth", *values], dataset.labels.names)
-        save_boxes(boxes, values, labels, METRICS["dsc"])
+        save_boxes(boxes, values, table.results[0].labels, METRICS["dsc"])
         written += [grid, boxes]
     return written
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from config import read_run
 from experiments.results import LOG, REMEDY, SCORES, check_finite_json, read_summary, read_table
-from metrics import Metric, mean_title, shown_metrics
+from metrics import mean_title, shown_metrics
 from models import describe_network
 from reporting.inside import look_inside
 from reporting.viewer import Segmented, confusion, finite, mean_dice, view
@@ -93,18 +94,7 @@ def read_tables(folder: Path) -> dict[str, Any]:
         "classes": classes,
         "regions": regions,
         "mean": mean_title([*classes, *regions]),
-        "metrics": [describe_metric(metric) for metric in shown_metrics(summary)] if summary else [],
-    }
-
-
-def describe_metric(metric: Metric) -> dict[str, Any]:
-    """A metric for the page's scripts."""
-    return {
-        "key": metric.key,
-        "name": metric.name,
-        "unit": metric.unit,
-        "scale": metric.scale,
-        "lower": metric.lower_is_better,
+        "metrics": [asdict(metric) for metric in shown_metrics(summary)] if summary else [],
     }
 
 

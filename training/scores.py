@@ -52,8 +52,13 @@ def write_test(folder: Path, volumes: Sequence[Volume], data: DataFolder, cost: 
         rows += score_volume(volume, geometry, labels, data.groups)
         segmentation = to_scan(labels.to_values(volume.prediction), geometry)
         write_nifti(folder / "predictions" / f"{volume.subject}.nii.gz", segmentation)
-    flat = [len(volume.target) == 1 and data.geometry[volume.subject].spacing is None for volume in volumes]
-    return write_scores(folder, rows, labels, {"per_image": all(flat), **cost})
+    per_image = all(is_image(volume, data.geometry[volume.subject]) for volume in volumes)
+    return write_scores(folder, rows, labels, {"per_image": per_image, **cost})
+
+
+def is_image(volume: Volume, geometry: Geometry) -> bool:
+    """Whether a subject is a single image without a spacing, so that its distances are in pixels."""
+    return len(volume.target) == 1 and geometry.spacing is None
 
 
 def score_volume(volume: Volume, geometry: Geometry, labels: Labels, groups: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ sortableTable(byId("runs"), {
   columns: [
     { title: "row", value: (run) => run.name, cell: rowName },
     ...metrics.map((metric, m) => ({
-      title: titleOf(metric), numeric: true, lower: metric.lower,
+      title: titleOf(metric), numeric: true, lower: metric.lower_is_better,
       value: (run) => run.cells[mean][m].mean, cell: (run) => meanOf(run.cells[mean][m]),
     })),
     cost("n", (run) => run.cells[mean][0].n, String, false),
@@ -77,13 +77,13 @@ choice(byId("metric"), metrics.map(titleOf), (m) => {
   };
   const subjects = [...new Set(runs.flatMap((run) => Object.keys(cellOf(run, mean).values)))];
   const largest = Math.max(...subjects.flatMap((s) => runs.map((run) => of(run, s))).filter(known), 1e-9);
-  const badness = (value) => (known(value) ? (metric.lower ? value / largest : 1 - value / 100) : null);
+  const badness = badnessIn(metric, largest);
   sortableTable(byId("subjects"), {
     caption: `${titleOf(metric)} by subject, mean over classes; worst of ${data.reference} first`,
     columns: [
       { title: "subject", value: (s) => s, cell: (s) => s },
       ...runs.map((run) => ({
-        title: run.name, numeric: true, lower: metric.lower, value: (s) => of(run, s),
+        title: run.name, numeric: true, lower: metric.lower_is_better, value: (s) => of(run, s),
         shade: (s) => badness(of(run, s)), cell: (s) => number(of(run, s), 2),
       })),
     ],
@@ -94,7 +94,7 @@ choice(byId("metric"), metrics.map(titleOf), (m) => {
     const place = el("div");
     boxPlot(place, {
       title: `${metric.name} of ${label}`, unit: metric.unit, digits: 2,
-      domain: metric.lower ? [0, Math.max(...all, 0) || 1] : percents(all),
+      domain: metric.lower_is_better ? [0, Math.max(...all, 0) || 1] : percents(all),
       rows: runs.map((run, r) => ({
         name: run.name, color: lineColor(r),
         points: Object.entries(cellOf(run, l).values).map(([subject, value]) => ({ name: `subject ${subject}`, value })),

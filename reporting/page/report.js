@@ -72,7 +72,7 @@ function scores(showSubject) {
 /* Sentences on what is in which mean. */
 function scoreNotes() {
   const worst = data.metrics.filter((m) => m.key.includes("_worst")).map((m) => m.name);
-  const found = data.metrics.filter((m) => m.lower && !m.key.includes("_worst")).map((m) => m.name);
+  const found = data.metrics.filter((m) => m.lower_is_better && !m.key.includes("_worst")).map((m) => m.name);
   return [
     regions.length && `The mean is over classes; regions (${regions.join(", ")}) join classes.`,
     `n is the number of ${unit}s in which truth or prediction has the class; where only one of them has it, it is missed or spurious.`,
@@ -99,10 +99,10 @@ function scoresOf(metric, showSubject) {
     row.mean = values.length ? values.reduce((a, b) => a + b) / values.length : null;
   }
   const most = Math.max(...rows.flatMap((row) => Object.values(row.cells).map((cell) => cell.value)).filter(known), 1e-9);
-  const badness = (value) => (known(value) ? (metric.lower ? value / most : 1 - value / 100) : null);
+  const badness = badnessIn(metric, most);
   const digits = digitsOf(metric);
   const numbers = (title, of, mark = () => null) => ({
-    title, numeric: true, lower: metric.lower, value: of, shade: (row) => badness(of(row)),
+    title, numeric: true, lower: metric.lower_is_better, value: of, shade: (row) => badness(of(row)),
     cell: (row) => el("span", {}, number(of(row), digits), mark(row) && el("small", { class: "mark" }, ` ${mark(row)}`)),
   });
   sortableTable(byId("subjects"), {
@@ -115,7 +115,7 @@ function scoresOf(metric, showSubject) {
     rows, by: labels.length + 1,
   });
   boxPlot(byId("boxes"), {
-    title: `${metric.name} by class`, unit: metric.unit, digits, domain: metric.lower ? null : percents(rows.flatMap((row) => Object.values(row.cells).map((cell) => cell.value))),
+    title: `${metric.name} by class`, unit: metric.unit, digits, domain: metric.lower_is_better ? null : percents(rows.flatMap((row) => Object.values(row.cells).map((cell) => cell.value))),
     rows: labels.map((name, k) => ({
       name, color: lineColor(k), points: rows.map((row) => ({ name: `subject ${row.subject}`, value: row.cells[name]?.value })),
     })),

@@ -39,6 +39,9 @@ function sortableTable(container, { caption, columns, rows, by = null }) {
   else sort(by, true);
 }
 
+/* value -> 0 (good) to 1 (bad), null where it is not known; `largest` is that of all. */
+const badnessIn = (metric, largest) => (value) => (known(value) ? (metric.lower_is_better ? value / largest : 1 - value / 100) : null);
+
 /* A table that never changes: header texts and rows of texts or elements, the first of each row its header. */
 function plainTable(container, { caption, header, rows, numeric = true }) {
   const side = numeric ? "number" : null;

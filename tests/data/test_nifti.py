@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -377,6 +378,14 @@ def test_formats_of_one_file_are_read(tmp_path, ending):
         ours = read_label(tmp_path / f"a{ending}")
         np.testing.assert_array_equal(sitk.GetArrayFromImage(ours), sitk.GetArrayFromImage(image))
         assert ours.GetSpacing() == image.GetSpacing()
+
+
+def test_a_large_mha_file_without_line_breaks_in_its_voxels_is_read_at_once(tmp_path):
+    path = tmp_path / "a.mha"
+    sitk.WriteImage(sitk.Image(128, 128, 64, sitk.sitkUInt8), path)  # stored as 2^20 zeros
+    start = time.process_time()
+    assert read_label(path).GetSize() == (128, 128, 64)
+    assert time.process_time() - start < 2
 
 
 def test_another_format_that_says_too_much_is_a_line(tmp_path):

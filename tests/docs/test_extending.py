@@ -138,11 +138,13 @@ def test_training_with_all_additions(copy: Path, tmp_path: Path):
         label[:, 8:20, 6 + subject : 18 + subject] = 1
         image = label + rng.normal(0, 0.2, label.shape).astype(np.float32)
         np.savez(scans / f"{subject}.npz", image=image, label=label, spacing=(1.5, 1.5, 6.0))
-    run(copy, "prepare.py", "npz", str(scans), "--out", str(data), "--split", "2,1,1")
+    preparing = ["npz", str(scans), "--out", str(data), "--split", "2,1,1"]
     flags = (
         "--preset small --model plain --epochs 2 --batch_size 2 --weight_decay 0.01 --focal 1 --erase_probability 0.5"
     )
-    run(copy, "main.py", "--data", str(data), "--out", str(out), "--device", "cpu", *flags.split())
+    training = ["--data", str(data), "--out", str(out), "--device", "cpu", *flags.split()]
+    commands = f"prepare.main({preparing}); main.main(parse_config({training}))"
+    run(copy, "-c", f"import main, prepare; from config import parse_config; {commands}")  # torch is loaded once
     config = json.loads((out / "config.json").read_text())
     assert (config["preset"], config["model"], config["steps"]) == ("small", "plain", 1)
     assert (config["weight_decay"], config["focal"], config["erase_probability"]) == (0.01, 1.0, 0.5)

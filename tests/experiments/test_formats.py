@@ -92,7 +92,7 @@ def test_seeds_groups_and_disjoint_rows_are_named(results):
     table = Table("Comparison", [seeded, daf, other])
     text = markdown(table)
     assert "**80.50 ± 13.23 (± 0.71)**" in text  # seeds: 80 and 81
-    assert "| 2 of 3 subjects |" in text
+    assert "| 2 (3 subjects) |" in text
     sentence = "Not tested, because they share no test subject with MS-Dual-Guided: other."
     assert sentence in text and sentence in plain(table)
     assert re.search(r"\| other \| mean DSC % \| 73\.33 \[.*\] \|  \|  \|  \|  \|", text)

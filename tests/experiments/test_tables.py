@@ -104,6 +104,16 @@ def test_groups_of_one_row_hold_for_all(seeded):
         Table("Comparison", [seeded[0], replace(seeded[1], groups={"1": "x"})])
 
 
+def test_the_note_says_where_rows_have_other_subjects(seeded, make_run):
+    told = "Rows have different test subjects"
+    assert told not in Table("Comparison", seeded[:2]).note
+    assert told in Table("Comparison", seeded).note
+    fewer = read_result("fewer", [make_run("fewer", [scores_of(name, "liver", 0.9) for name in "123"])])
+    table = Table("Comparison", [seeded[0], fewer])
+    assert table.disjoint == []
+    assert told in table.note
+
+
 def test_rows_stand_as_they_are_given_and_against_names_the_reference(seeded):
     table = Table("Comparison", seeded, "B")
     assert [result.name for result in table.results] == ["A", "B", "C"]
@@ -163,7 +173,7 @@ def test_both_policies_stand_side_by_side_where_something_was_missed(missing):
     assert [table.counts(table.results[1], label) for label in ("liver", "spleen", MEAN)] == [(0, 2), (1, 0), (1, 2)]
     assert table.best["spleen", "msd_worst_mm"] == {"A"}
     assert 'in the columns "worst case" means with the diagonal' in table.note
-    assert "NSD with a tolerance of 1 or 3 mm" in table.note
+    assert "NSD with a tolerance of 1 mm (spleen: 3 mm)" in table.note
     rows = {(row["row"], row["class"], row["metric"], row["unit"]): row for row in table.rows()}
     assert [rows["B", "spleen", "MSD", "mm"][key] for key in ("n", "missed", "spurious")] == [1, 1, 0]
 

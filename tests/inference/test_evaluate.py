@@ -190,6 +190,15 @@ def test_each_voxel_gets_the_nearest_of_the_segmentation(codes, finer, shift, se
         assert compared.volume.target[index] == truth[truth.TransformPhysicalPointToIndex(point)]
 
 
+def test_the_line_on_oblique_axes_says_so():
+    truth = sitk.Image(4, 5, 6, sitk.sitkUInt8)
+    oblique = sitk.Image(truth)
+    oblique.SetDirection((0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, 1))
+    sides = [LabelVolume(Path(name), image, Geometry()) for name, image in (("p", oblique), ("t", truth))]
+    with pytest.raises(InputError, match="along other axes; resample it there"):
+        compare("s", *sides)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_another_spacing_in_the_same_box_is_resampled_to_the_truth(tmp_path, capsys, axis):
     """A truth with voxels three times as long has the middle one of three; the other way, each one thrice."""

@@ -110,6 +110,7 @@ def test_no_dead_layers_in_any_ablation(options):
         channel_attention=channel,
         guidance=guidance,
         encoder_decoder=encoder_decoder,
+        semantic_channels=16,
         **options,
     )
     with torch.no_grad():  # at gamma = 0 the attention weights have no influence yet

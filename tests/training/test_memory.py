@@ -142,7 +142,7 @@ def test_out_of_memory_says_what_to_change(make_data, tmp_path):
 
 @pytest.mark.slow
 def test_advice_fits_the_memory():
-    config, size = Config.of(backbone="resnet18"), (64, 64)
+    config, size = Config.of(backbone="resnet18", steps=1), (64, 64)
     plain = step_memory(config, size, False)
     text = MemoryBudget(config, size, False, plain.of(3), processes=1).advice()
     assert "--batch_size 3 (" in text
