@@ -77,6 +77,7 @@ def test_several_image_patterns_are_several_channels(scans, tmp_path):
     np.testing.assert_array_equal(np.rint(image[1].numpy() * 255), target.numpy() * 85)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("axis", "order"), [("coronal", (1, 0, 2)), ("sagittal", (2, 0, 1))])
 def test_coronal_and_sagittal_slices(tmp_path, axis, order):
     (tmp_path / "in").mkdir()
@@ -145,6 +146,7 @@ def pairs(tmp_path):
     return ["nifti", str(source), "--out", str(tmp_path / "out")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("way", "as_file"), [(["--folds", "5"], True), (["--split", "6,2,2"], False)])
 def test_both_sides_of_a_patient_stay_together(pairs, tmp_path, way, as_file, capsys):
     groups = {f"p{k}_{side}": f"p{k}" for k in range(5) for side in ("left", "right")}

@@ -91,6 +91,7 @@ def printed(cell: str) -> str:
     return "".join(words.get(word, "?") if word else sign or alone or other for word, sign, alone, _, other in tokens)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(classes=st.lists(NAMES, min_size=1, max_size=3, unique=True), run=NAMES, other=NAMES)
 def test_tables_show_names_and_numbers_as_they_are(tmp_path_factory, classes, run, other):

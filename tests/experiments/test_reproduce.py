@@ -127,6 +127,7 @@ def test_folds_test_each_subject_once(tmp_path, flags, tested):
     assert found == reproduce.folds(options)
 
 
+@pytest.mark.slow
 def test_every_fold_trains_on_its_own_split(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     started = []
@@ -353,6 +354,7 @@ def test_a_signal_lets_the_trainings_save(make_data, tmp_path, number, name):
     assert [run["state"] for run in manifest] == ["waiting", "waiting"]
 
 
+@pytest.mark.slow
 def test_rows_of_a_data_set_that_was_changed_are_not_mixed(make_data, tmp_path, monkeypatch, tiny):
     """Prepared anew in its place: other pixels of the same names, or another preparation."""
     data, out = make_data(), tmp_path / "out"

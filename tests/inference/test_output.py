@@ -89,6 +89,7 @@ def test_a_table_of_something_else_is_not_replaced(tmp_path, content):
 # ---------------------------------------------------------------- names that meet
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("x", "x_probabilities"), ("x_probabilities", "x")])
 def test_probabilities_replace_no_segmentation(trained, tmp_path, names):
     out, scans = tmp_path / "out", copied(trained, tmp_path / "in", *names)

@@ -158,6 +158,7 @@ def test_smp_is_the_library_s_network():
         torch.testing.assert_close(network(image), theirs(image))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [32, 96])
 def test_smp_pan_takes_small_images(side):
     pytest.importorskip("segmentation_models_pytorch")

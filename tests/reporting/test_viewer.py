@@ -55,6 +55,7 @@ def test_a_false_blob_in_an_end_slice_is_not_shown_first():
     assert worst_slice(confusion(Volume("1", nothing, nothing), 3)) == 0
 
 
+@pytest.mark.slow
 def test_a_subject_too_large_is_cut_to_slices_about_its_worst(tmp_path):
     segmented = big_set(tmp_path / "data", 2, 6)
     counts = {volume.subject: confusion(volume, 5) for volume in segmented.volumes}

@@ -78,6 +78,7 @@ def test_estimate_takes_as_long_for_large_slices_as_for_small_ones(monkeypatch):
         assert estimate.per_slice == pytest.approx(live.bytes, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_estimate_waits_for_no_other_process(monkeypatch):
     """The Dice loss sums over the processes, but not where there is nothing to sum."""
 

@@ -81,6 +81,7 @@ def test_what_counts_as_broken(own, scaled_too_far, skipped, broken):
     assert (outcome[SKIPPED], outcome[BROKEN]) == (skipped, broken)
 
 
+@pytest.mark.slow
 def test_a_run_in_float16_goes_on_bit_for_bit(make_data, tmp_path, tiny):
     """Its first iterations overflow at a scale of 2^16 or not; the scale is in the checkpoint."""
     data = make_data({"train": ["1", "2"], "val": ["3"], "test": ["4"]}, numbers=(1, 2, 3))

@@ -53,6 +53,7 @@ def test_the_time_left_follows_from_the_last_epochs():
     assert epoch_line(Progress(Epoch(3), 0.75, log), 3).endswith("1 min 00 s")
 
 
+@pytest.mark.slow
 def test_no_noise_where_the_output_is_no_terminal(make_data, tmp_path):
     flags = arguments(make_data(), tmp_path / "run", "--epochs", "2")
     assert run_to_end(command, flags, output=tmp_path / "out") == 0
