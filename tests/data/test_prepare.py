@@ -147,7 +147,8 @@ def pairs(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("way", "as_file"), [(["--folds", "5"], True), (["--split", "6,2,2"], False)])
+@pytest.mark.parametrize("way", [["--folds", "5"], ["--split", "6,2,2"]])
+@pytest.mark.parametrize("as_file", [True, False])
 def test_both_sides_of_a_patient_stay_together(pairs, tmp_path, way, as_file, capsys):
     groups = {f"p{k}_{side}": f"p{k}" for k in range(5) for side in ("left", "right")}
     (tmp_path / "groups.json").write_text(json.dumps(groups))
