@@ -183,7 +183,7 @@ class EvaluationConfig(Group):
 
     largest_component: bool = False
     """Keep only the largest connected piece of each class in a subject's segmentation."""
-    eval_batch_size: Count = 16
+    eval_batch_size: Count = 8
     """Slices in a forward pass; changes speed and memory, not results."""
 
 

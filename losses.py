@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from math import ceil, log2
 from typing import Any, NamedTuple
 
 import torch
@@ -56,7 +57,7 @@ class GuidedLoss(nn.Module):
         """
         with torch.autocast(target.device.type, enabled=False):
             maps = [at_least_float32(logits) for logits in (*output.raw, *output.refined)]
-            losses = [self.of_map(logits, target.long(), counted) for logits in maps]
+            losses = [self.of_map(logits, at_centres(target, logits).long(), counted) for logits in maps]
             segmentation = torch.stack(losses).sum()
             guided = segmentation.new_zeros(())
             for latents, of_next_step in pairwise(output.latents):
@@ -74,6 +75,17 @@ class GuidedLoss(nn.Module):
         if self.dice:
             loss = loss + self.dice * dice_loss(logits, target, counted, self.all_reduce)
         return loss
+
+
+def at_centres(target: Tensor, logits: Tensor) -> Tensor:
+    """The target (B, H, W) at the centres of the squares of pixels that logits stand for (`Output`): (B, h, w).
+
+    Squares whose centre lies outside of the image get -100.
+    """
+    rows, columns = logits.shape[-2:]
+    stride = 2 ** ceil(log2(target.shape[-2] / rows))  # rows = ceil(H / stride), and H is at least the largest stride
+    padding = (0, columns * stride - target.shape[-1], 0, rows * stride - target.shape[-2])
+    return F.pad(target, padding, value=-100)[:, stride // 2 :: stride, stride // 2 :: stride]
 
 
 def dice_loss(

@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from statistics import median
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,28 +28,41 @@ NETWORKS: dict[str, Config] = {
     "MS-Dual-Guided": MODERN.change(guidance=True),
     "MS-Dual-Guided, native": MODERN.change(guidance=True, scales="native"),
     "MS-Dual-Guided, native, keys pooled, narrow semantic module": MODERN.change(
-        guidance=True, semantic_channels=64, **NATIVE
+        guidance=True, semantic_channels=32, **NATIVE
     ),
 }
 BATCH = 2
 
 
-def measure(networks: dict[str, Config], size: int, turns: int) -> dict[str, tuple[float, float]]:
-    """Network -> median seconds of a training step of BATCH slices (size, size), and of inference of one slice."""
+class Cost(NamedTuple):
+    """Medians of a network over all turns."""
+
+    step: float
+    """Seconds of a training step of BATCH slices."""
+    step_ratio: float
+    """The same over the first network's."""
+    inference: float
+    """Seconds of inference of one slice."""
+    inference_ratio: float
+
+
+def measure(networks: dict[str, Config], size: int, turns: int) -> dict[str, Cost]:
+    """Network -> its cost with slices (size, size). All take turns, and ratios are those of one turn."""
     image = torch.rand(BATCH, 1, size, size).contiguous(memory_format=torch.channels_last)
     target = torch.randint(0, 5, (BATCH, size, size))
     models = {name: build_model(config).to(memory_format=torch.channels_last) for name, config in networks.items()}
     steps = {name: _training_step(model, image, target) for name, model in models.items()}
-    seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in models}
+    steps_taken, inferences = [], []
     for _ in range(turns + 1):
-        for name, model in models.items():
-            seconds[name][0].append(_timed(steps[name]))
-            seconds[name][1].append(_timed(lambda model=model: _infer(model, image)) / BATCH)
-    return {name: (median(step[1:]), median(inference[1:])) for name, (step, inference) in seconds.items()}
+        steps_taken.append([_timed(step) for step in steps.values()])
+        inferences.append([_timed(lambda model=model: _infer(model, image)) / BATCH for model in models.values()])
+    taken = [np.array(seconds[1:]) for seconds in (steps_taken, inferences)]
+    medians = [x for seconds in taken for x in (np.median(seconds, 0), np.median(seconds / seconds[:, :1], 0))]
+    return {name: Cost(*map(float, costs)) for name, costs in zip(models, np.transpose(medians), strict=True)}
 
 
 def _training_step(model: nn.Module, image: Tensor, target: Tensor) -> Callable[[], None]:
-    criterion, optimizer = GuidedLoss(dice=MODERN.loss.dice), torch.optim.Adam(model.parameters())
+    criterion, optimizer = GuidedLoss(dice=MODERN.loss.dice), torch.optim.Adam(model.parameters(), fused=True)
 
     def step() -> None:
         with _autocast():
@@ -84,11 +98,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=5)
     options = parser.parse_args(arguments)
     found = measure(NETWORKS, options.size, options.turns)
-    first = next(iter(found.values()))
     print("| network | training step | | inference of a slice | |\n|---|---:|---:|---:|---:|")
-    for name, (step, inference) in found.items():
-        ratios = step / first[0], inference / first[1]
-        print(f"| {name} | {step:.2f} s | {ratios[0]:.1f}x | {inference:.3f} s | {ratios[1]:.1f}x |")
+    for name, cost in found.items():
+        print(
+            f"| {name} | {cost.step:.2f} s | {cost.step_ratio:.1f}x "
+            f"| {cost.inference:.3f} s | {cost.inference_ratio:.1f}x |"
+        )
 
 
 if __name__ == "__main__":

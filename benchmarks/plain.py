@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import ChannelAttention, PositionAttention
+from models.kernels.prelu import PReLU
 from models.network import Output
 from models.semantic import SemanticModule
 
@@ -51,7 +52,15 @@ class PlainSemanticModule(SemanticModule):
         return latents, [self.decoder(latent) for latent in latents]
 
 
+class PlainPReLU(PReLU):
+    """With PyTorch's gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.prelu(x, self.weight)
+
+
 PLAIN = {
+    PReLU: PlainPReLU,
     PositionAttention: PlainPositionAttention,
     ChannelAttention: PlainChannelAttention,
     SemanticModule: PlainSemanticModule,

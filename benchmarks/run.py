@@ -70,7 +70,7 @@ def measure_step(way: str, size: int = 256, batch: int = BATCH, steps: int = 2, 
     return {"seconds": seconds, "memory_gib": _peak(before)}
 
 
-def measure_inference(way: str, slices: int = 40, size: int = 256, batch: int = 8) -> dict[str, Any]:
+def measure_inference(way: str, slices: int = 40, size: int = 256, batch: int = BATCH) -> dict[str, Any]:
     """Seconds for the class indices of a volume with one forward pass of each slice, three times over."""
     before = _resident()
     model = _network(way).eval()

@@ -85,15 +85,17 @@ def segment_volume(
     both of their axes.
     """
     turns = [(), (-1,), (-2,), (-2, -1)] if flips else [()]
-    slices = torch.from_numpy(np.ascontiguousarray(images.swapaxes(0, 1)))
-    probabilities = []
-    for batch in slices.split(batch_size):
-        batch = machine.copy(batch)
+    slices = torch.from_numpy(np.ascontiguousarray(images)).transpose(0, 1)
+    probabilities = None
+    for at in range(0, len(slices), batch_size):
+        batch = machine.copy(slices[at : at + batch_size])
         total = torch.zeros(())
         for model in models:
             for axes in turns:
                 with machine.autocast():
                     logits = model(batch.flip(axes))
                 total = total + logits.float().softmax(1).flip(axes).cpu()
-        probabilities.append(total / (len(models) * len(turns)))
-    return torch.cat(probabilities).numpy().swapaxes(0, 1)
+        if probabilities is None:
+            probabilities = torch.empty(total.shape[1], *slices[:, 0].shape)
+        torch.div(total.transpose(0, 1), len(models) * len(turns), out=probabilities[:, at : at + batch_size])
+    return probabilities.numpy()

@@ -31,7 +31,7 @@ class PositionAttention(nn.Module):
         pooled = self.pooled(x)
         maps = self.query(x), self.key(pooled), self.value(pooled)
         attended = attend(*(each.flatten(2).mT.contiguous() for each in maps))
-        return self.gamma * attended.mT.reshape(x.shape) + x
+        return torch.addcmul(x, attended.mT.reshape(x.shape), self.gamma.to(x.dtype))
 
     def pooled(self, x: Tensor) -> Tensor:
         """What keys and values are taken from."""
@@ -53,7 +53,7 @@ class ChannelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
         attended = checkpoint(self.attend, x, use_reentrant=False, preserve_rng_state=False)
-        return self.gamma * attended + x
+        return torch.addcmul(x, attended, self.gamma.to(x.dtype))
 
     def attend(self, x: Tensor) -> Tensor:
         """weights X; recomputed in the backward pass, which is cheaper than to keep X in float32."""

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.attention import AttentionLayer, ChannelAttention, PositionAttention
-from models.multi_scale import SCALES, WIDTH, MultiScale, enlarge
-from models.network import Output, conv_bn_prelu, heads
+from models.multi_scale import SCALES, WIDTH, MultiScale
+from models.network import Output, conv_bn_prelu, heads, resized
 from models.semantic import Identity, SemanticModule
 from utils import OptionError
 
@@ -76,20 +75,24 @@ class RefinementStep(nn.Module):
 class FineDecoder(nn.Module):
     """From the maps of a step and Res-1 to logits at the image's size, as the last two levels of a U-Net.
 
-    The paper has none: its logits are at H/4. Here the mean of the scales, enlarged to H/2, goes beside Res-1 through
-    two 3x3 convolutions (64 and 32 channels), and what comes out, enlarged to H, through another (16) and a 1x1 head.
+    The paper has none: its logits are at H/4. Here the sum of the scales, each enlarged to the next finer one, then to
+    H/2, goes beside Res-1 through two 3x3 convolutions (32 and 16 channels), and what comes out, enlarged to H, through
+    another (16) and a 1x1 head.
     """
 
     def __init__(self, first_channels: int, classes: int) -> None:
         super().__init__()
-        self.merge = nn.Sequential(conv_bn_prelu(WIDTH + first_channels, WIDTH, 3), conv_bn_prelu(WIDTH, WIDTH // 2, 3))
-        self.head = nn.Sequential(conv_bn_prelu(WIDTH // 2, WIDTH // 4, 3), nn.Conv2d(WIDTH // 4, classes, 1))
+        half, quarter = WIDTH // 2, WIDTH // 4
+        self.merge = nn.Sequential(conv_bn_prelu(WIDTH + first_channels, half, 3), conv_bn_prelu(half, quarter, 3))
+        self.head = nn.Sequential(conv_bn_prelu(quarter, quarter, 3), nn.Conv2d(quarter, classes, 1))
 
-    def forward(self, refined: list[Tensor], first: Tensor) -> Tensor:
-        """Scales (B, 64, H_s, W_s) and Res-1 (B, 64, H/2, W/2) -> logits (B, classes, H, W)."""
-        x = F.interpolate(torch.stack(enlarge(refined)).mean(0), scale_factor=2, mode="bilinear")
-        x = self.merge(torch.cat([x, first], 1))
-        return self.head(F.interpolate(x, scale_factor=2, mode="bilinear"))
+    def forward(self, refined: list[Tensor], first: Tensor, image: Tensor) -> Tensor:
+        """Scales (B, 64, H_s, W_s), Res-1 (B, 64, H/2, W/2), image (B, C, H, W) -> logits (B, classes, H, W)."""
+        x = refined[-1]
+        for finer in refined[-2::-1]:
+            x = finer + resized(x, finer)
+        x = self.merge(torch.cat([resized(x, first), first], 1))
+        return self.head(resized(x, image))
 
 
 class MSDualGuided(MultiScale):
@@ -175,14 +178,14 @@ class MSDualGuided(MultiScale):
             inputs = [torch.cat(pair, 1) for pair in zip(features, beside, strict=True)]
             refined, latent, reconstruction = step(inputs)
             maps.append(refined)
-            if step.semantic is not None:
+            if self.training and step.semantic is not None:
                 latents.append(list(latent))
                 if not isinstance(step.semantic, Identity):
                     reconstructions += zip(inputs, reconstruction, strict=True)
         refined = self.refined_logits(maps)
         raw = self.raw_logits(features)
         if self.decoder is not None:
-            refined.append(self.decoder(maps[-1], first))
+            refined.append(self.decoder(maps[-1], first, image))
         return Output(raw, refined, latents, reconstructions)
 
     def raw_logits(self, features: list[Tensor]) -> list[Tensor]:

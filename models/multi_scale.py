@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.backbone import Backbone
-from models.network import Network, conv_bn_prelu
+from models.network import Network, conv_bn_prelu, resized
 
 SCALES = 4  # Res-2 to Res-5
 WIDTH = 64  # channels of each scale's features
@@ -21,7 +21,8 @@ class MultiScale(Network):
 
     Args:
         channels, backbone, pretrained: see `models.backbone.Backbone`.
-        native: each scale keeps its own resolution, H/4 to H/32; else all are enlarged to H/4, as in the paper.
+        native: each scale keeps its own resolution, H/4 to H/32, also in the losses; else all are enlarged to H/4, as
+            in the paper.
     """
 
     multiple, smallest = 16, 48
@@ -29,6 +30,8 @@ class MultiScale(Network):
     def __init__(self, channels: int, backbone: str, pretrained: bool, native: bool = False) -> None:
         super().__init__()
         self.native = native
+        if native:  # so that a position of the coarsest map, too, stands for a square of whole pixels
+            self.multiple, self.smallest = 32, 64
         self.backbone = Backbone(backbone, channels, pretrained)
         self.reduce = nn.ModuleList(conv_bn_prelu(width, WIDTH, 1) for width in self.backbone.channels[1:])
         self.fuse = nn.Sequential(
@@ -39,18 +42,16 @@ class MultiScale(Network):
         """F'_1..F'_4 and F_MS at the resolution of each, (B, 64, H_s, W_s), and Res-1, (B, 64, H/2, W/2)."""
         first, *maps = self.backbone(image)
         reduced = [reduce(x) for reduce, x in zip(self.reduce, maps, strict=True)]
-        enlarged = enlarge(reduced)
+        enlarged = [resized(x, reduced[0]) for x in reduced]
         fused = self.fuse(torch.cat(enlarged[::-1], 1))
         if not self.native:
             return enlarged, [fused] * SCALES, first
-        return reduced, [F.adaptive_avg_pool2d(fused, x.shape[-2:]) for x in reduced], first
+        fusions = [fused]
+        for _ in reduced[1:]:
+            fusions.append(F.avg_pool2d(fusions[-1], 2))
+        return reduced, fusions, first
 
     def prediction(self, refined: list[Tensor]) -> Tensor:
         """The mean of the last step's four logit maps, as in the released code; the paper does not say."""
-        return torch.stack(enlarge(refined[-SCALES:])).mean(0)
-
-
-def enlarge(scales: list[Tensor]) -> list[Tensor]:
-    """Maps (B, C, ...) of any resolution at that of the first, H/4, bilinearly."""
-    size = scales[0].shape[-2:]
-    return [x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear") for x in scales]
+        last = refined[-SCALES:]
+        return sum(resized(x, last[0]) for x in last) / SCALES

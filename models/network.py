@@ -8,17 +8,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.kernels.prelu import PReLU
 from utils import ceil_div
 
 
 class Output(NamedTuple):
-    """What a network returns in train mode. Scales run from the finest (Res-2) to the coarsest (Res-5)."""
+    """What a network returns in train mode. Scales run from the finest (Res-2) to the coarsest (Res-5).
+
+    Logits are (B, classes, H, W), those of a network with `native` scales (B, classes, ceil(H / stride), ...), where
+    the stride is the side, a power of two, of the squares of pixels that they stand for.
+    """
 
     raw: list[Tensor]
-    """Logits (B, classes, H, W) of each scale before refinement; empty without deep supervision."""
+    """Logits of each scale before refinement; empty without deep supervision."""
     refined: list[Tensor]
-    """Logits (B, classes, H, W) of the refined scales, step by step, and of the fine decoder where there is one. Of a
-    baseline: the maps that it supervises, its prediction first."""
+    """Logits of the refined scales, step by step, and of the fine decoder where there is one. Of a baseline: the maps
+    that it supervises, its prediction first."""
     latents: list[list[Tensor]]
     """Of each step, the latent features of each scale; empty without guidance."""
     reconstructions: list[tuple[Tensor, Tensor]]
@@ -34,11 +39,12 @@ class Network(nn.Module):
     """Pads the image to what the layers take, and brings all logits to the image's own size.
 
     A network says what its layers take (`multiple`, `smallest`: sides in pixels), computes its maps (`maps`), and says
-    which of them are its prediction (`prediction`).
+    which of them are its prediction (`prediction`). With `native`, only the prediction is brought to the image's size.
     """
 
     multiple = 16
     smallest = 48
+    native = False
 
     def maps(self, image: Tensor) -> Output:
         """Padded image (B, C, H, W) -> Output with logits of any resolution."""
@@ -57,15 +63,20 @@ class Network(nn.Module):
         padded = F.pad(image, (0, padded_width - width, 0, padded_height - height))
 
         def resize(logits: Tensor) -> Tensor:
-            if logits.shape[-2:] != padded.shape[-2:]:
-                logits = F.interpolate(logits, padded.shape[-2:], mode="bilinear")
+            return crop(resized(logits, padded))
+
+        def crop(logits: Tensor) -> Tensor:
             # Even a slice that leaves nothing out costs the backward pass a copy.
-            return logits if padded.shape == image.shape else logits[..., :height, :width]
+            if padded.shape == image.shape:
+                return logits
+            stride = padded_height // logits.shape[-2]
+            return logits[..., : ceil_div(height, stride), : ceil_div(width, stride)]
 
         output = self.maps(padded)
         if not self.training:
             return resize(self.prediction(output.refined))
-        raw, refined = ([resize(logits) for logits in maps] for maps in (output.raw, output.refined))
+        fit = crop if self.native else resize
+        raw, refined = ([fit(logits) for logits in maps] for maps in (output.raw, output.refined))
         return Output(raw, refined, *output[2:])
 
     def padded(self, side: int) -> int:
@@ -95,6 +106,22 @@ class BatchNorm(nn.BatchNorm2d):
         return super().forward(x)
 
 
+def resized(x: Tensor, like: Tensor) -> Tensor:
+    """A map (B, C, H, W) bilinearly at the height and width of another."""
+    size = like.shape[-2:]
+    if x.shape[-2:] == size:
+        return x
+    x = F.interpolate(x, size, mode="bilinear")
+    if x.requires_grad:  # the gradient of a part of a concatenation has gaps, with which PyTorch takes 25 times as long
+        x.register_hook(_without_gaps)
+    return x
+
+
+def _without_gaps(grad: Tensor) -> Tensor:
+    layout = torch.channels_last if grad.stride(1) == 1 else torch.contiguous_format
+    return grad.contiguous(memory_format=layout)
+
+
 def heads(in_channels: int, classes: int, count: int) -> nn.ModuleList:
     """`count` 1x1 convolutions from features to logits."""
     return nn.ModuleList(nn.Conv2d(in_channels, classes, 1) for _ in range(count))
@@ -103,7 +130,7 @@ def heads(in_channels: int, classes: int, count: int) -> nn.ModuleList:
 def conv_bn_prelu(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
     """Convolution that keeps the size, batch normalization, PReLU."""
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2), nn.BatchNorm2d(out_channels), nn.PReLU()
+        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2), nn.BatchNorm2d(out_channels), PReLU()
     )
 
 

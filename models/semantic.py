@@ -26,23 +26,25 @@ class SemanticModule(nn.Module):
             *double_conv(width, 2 * width),
             nn.MaxPool2d(2),
         )
+        inner = min(width, channels)
         self.decoder = nn.Sequential(
             *double_conv(2 * width, width),
             nn.ConvTranspose2d(width, width, 2, stride=2),
-            *double_conv(width, channels),
-            nn.ConvTranspose2d(channels, channels, 2, stride=2),
+            *double_conv(width, inner),
+            nn.ConvTranspose2d(inner, channels, 2, stride=2),
         )
 
     def forward(self, scales: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Each scale (B, C, H, W) -> latents (B, 2 width, H/4, W/4) and reconstructions (B, C, H, W), scale by scale.
 
-        One pass over all scales of one size has the larger batches that devices want, and adds up fewer gradients.
+        In training, one pass over all scales of one size has the larger batches that devices want, and adds up fewer
+        gradients. Else, batches are large and memory is what counts.
         """
-        one_size = all(x.shape == scales[0].shape for x in scales)
+        one_size = self.training and all(x.shape == scales[0].shape for x in scales)
         passes = [scales] if one_size else [[x] for x in scales]
         latents, reconstructions = [], []
         for of_pass in passes:
-            x = torch.cat(tuple(of_pass))
+            x = torch.cat(tuple(of_pass)) if one_size else of_pass[0]
             height, width = x.shape[-2:]
             if height % 4 or width % 4:
                 x = F.pad(x, (0, -width % 4, 0, -height % 4), mode="replicate")
@@ -55,7 +57,7 @@ class SemanticModule(nn.Module):
     def _pass(self, layers: nn.Sequential, x: Tensor, scales: int) -> Tensor:
         """Batch normalization takes the statistics of each scale apart, as if the scales came one after the other."""
         for layer in layers:
-            if self.training and isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            if scales > 1 and self.training and isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 x = torch.cat([layer(scale) for scale in x.chunk(scales)])
             elif isinstance(layer, nn.MaxPool2d):  # to find the maxima again costs less than to keep them, as int64
                 x = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)

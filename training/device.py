@@ -43,10 +43,10 @@ class Machine:
         return str(self.dtype).removeprefix("torch.")
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The context in which networks run."""
+        """The context in which networks run. Without gradients, each weight is needed in this type but once."""
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
+        return torch.autocast(self.device.type, self.dtype, cache_enabled=torch.is_grad_enabled())
 
     def copy(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, C, H, W) on the device, in the layout that convolutions want there."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.backbone import Backbone
-from models.network import BatchNorm, Network, Output
+from models.network import BatchNorm, Network, Output, resized
 
 
 class PAN(Network):
@@ -50,15 +49,15 @@ class FeaturePyramidAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, channels, H, W)."""
-        sizes, level, levels = [x.shape[-2:]], x, []
+        level, levels, above = x, [], [x]
         for down, across in zip(self.down, self.across, strict=True):
             level = down(level)
             levels.append(across(level))
-            sizes.append(level.shape[-2:])
+            above.append(level)
         attention = 0
-        for level, size in zip(reversed(levels), reversed(sizes[:-1]), strict=True):
-            attention = _enlarge(attention + level, size)
-        return attention * self.features(x) + _enlarge(self.mean(x), x.shape[-2:])
+        for level, like in zip(reversed(levels), reversed(above[:-1]), strict=True):
+            attention = resized(attention + level, like)
+        return attention * self.features(x) + resized(self.mean(x), x)
 
 
 class GlobalAttentionUpsample(nn.Module):
@@ -73,13 +72,9 @@ class GlobalAttentionUpsample(nn.Module):
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
         """deep (B, channels, h, w), skip (B, C, H, W) -> (B, channels, H, W)."""
-        return _enlarge(deep, skip.shape[-2:]) + self.skip(skip) * self.weight(deep)
+        return resized(deep, skip) + self.skip(skip) * self.weight(deep)
 
 
 def _conv_bn_relu(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
     conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
     return nn.Sequential(conv, BatchNorm(out_channels), nn.ReLU())
-
-
-def _enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(x, size, mode="bilinear")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -12,13 +15,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import PRESETS, Config
-from losses import GuidedLoss
+from losses import GuidedLoss, at_centres
 from models import MSDualGuided, build_model, recompute_activations
 from models import backbone as backbone_module
 from models.attention import ChannelAttention, PositionAttention
 from models.backbone import BACKBONES, Backbone
 from models.kernels import blocked_attention as kernel
 from models.kernels.blocked_attention import blocked_attention, fused_attention
+from models.kernels.prelu import PReLU
+from models.network import resized
 from utils import InputError, OptionError
 
 SMALL = Config.of(backbone="resnet18")
@@ -58,6 +63,48 @@ def test_parameters_of_the_blocks():
     assert count(step.guide) == 73_792
     with torch.device("meta"):
         assert count(build_model(PRESETS["released"])) == 104_511_475 - 955_412
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(32, 70), st.integers(32, 70), st.sampled_from([1, 4, 8, 16, 32]), st.integers(0, 2**32 - 1))
+def test_a_map_is_held_against_the_centres_of_its_squares(height, width, stride, seed):
+    target = torch.from_numpy(np.random.default_rng(seed).integers(0, 5, (2, height, width)))
+    rows, columns = math.ceil(height / stride), math.ceil(width / stride)
+    found = at_centres(target, torch.empty(2, 5, rows, columns))
+    for i in range(rows):
+        for j in range(columns):
+            y, x = i * stride + stride // 2, j * stride + stride // 2
+            inside = y < height and x < width
+            assert found[:, i, j].tolist() == (target[:, y, x].tolist() if inside else [-100, -100])
+
+
+@pytest.mark.parametrize("dtype, rounding", [(torch.float64, 1e-12), (torch.bfloat16, 0.01)])
+def test_prelu_has_the_gradient_of_pytorchs(dtype, rounding):
+    torch.manual_seed(0)
+    ours, theirs = PReLU().to(torch.float64), torch.nn.PReLU().to(torch.float64)
+    x, grad = (torch.randn(2, 3, 5, 5, dtype=torch.float64) for _ in range(2))
+    x[0, 0, 0, :2] = torch.tensor([0.0, -0.0])
+    x, grad = x.to(dtype).double(), grad.to(dtype).double()
+    expected = theirs(x.requires_grad_())
+    of_theirs = torch.autograd.grad(expected, (x, theirs.weight), grad)
+    y = x.detach().to(dtype).requires_grad_()
+    found = ours.to(dtype)(y)
+    of_ours = torch.autograd.grad(found, (y, ours.weight), grad.to(dtype))
+    for a, b in zip((found, *of_ours), (expected, *of_theirs), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=rounding, atol=rounding)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_a_part_of_a_concatenation_gives_resizing_its_gradient(layout):
+    """The same as without `resized`, and in the layout of the tensors."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    like = torch.randn(2, 3, 9, 8, dtype=torch.float64).contiguous(memory_format=layout)
+    grad = torch.randn(2, 6, 9, 8, dtype=torch.float64).contiguous(memory_format=layout)
+    (expected,) = torch.autograd.grad(torch.cat([F.interpolate(x, (9, 8), mode="bilinear"), like], 1), x, grad)
+    (found,) = torch.autograd.grad(torch.cat([resized(x, like), like], 1), x, grad)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert found.is_contiguous(memory_format=layout)
 
 
 @pytest.mark.slow
@@ -199,7 +246,8 @@ def test_native_scales_at_any_size(height, width, batch):
     model = build_model(NATIVE.change(fine_decoder=True, classes=3))
     image = torch.rand(batch, 1, height, width)
     output = model.train()(image)
-    assert [x.shape for x in output.raw + output.refined] == [(batch, 3, height, width)] * 9
+    scales = [(batch, 3, math.ceil(height / stride), math.ceil(width / stride)) for stride in (4, 8, 16, 32)]
+    assert [x.shape for x in output.raw + output.refined] == [*scales, *scales, (batch, 3, height, width)]
     loss = GuidedLoss()(output, torch.zeros(batch, height, width, dtype=torch.int64)).total
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
@@ -211,8 +259,8 @@ def test_fine_decoder_predicts_by_its_own_map():
     """Eval is the last of the maps, and single pixels of Res-1's resolution show in it, which they do not at H/4."""
     torch.manual_seed(0)
     model, paper = (build_model(SMALL.change(fine_decoder=fine)).double().eval() for fine in (True, False))
-    convolutions = (64 + 64) * 64 * 9 + 64 * 32 * 9 + 32 * 16 * 9 + 16 * 5 + (64 + 32 + 16 + 5)
-    added = convolutions + 2 * (64 + 32 + 16) + 3  # batch normalization, PReLU
+    convolutions = (64 + 64) * 32 * 9 + 32 * 16 * 9 + 16 * 16 * 9 + 16 * 5 + (32 + 16 + 16 + 5)
+    added = convolutions + 2 * (32 + 16 + 16) + 3  # batch normalization, PReLU
     assert sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in paper.parameters()) == added
     image = torch.rand(1, 1, 50, 70, dtype=torch.float64)
     with torch.inference_mode():
@@ -222,7 +270,9 @@ def test_fine_decoder_predicts_by_its_own_map():
         first, scales = (torch.rand(1, 64, side, side, dtype=torch.float64) for side in (8, 4))
         changed = first.clone()
         changed[..., 3, 3] += 1
-        difference = (model.decoder([scales], changed) - model.decoder([scales], first)).abs().sum(1)[0]
+        image = torch.empty(1, 1, 16, 16)
+        before, after = (model.decoder([scales], x, image) for x in (first, changed))
+        difference = (after - before).abs().sum(1)[0]
     assert difference.shape == (16, 16)
     reach = [int(places.min()) for places in difference.nonzero().T]
     assert reach == [0, 0] and difference[-2:].max() == difference[:, -2:].max() == 0  # 3x3, 3x3, enlarged, 3x3
@@ -332,8 +382,10 @@ def test_fewer_keys_than_queries_and_the_reverse(queries, keys, block):
         torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10)
 
 
-def test_position_attention_of_bfloat16_keeps_energies_in_float32():
+@pytest.mark.parametrize("tiles", [False, True])
+def test_position_attention_of_bfloat16_keeps_energies_in_float32(monkeypatch, tiles):
     """Energies reach 184 here; rounded to bfloat16, they would make errors of 0.025 and more."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
     given_tokens = tokens(400, 3.0, torch.bfloat16)
     before = torch.get_float32_matmul_precision()
     ours = with_gradients(blocked_attention, *given_tokens)
