@@ -1,11 +1,12 @@
 """What the networks cost beside a U-Net with the same encoder, in turns: python -m benchmarks.networks
 
-Prints the medians of a training step (2 slices) and of inference (a slice) as a table.
+Prints the medians of a training step (2 slices) and of inference (a slice), and the memory of the step, as a table.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,22 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config import PRESETS, Config
+from benchmarks.run import peak, resident
+from config import NATIVE, PRESETS, Config
 from losses import GuidedLoss
 from models import build_model
 from training.device import choose_dtype
 
 MODERN = PRESETS["modern"]
-NATIVE = {"scales": "native", "key_pooling": 4}
 NETWORKS: dict[str, Config] = {
     "U-Net (`smp.Unet`, ResNet-34)": MODERN.change(model="smp.Unet"),
     "MS-Dual": MODERN,
-    "MS-Dual, native, keys pooled": MODERN.change(**NATIVE),
+    "MS-Dual, native": MODERN.change(**NATIVE),
     "MS-Dual-Guided": MODERN.change(guidance=True),
-    "MS-Dual-Guided, native": MODERN.change(guidance=True, scales="native"),
-    "MS-Dual-Guided, native, keys pooled, narrow semantic module": MODERN.change(
-        guidance=True, semantic_channels=32, **NATIVE
-    ),
+    "MS-Dual-Guided, native": MODERN.change(guidance=True, **NATIVE),
 }
 BATCH = 2
 
@@ -48,8 +46,7 @@ class Cost(NamedTuple):
 
 def measure(networks: dict[str, Config], size: int, turns: int) -> dict[str, Cost]:
     """Network -> its cost with slices (size, size). All take turns, and ratios are those of one turn."""
-    image = torch.rand(BATCH, 1, size, size).contiguous(memory_format=torch.channels_last)
-    target = torch.randint(0, 5, (BATCH, size, size))
+    image, target = _slices(size)
     models = {name: build_model(config).to(memory_format=torch.channels_last) for name, config in networks.items()}
     steps = {name: _training_step(model, image, target) for name, model in models.items()}
     steps_taken, inferences = [], []
@@ -61,11 +58,26 @@ def measure(networks: dict[str, Config], size: int, turns: int) -> dict[str, Cos
     return {name: Cost(*map(float, costs)) for name, costs in zip(models, np.transpose(medians), strict=True)}
 
 
+def peak_memory(config: Config, size: int) -> float:
+    """GiB at the most in four training steps, without the program; for a process of its own."""
+    before = resident()
+    model = build_model(config).to(memory_format=torch.channels_last)
+    step = _training_step(model, *_slices(size))
+    for _ in range(4):
+        step()
+    return peak(before)
+
+
+def _slices(size: int) -> tuple[Tensor, Tensor]:
+    image = torch.rand(BATCH, 1, size, size).contiguous(memory_format=torch.channels_last)
+    return image, torch.randint(0, 5, (BATCH, size, size))
+
+
 def _training_step(model: nn.Module, image: Tensor, target: Tensor) -> Callable[[], None]:
     criterion, optimizer = GuidedLoss(dice=MODERN.loss.dice), torch.optim.Adam(model.parameters(), fused=True)
 
     def step() -> None:
-        with _autocast():
+        with autocast():
             output = model.train()(image)
         criterion(output, target).total.backward()
         optimizer.step()
@@ -76,11 +88,12 @@ def _training_step(model: nn.Module, image: Tensor, target: Tensor) -> Callable[
 
 @torch.inference_mode()
 def _infer(model: nn.Module, image: Tensor) -> None:
-    with _autocast():
+    with autocast():
         model.eval()(image)
 
 
-def _autocast() -> torch.autocast:
+def autocast() -> torch.autocast:
+    """What main.py computes in on this machine."""
     dtype = choose_dtype("auto", torch.device("cpu"))
     return torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
 
@@ -98,11 +111,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=5)
     options = parser.parse_args(arguments)
     found = measure(NETWORKS, options.size, options.turns)
-    print("| network | training step | | inference of a slice | |\n|---|---:|---:|---:|---:|")
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        memory = {name: pool.apply(peak_memory, (config, options.size)) for name, config in NETWORKS.items()}
+    print("| network | training step | | inference of a slice | | memory |\n|---|---:|---:|---:|---:|---:|")
     for name, cost in found.items():
         print(
             f"| {name} | {cost.step:.2f} s | {cost.step_ratio:.1f}x "
-            f"| {cost.inference:.3f} s | {cost.inference_ratio:.1f}x |"
+            f"| {cost.inference:.3f} s | {cost.inference_ratio:.1f}x | {memory[name]:.2f} GiB |"
         )
 
 

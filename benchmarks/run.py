@@ -62,17 +62,17 @@ CHANNELS_LAST = {"device": DEVICE, "memory_format": torch.channels_last}
 
 def measure_step(way: str, size: int = 256, batch: int = BATCH, steps: int = 2, repeats: int = 5) -> dict[str, Any]:
     """Seconds of a training step, `repeats` times after three, and the peak of memory in GiB without the program."""
-    before = _resident()
+    before = resident()
     run_steps = _training_steps(way, size, batch, steps, ITERATIONS)
     for _ in range(3):
         run_steps()
     seconds = [_timed(run_steps) / ITERATIONS for _ in range(repeats)]
-    return {"seconds": seconds, "memory_gib": _peak(before)}
+    return {"seconds": seconds, "memory_gib": peak(before)}
 
 
 def measure_inference(way: str, slices: int = 40, size: int = 256, batch: int = BATCH) -> dict[str, Any]:
     """Seconds for the class indices of a volume with one forward pass of each slice, three times over."""
-    before = _resident()
+    before = resident()
     model = _network(way).eval()
     volume = np.random.default_rng(0).random((1, slices, size, size), np.float32)
 
@@ -84,7 +84,7 @@ def measure_inference(way: str, slices: int = 40, size: int = 256, batch: int = 
             plain.segment(model, torch.from_numpy(images[:, k : k + 1]).to(DEVICE))
 
     run(volume[:, :batch])
-    return {"seconds": [_timed(lambda: run(volume)) for _ in range(3)], "memory_gib": _peak(before)}
+    return {"seconds": [_timed(lambda: run(volume)) for _ in range(3)], "memory_gib": peak(before)}
 
 
 def measure_evaluation(way: str, repeats: int = 3) -> dict[str, Any]:
@@ -239,12 +239,13 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def _resident() -> int:
+def resident() -> int:
     """Bytes of memory that this process has now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _peak(before: int) -> float:
+def peak(before: int) -> float:
+    """GiB at the most, of a GPU or of this process without the bytes that it had `before`."""
     if DEVICE.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 2**30

@@ -13,6 +13,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -252,18 +253,23 @@ def _save(figure: Figure, path: Path, names: Sequence[str] = (), dpi: int = 150)
     """Write and close a figure, with a legend for classes of these `names`, the background first."""
     if names:
         patches = [Patch(color=color) for color in _colors(len(names))[1:]]
-        columns = min(len(patches), 6)
-        _legend(figure, patches, names[1:], loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+        options = {"loc": "outside lower center", "fontsize": 8, "frameon": False}
+        for columns in range(min(len(patches), 6), 0, -1):
+            legend = _legend(figure, patches, names[1:], ncols=columns, **options)
+            if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+                break
+            legend.remove()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
     plt.close(figure)
 
 
-def _legend(figure: Figure, handles: Sequence[Artist], names: Sequence[str], **options: Any) -> None:
+def _legend(figure: Figure, handles: Sequence[Artist], names: Sequence[str], **options: Any) -> Legend:
     """A legend with all names: matplotlib leaves out those that begin with "_" where it gets them as labels."""
     legend = figure.legend(handles, [""] * len(handles), **options)
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_text(name)
+    return legend
 
 
 @contextlib.contextmanager

@@ -66,6 +66,17 @@ def drawn(monkeypatch):
     plt.close("all")
 
 
+@pytest.mark.parametrize("width", [1, 3, 7])
+def test_the_legend_of_classes_lies_within_the_figure(tmp_path, drawn, width):
+    names = ["background", "liver", "right kidney", "left kidney", "spleen"]
+    figures._save(plt.figure(figsize=(width, 2), layout="constrained"), tmp_path / "figure.png", names)
+    (legend,) = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == names[1:]
+    extent = legend.get_window_extent()
+    assert extent.width <= drawn[0].bbox.width or width == 1
+    assert legend._ncols == {1: 1, 3: 2, 7: 4}[width]
+
+
 def test_box_plots_have_one_scale_and_hold_regions(tmp_path, drawn):
     values = {"a": {("liver", "dsc"): {"1": 95.0, "2": 90.0}, ("whole", "dsc"): {"1": 20.0, "2": float("nan")},
                     (MEAN, "dsc"): {"1": 95.0, "2": 90.0}}}  # fmt: skip

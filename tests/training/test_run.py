@@ -34,7 +34,7 @@ def test_numbered_run_folders_and_resume_of_the_newest(make_data, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     flags = ["--data", str(make_data()), *TINY]
     for _ in range(2):
-        main(parse_config([*flags, "--epochs", "1", "--preset", "quick"]))
+        main(parse_config([*flags, "--epochs", "1", "--preset", "quick", "--schedule", "plateau"]))
     assert sorted(path.name for path in Path("runs").iterdir()) == ["001-quick", "002-quick"]
     main(parse_config(["--resume", "--epochs", "2"]))
     assert [len(read_csv(Path("runs") / name / "log.csv")) for name in ("001-quick", "002-quick")] == [1, 2]
