@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, and print the table; the first network is what the others are held against."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=256, help="side of the slices in pixels")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=15)
     options = parser.parse_args(arguments)
     found = measure(NETWORKS, options.size, options.turns)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
