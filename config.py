@@ -78,17 +78,19 @@ class NetworkConfig(Group):
     """The network. Each takes the options that its constructor names; see models/__init__.py."""
 
     model: str = "ms_dual_guided"
-    """ms_dual_guided; unet, attention_unet, danet, pan, daf; Table I's daf_pam, daf_cam, daf_dual; or smp.NAME, an
-    architecture of segmentation_models.pytorch."""
+    """ms_dual_guided; unet, attention_unet, danet, pan, daf; Table I's daf_pam, daf_cam, daf_dual; smp.NAME, an
+    architecture of segmentation_models.pytorch; or your own, package.module:Class(key=value): docs/extending.md."""
     channels: Count = 1
     """Image channels. main.py sets it to what the data set has."""
     classes: Annotated[int, Range(2)] = 5
     """Classes with the background; CHAOS has five. main.py sets it to what the data set has."""
     backbone: str = "resnext101_32x4d"
-    """resnet18, 34, 50, 101 or 152, wide_resnet50_2 or 101_2, resnext50_32x4d, resnext101_32x4d, 32x8d or 64x4d; with
-    smp.NAME an encoder of that library. The paper says ResNet-101; its parameter counts are ResNeXt-101 32x4d's."""
-    pretrained: bool = False
-    """Start the backbone from ImageNet weights. The paper trains from scratch."""
+    """resnet18, 34, 50, 101 or 152, wide_resnet50_2 or 101_2, resnext50_32x4d, resnext101_32x4d, 32x8d or 64x4d;
+    timm.NAME, an encoder of timm; with smp.NAME an encoder of that library. The paper says ResNet-101; its parameter
+    counts are ResNeXt-101 32x4d's."""
+    pretrained: str = "none"
+    """What the backbone starts from: none, imagenet (weights that its library downloads), or a file with a state dict.
+    The paper trains from scratch."""
     variant: Literal["paper", "released"] = "paper"
     """Where paper and released code differ: CAM by Eq. 4 and a guiding convolution shared by the scales, or neither."""
     steps: Annotated[int, Range(1, 50)] = 2
@@ -101,6 +103,9 @@ class NetworkConfig(Group):
     scales, coarser ones pool by half as much each. The paper has none."""
     semantic_channels: Annotated[int, Range(1, 4096)] = 256
     """Channels of the semantic module's first stage; the next has twice as many. The paper has 256."""
+    norm_by_scale: bool = False
+    """The semantic module has a batch normalization for each scale. The released code has one for all, whose running
+    statistics fit no scale, so that evaluation differs from training."""
     position_attention: bool = True
     """Use position attention modules (PAM)."""
     channel_attention: bool = True
@@ -131,6 +136,8 @@ class LossConfig(Group):
     """Weight of the reconstruction errors of the semantic module."""
     dice: Weight = 0.0
     """Weight of a soft Dice loss beside each map's cross-entropy. The paper has none."""
+    loss: str = ""
+    """What replaces each map's cross-entropy: package.module:Class(key=value), of yours or of a library."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,11 @@ class OptimizationConfig(Group):
     """Validations without a better score after which the learning rate falls."""
     plateau_factor: Annotated[float, Range(0, 1, open_low=True)] = 0.5
     """What the learning rate is multiplied by then."""
+    init: Path | None = None
+    """File to start from: a checkpoint, or a state dict of any program. Weights that fit are taken, see
+    docs/training.md; the others start anew."""
+    freeze_backbone: Annotated[int, Range(0)] = 0
+    """Epochs at the start in which the backbone's weights and statistics stay as they are."""
     max_skipped: Annotated[int, Range(0)] = 10
     """Iterations of an epoch whose loss or gradient is not finite that are left out; at one more the training stops."""
 
@@ -165,6 +177,12 @@ class AugmentationConfig(Group):
 
     flip_probability: Probability = 0.5
     """Chance of a vertical flip and, drawn apart, of a horizontal flip."""
+    mirror: str = ""
+    """Classes that a left-right flip exchanges, such as "right kidney=left kidney, right lung=left lung", instead of
+    those of dataset.json. The paper exchanges none."""
+    mirror_axis: Literal["auto", "horizontal", "vertical"] = "auto"
+    """Axis of slices that runs from left to right: horizontal, where columns do. auto: what dataset.json says as
+    direction of each subject, or as mirror_axis."""
     rotation_probability: Probability = 0.5
     """Chance of a rotation."""
     rotation_degrees: Annotated[float, Range(0, 180)] = 30.0
@@ -278,7 +296,7 @@ class Config:
         for name, hint in HINTS.items():
             if not _fits(values[name], hint):
                 raise InputError(f"{name}: is of another kind, or too long")
-        paths = {name: Path(values[name]) for name in ("data", "out", "split_file") if values[name] is not None}
+        paths = {name: Path(values[name]) for name in ("data", "out", "split_file", "init") if values[name] is not None}
         return cls.of(**values | paths | {"betas": tuple(values["betas"])})
 
 
@@ -328,6 +346,7 @@ PRESETS = {
         preset="modern",
         backbone="resnet34",
         guidance=False,
+        norm_by_scale=True,
         neutral_guide=True,
         fine_decoder=True,
         dice=1.0,
@@ -345,6 +364,7 @@ PRESETS = {
         backbone="resnet18",
         steps=1,
         **NATIVE,
+        norm_by_scale=True,
         neutral_guide=True,
         fine_decoder=True,
         dice=1.0,

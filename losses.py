@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.network import Output, at_least_float32
+from models.own import build_own, in_words
+from utils import UNCOUNTED, OptionError, is_out_of_memory
 
 
 class LossTerms(NamedTuple):
@@ -34,6 +36,7 @@ class GuidedLoss(nn.Module):
 
     Args:
         alpha, beta, gamma, dice: the weights.
+        loss: what replaces the cross-entropy of a map; logits float32 (B, classes, H, W), target -> scalar.
         all_reduce: what sums a tensor over the processes that train together (`training.distributed.AllReduceSum`),
             for the sums of the Dice loss; one process needs none.
     """
@@ -44,14 +47,16 @@ class GuidedLoss(nn.Module):
         beta: float = 0.25,
         gamma: float = 0.1,
         dice: float = 0.0,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         all_reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.alpha, self.beta, self.gamma, self.dice = alpha, beta, gamma, dice
+        self.loss = loss
         self.all_reduce = all_reduce
 
     def forward(self, output: Output, target: Tensor, counted: bool = True) -> LossTerms:
-        """Output of the network and target (B, H, W), class indices; pixels of -100 do not count.
+        """Output of the network and target (B, H, W), class indices; UNCOUNTED pixels do not count.
 
         With `counted` False, the slices do not enter the sums of `dice_loss` (`ShuffledBatches.weight` is 0).
         """
@@ -71,7 +76,11 @@ class GuidedLoss(nn.Module):
 
     def of_map(self, logits: Tensor, target: Tensor, counted: bool) -> Tensor:
         """What one map (B, classes, H, W) adds to the segmentation term."""
-        loss = F.cross_entropy(logits, target)
+        if self.loss is None:
+            loss = cross_entropy(logits, target)
+        else:  # as the cross-entropy, 0 for a map of which nothing counts
+            counts = (target != UNCOUNTED).any()
+            loss = self.loss(logits, target.where(counts, 0)) * counts
         if self.dice:
             loss = loss + self.dice * dice_loss(logits, target, counted, self.all_reduce)
         return loss
@@ -80,12 +89,18 @@ class GuidedLoss(nn.Module):
 def at_centres(target: Tensor, logits: Tensor) -> Tensor:
     """The target (B, H, W) at the centres of the squares of pixels that logits stand for (`Output`): (B, h, w).
 
-    Squares whose centre lies outside of the image get -100.
+    Squares whose centre lies outside of the image are UNCOUNTED.
     """
     rows, columns = logits.shape[-2:]
     stride = 2 ** ceil(log2(target.shape[-2] / rows))  # rows = ceil(H / stride), and H is at least the largest stride
     padding = (0, columns * stride - target.shape[-1], 0, rows * stride - target.shape[-2])
-    return F.pad(target, padding, value=-100)[:, stride // 2 :: stride, stride // 2 :: stride]
+    return F.pad(target, padding, value=UNCOUNTED)[:, stride // 2 :: stride, stride // 2 :: stride]
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """The mean over the pixels that count, a scalar; 0 where none does."""
+    counted = (target != UNCOUNTED).sum().clamp(min=1)
+    return F.cross_entropy(logits, target, ignore_index=UNCOUNTED, reduction="sum") / counted
 
 
 def dice_loss(
@@ -97,7 +112,7 @@ def dice_loss(
     """1 - the mean over classes but the background of (2 sum p t + 1) / (sum p + sum t + 1), a scalar.
 
     p is the softmax of logits (B, classes, H, W), t the one-hot target (B, H, W); sums run over batch and pixels, and
-    with `all_reduce` over other processes, but not over pixels of -100, nor over slices that are not `counted`
+    with `all_reduce` over other processes, but not over UNCOUNTED pixels, nor over slices that are not `counted`
     (Drozdzal et al., 2016). The ones keep the gradient small of classes that a batch lacks.
     """
     valid = ((target >= 0) & counted).unsqueeze(1)
@@ -108,6 +123,40 @@ def dice_loss(
         sums = all_reduce(sums)
     both, of_p, of_t = sums[:, 1:]  # without the background
     return 1 - ((2 * both + 1) / (of_p + of_t + 1)).mean()
+
+
+def own_loss(text: str, classes: int) -> nn.Module | None:
+    """The loss of a class "package.module:Class(key=value, ...)"; None for an empty text. Raises OptionError."""
+    return build_own("loss", text, {"classes": classes, "ignore_index": UNCOUNTED}) if text else None
+
+
+def try_loss(text: str, loss: nn.Module, classes: int, device: torch.device) -> None:
+    """Raises OptionError where `loss`, which is already there, cannot be trained with, tried on random logits."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, classes, 32, 32, generator=generator).to(device).requires_grad_()
+    target = (torch.arange(2 * 32 * 32, device=device) % classes).view(2, 32, 32)
+    target[:, :4] = UNCOUNTED
+    before = [buffer.clone() for buffer in loss.buffers()]
+    try:
+        value = loss(logits, target.clone())
+        is_scalar = isinstance(value, Tensor) and value.shape == () and bool(value.isfinite())
+        has_gradient = is_scalar and value.requires_grad
+        grad = torch.autograd.grad(value, logits)[0] if has_gradient else torch.zeros_like(logits)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise OptionError(f"loss {text}: fails on logits (2, {classes}, 32, 32): {in_words(error)}") from None
+    unchanged = all(map(torch.equal, before, loss.buffers()))
+    faults = {
+        "must return a finite scalar": not is_scalar,
+        "has no finite gradient": not (grad.any() and grad.isfinite().all()),
+        f"must leave out the pixels whose target is {UNCOUNTED}": bool(grad[:, :, :4].any()),
+        "has weights of its own, which nothing would train": any(each.requires_grad for each in loss.parameters()),
+        "changes its buffers, which no checkpoint keeps": not unchanged,
+    }
+    for fault, holds in faults.items():
+        if holds:
+            raise OptionError(f"loss {text}: {fault}; correct it, or take another loss")
 
 
 class MeanSquaredError(torch.autograd.Function):

@@ -22,7 +22,7 @@ from metrics import format_table
 from models import check_network
 from reporting.run_report import RunReport
 from training.device import Machine, peak_memory
-from training.distributed import barrier, broadcast_statistics, distribute, from_first, on_any, process_group, rank
+from training.distributed import barrier, broadcast_statistics, from_first, on_any, process_group, rank
 from training.environment import environment
 from training.epoch import Training, train_one_epoch
 from training.memory import MemoryBudget
@@ -54,14 +54,14 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
     # ---------------------------------------------------------------- network
     budget = MemoryBudget.of(config, data.size, machine)
     network = training_network(config, machine)
-    criterion = training_loss(config.loss)
+    criterion = training_loss(config.loss, config.network.classes, machine.device)
     optimization = Optimization(network, config.optimization, len(loader), machine.dtype)
     run = Run(config, data.identity(), network, optimization)
     introduce(run, data, machine, budget)
     made_by = environment(machine)
     run.begin(made_by)
-    model = distribute(network, machine.device)
-    training = Training(model, loader, criterion, optimization, machine, config.optimization.max_skipped, stop)
+    training = Training(network, loader, criterion, optimization, machine, config.optimization.max_skipped, stop)
+    training.frozen_epochs = config.optimization.freeze_backbone
     report = RunReport(run.folder, data, len(run.progress.log))
 
     # ---------------------------------------------------------------- training

@@ -11,6 +11,10 @@ surface-distance draws surfaces between voxels and weighs them by area, so its v
 Empty masks: both empty -> NaN for every metric; exactly one empty -> DSC, VS and NSD are 0, and a distance is NaN, or
 in the worst case (`*_worst`) the diagonal of the image.
 NaN are left out of all means, and what was left out is counted (`n`, `missed`, `spurious`).
+
+Voxels that nobody annotated (IGNORED in the truth) are background in both masks, as in nnU-Net's evaluation, so the
+edge of what is annotated is a surface of both where both reach it. A class that such a truth has nowhere may lie in
+what is not annotated: every metric is NaN, as of a class that both lack.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import KDTree
+
+from utils import IGNORED
 
 Mask = NDArray[np.bool_]
 
@@ -188,15 +194,17 @@ def score_subject(
 ) -> list[dict[str, Any]]:
     """One row per foreground class, then one per region: class, missed (in the truth only), spurious, `score`'s.
 
-    prediction and target hold class indices, in arrays of one shape; class_names[0] is the background, not scored.
-    Regions are names of several classes each, scored as one class. Where there are any, "region" says of each row
-    whether it is a region's. `tolerances` are the NSD's in mm by class or region; TOLERANCE_MM for the others.
+    prediction and target hold class indices, in arrays of one shape, target also IGNORED; class_names[0] is the
+    background, not scored. Regions are names of several classes each, scored as one class. Where there are any,
+    "region" says of each row whether it is a region's. `tolerances` are the NSD's in mm by class or region;
+    TOLERANCE_MM for the others.
     """
     _check_shapes(prediction, target)
     if prediction.ndim == 3 and len(prediction) == 1:  # a slice has no face above and below
         prediction, target = prediction[0], target[0]
         spacing = None if spacing is None else spacing[1:]
-    both = np.stack([prediction, target])
+    unknown = unknown_classes(target, len(class_names))
+    both = np.stack(annotated(prediction, target))
     if both.size and not (both.min() >= 0 and both.max() < len(class_names)):
         raise ValueError(f"labels from {both.min()} to {both.max()} with {len(class_names)} class names")
     classes = list(class_names[1:])
@@ -208,12 +216,29 @@ def score_subject(
     for name, indices, is_region in scored:
         inside = _union([boxes[k - 1] for k in indices])[1:]
         belongs = np.isin(np.arange(len(class_names)), indices)
-        a, b = belongs[prediction[inside]], belongs[target[inside]]
+        a, b = belongs[both[0][inside]], belongs[both[1][inside]]
+        if unknown.issuperset(indices):
+            a = b
         found, present = bool(a.any()), bool(b.any())
         row = {"class": name, "region": is_region} if regions else {"class": name}
         row |= {"missed": present and not found, "spurious": found and not present}
         rows.append(row | score(a, b, spacing, tolerances.get(name, TOLERANCE_MM), prediction.shape))
     return rows
+
+
+def annotated(prediction: NDArray[np.integer], target: NDArray[np.integer]) -> tuple[NDArray, NDArray]:
+    """Both with background where nobody annotated the target."""
+    ignored = target == IGNORED
+    if not ignored.any():
+        return prediction, target
+    return np.where(ignored, 0, prediction), np.where(ignored, 0, target)
+
+
+def unknown_classes(target: NDArray[np.integer], classes: int) -> set[int]:
+    """The classes 1, 2, ... that a target has nowhere and that may lie in what nobody annotated of it."""
+    if not (target == IGNORED).any():
+        return set()
+    return set(range(1, classes)) - set(np.unique(target).tolist())
 
 
 def _union(boxes: Sequence[tuple[slice, ...] | None]) -> tuple[slice, ...]:

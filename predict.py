@@ -156,7 +156,7 @@ def load_ensemble(options: Options) -> Ensemble:
 
 def segment(options: Options, scan: Scan, ensemble: Ensemble, output: OutputFolder) -> Segmentation:
     """Segment a scan, and write its segmentation, its volumes, its picture, and its probabilities if wanted."""
-    probabilities = ensemble.probabilities(scan.images, scan.name)
+    probabilities = ensemble.probabilities(scan.images, scan.geometry, scan.name)
     segmentation = on_own_grid(scan, probabilities, ensemble)
     write_segmentation(options.out, segmentation, class_colors(len(segmentation.labels.names)))
     output.replace_rows("volumes.csv", scan.name, measure(segmentation))

@@ -18,6 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from data.description import parse_mirror, read_mirror
 from data.folder import check_groups, open_data
 from data.preparation import Preparation
 from data.sources import Source
@@ -55,6 +56,8 @@ class Options(ABC):
     groups: str = ""
     """Which subjects are of one patient, to keep them in one split: a .json file, {"001": "patient 1", "002":
     "patient 1"}, or a regular expression with the patient in parentheses, such as '(patient[0-9]+)_.*'."""
+    mirror: str = ""
+    """Classes that a left-right flip exchanges, such as "right kidney=left kidney, right lung=left lung"."""
     size: int | None = None
     """Crop or pad slices about their center to this many rows and columns; by default they keep their size."""
     skip_bad: bool = False
@@ -82,6 +85,9 @@ class Options(ABC):
         description = {"name": self.title, "licence": self.licence_text, "command": command}
         classes = source.classes(subjects, self.skip_bad)
         description |= self.scoring(source, classes)
+        if self.mirror:
+            with errors_begin(f"--mirror {self.mirror}"):
+                description["mirror"] = read_mirror(parse_mirror(self.mirror), tuple(classes.values()))
         if groups:
             description["groups"] = {subject: groups[subject] for subject in subjects if subject in groups}
         plan = Plan(source, split, preparation, classes, description, self.skip_bad)
@@ -273,6 +279,8 @@ class Png(NamedOptions):
     have several slices."""
     mask: str = "masks/{subject}.png"
     """Name of a mask below SOURCE."""
+    mirror_axis: Literal["horizontal", "vertical"] | None = None
+    """Axis of the pictures that runs from left to right: horizontal, where columns do."""
     key = "png"
 
     def find(self) -> Source:
@@ -290,7 +298,8 @@ class Png(NamedOptions):
 
     def scoring(self, source: Source, classes: Mapping[int, str]) -> dict[str, Any]:
         tables = source.labels.to_dict() if source.labels else {}
-        return {key: tables[key] for key in ("regions", "tolerances") if key in tables}
+        kept = {key: tables[key] for key in ("regions", "tolerances", "mirror", "mirror_axis") if key in tables}
+        return kept | ({"mirror_axis": self.mirror_axis} if self.mirror_axis else {})
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from experiments.launching import Run, check, run_all, submit_all
 from experiments.results import merged_groups, parse_rows, read_result
 from experiments.rows import IDENTITY, ROWS, field_of, own_rows, slug
 from experiments.tables import PAPER, Table
-from models import build_model, check_network
+from models import build_model, check_network, own_class
 from reporting.figures import harmless, save_boxes, save_curves
 from training.checkpoint import content_of, load_checkpoint
 from training.setup import open_data_of
@@ -175,7 +175,10 @@ def plan_runs(options: Options, rows: dict[str, list[str]], each: list[Fold], fl
                 of_seed = [] if seed is None else ["--seed", str(seed)]
                 # The row's own flags come last, so that no flag for all rows changes what a row is.
                 of_run = [*flags, "--data", str(fold.data), *split, *of_seed, *own]
-                check_network(parse_config(of_run).network)
+                config = parse_config(of_run)
+                check_network(config.network)
+                if config.loss.loss:
+                    own_class("loss", config.loss.loss)
                 runs.append(Run(row, name, options.out / "runs" / slug(row) / name, of_run))
     return runs
 
@@ -192,13 +195,13 @@ def training_seeds(text: str) -> list[int | None]:
 
 def check_data(runs: list[Run]) -> None:
     """Raises InputError where a run was trained on other slices, labels or preparation than its data set has now."""
-    data: dict[tuple[Path, Path | None], Identity] = {}
+    data: dict[tuple[Path, Path | None, str, str], Identity] = {}
     for run in runs:
         path = run.folder / "best.pt"
         if not path.exists():
             continue
         config = parse_config(run.flags)
-        key = config.data, config.split_file
+        key = config.data, config.split_file, config.augmentation.mirror, config.augmentation.mirror_axis
         if key not in data:
             data[key] = open_data_of(config).identity()
         checkpoint = load_checkpoint(path)

@@ -19,6 +19,9 @@ from typing import Any, TextIO
 
 import numpy as np
 
+IGNORED = 255  # in class indices: pixels that nobody annotated
+UNCOUNTED = -100  # in targets of training: such pixels and those that pad a batch, which losses leave out
+
 
 class InputError(ValueError):
     """A mistake in what the user gave. Its message is one line: the file, what is wrong with it, what to do."""

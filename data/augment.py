@@ -10,6 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from config import AugmentationConfig
+from data.mirror import Mirror
 
 # The largest; size and aspect are drawn evenly in their logarithm.
 SIZE, ASPECT, SHEAR, SHIFT = 1.25, 1.25**0.4, 0.1, 0.1
@@ -18,12 +19,21 @@ Transform = Callable[[np.ndarray, Image.Resampling], np.ndarray]
 
 
 def augment(
-    image: np.ndarray, target: np.ndarray, options: AugmentationConfig, rng: np.random.Generator
+    image: np.ndarray,
+    target: np.ndarray,
+    options: AugmentationConfig,
+    rng: np.random.Generator,
+    mirror: Mirror | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Image float32 (C, H, W), bilinear; target uint8 (H, W), nearest; what comes from outside is 0 in both."""
+    """Image float32 (C, H, W), bilinear; target uint8 (H, W), nearest; what comes from outside is 0 in both.
+
+    A flip along the axis of `mirror` exchanges its classes.
+    """
     for axis in (-2, -1):
         if rng.random() < options.flip_probability:
             image, target = np.flip(image, axis), np.flip(target, axis)
+            if mirror is not None and axis == mirror.axis:
+                target = mirror.exchanged[target]
     transform = draw_transform(options, rng)
     if transform is not None:
         image = np.stack([transform(channel, Image.Resampling.BILINEAR) for channel in image])

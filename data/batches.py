@@ -16,10 +16,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from data.dataset import SliceDataset
-from utils import InputError, OptionError, ceil_div
+from utils import IGNORED, UNCOUNTED, InputError, OptionError, ceil_div
 
 SHARED = Path("/dev/shm")
-IGNORED = -100  # target of pixels that pad a batch; cross-entropy leaves them out
 
 
 class ShuffledBatches:
@@ -85,7 +84,7 @@ class Batch:
     images: np.ndarray
     """float32 (B, C, H, W)."""
     targets: np.ndarray
-    """int16 (B, H, W)."""
+    """int16 (B, H, W), UNCOUNTED where pixels do not count."""
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """What a network is trained on: images, and targets in int64."""
@@ -144,9 +143,13 @@ def check_room(workers: int) -> None:
 
 
 def collate(items: list[tuple[Tensor, Tensor]]) -> Batch:
-    """Stack a batch; smaller slices are padded at the right and bottom, images with 0 and targets with IGNORED."""
+    """Stack a batch; smaller slices are padded at the right and bottom with 0.
+
+    Targets are UNCOUNTED there, and where they were IGNORED.
+    """
     height, width = (max(target.shape[axis] for _, target in items) for axis in (0, 1))
     margins = [(0, width - target.shape[1], 0, height - target.shape[0]) for _, target in items]
     images = [F.pad(image, margin) for (image, _), margin in zip(items, margins, strict=True)]
-    targets = [F.pad(target, margin, value=IGNORED) for (_, target), margin in zip(items, margins, strict=True)]
-    return Batch(torch.stack(images).numpy(), torch.stack(targets).short().numpy())
+    targets = [F.pad(target, margin, value=UNCOUNTED) for (_, target), margin in zip(items, margins, strict=True)]
+    stacked = torch.stack(targets)
+    return Batch(torch.stack(images).numpy(), stacked.where(stacked != IGNORED, UNCOUNTED).short().numpy())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from config import AugmentationConfig
 from data.augment import augment
 from data.description import Labels
+from data.mirror import Mirror
 from data.png import read_image, read_pair
 from utils import InputError
 
@@ -54,18 +55,24 @@ def digest_of(image: np.ndarray, codes: np.ndarray) -> str:
 class SliceDataset(Dataset):
     """The slices of one split, subject by subject and in the order of their numbers.
 
-    Item i is the image, float32 (channels, H, W) in [0, 1], and the target, int64 (H, W). An augmentation is drawn from
-    (seed, epoch, i) alone, so that an epoch is the same for any number of workers. Raises InputError for files that
-    have changed since they were checked.
+    Item i is the image, float32 (channels, H, W) in [0, 1], and the target, class indices int64 (H, W), IGNORED where
+    nobody annotated it. An augmentation is drawn from (seed, epoch, i) alone, so that an epoch is the same for any
+    number of workers. Raises InputError for files that have changed since they were checked.
     """
 
     def __init__(
-        self, slices: Sequence[Slice], labels: Labels, augmentation: AugmentationConfig | None = None, seed: int = 0
+        self,
+        slices: Sequence[Slice],
+        labels: Labels,
+        augmentation: AugmentationConfig | None = None,
+        seed: int = 0,
+        mirrors: Mapping[str, Mirror | None] | None = None,
     ) -> None:
         self.slices = sorted(slices, key=lambda s: (natural(s.subject), s.subject, s.number))
         self.labels = labels
         self.augmentation = augmentation
         self.seed = seed
+        self.mirrors = mirrors or {}
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -82,7 +89,7 @@ class SliceDataset(Dataset):
         target = self.labels.to_classes(mask, item.mask)
         if self.augmentation is not None:
             rng = np.random.default_rng([self.seed, self.epoch, index])
-            image, target = augment(image, target, self.augmentation, rng)
+            image, target = augment(image, target, self.augmentation, rng, self.mirrors.get(item.subject))
         return torch.from_numpy(image), torch.from_numpy(target.astype(np.int64))
 
     def picture(self, index: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,24 @@ import numpy as np
 from data.geometry import LONGEST, Geometry
 from data.png import NO_COLOR, RGB, Mask, pack_colors, unpack_color
 from data.preparation import Preparation
-from utils import InputError, errors_begin, read_json, some
+from utils import IGNORED, InputError, errors_begin, read_json, some
 
-MAX_CLASSES = 256  # targets travel as uint8
+MAX_CLASSES = IGNORED  # class indices are uint8
+UNKNOWN = 256  # no class index
+MIRROR_AXES = {"horizontal": -1, "vertical": -2}  # which axis of slices (H, W) runs from left to right
+IGNORE = "ignore"  # in the tables of dataset.json, as nnU-Net has it: what marks pixels that nobody annotated
+
+
+@dataclass(frozen=True)
+class Ignore:
+    """How pixels are marked that nobody annotated."""
+
+    code: int
+    """In masks."""
+    value: int
+    """In volumes."""
+    color: int | None = None
+    """0xRRGGBB, where masks are read by their colors."""
 
 
 @dataclass(frozen=True)
@@ -30,24 +45,38 @@ class Labels:
     """Region -> the classes that it joins. Regions are scored beside the classes; no network depends on them."""
     tolerances: dict[str, float] = field(default_factory=dict, compare=False)
     """Class or region -> distance in mm that the normalised surface Dice allows, where it is not the usual one."""
+    ignore: Ignore | None = None
+    """Of pixels that are IGNORED as class indices, where there are any; it is none of the classes."""
+    mirror: tuple[tuple[str, str], ...] = ()
+    """Pairs of classes that are each other on the other side of the body: a left-right flip exchanges them."""
+    mirror_axis: str = ""
+    """Axis of all slices that runs from left to right, one of MIRROR_AXES, where the data set says it."""
 
     @classmethod
     def indexed(cls, names: tuple[str, ...], codes: tuple[int, ...]) -> Labels:
         """Labels whose values in volumes are the class indices."""
         return cls(names, codes, tuple(range(len(names))))
 
-    def to_dict(self) -> dict[str, dict[str, Any]]:
+    def to_dict(self) -> dict[str, Any]:
         """As dataset.json holds them."""
-        tables: dict[str, dict[str, Any]] = {
+        tables: dict[str, Any] = {
             "labels": dict(zip(self.names, self.codes, strict=True)),
             "values": dict(zip(self.names, self.values, strict=True)),
         }
         if self.colors:
             tables["colors"] = dict(zip(self.names, map(unpack_color, self.colors), strict=True))
+        if self.ignore:
+            tables["labels"][IGNORE], tables["values"][IGNORE] = self.ignore.code, self.ignore.value
+            if self.ignore.color is not None:
+                tables["colors"][IGNORE] = unpack_color(self.ignore.color)
         if self.regions:
             tables["regions"] = {region: list(members) for region, members in self.regions.items()}
         if self.tolerances:
             tables["tolerances"] = dict(self.tolerances)
+        if self.mirror:
+            tables["mirror"] = [list(pair) for pair in self.mirror]
+        if self.mirror_axis:
+            tables["mirror_axis"] = self.mirror_axis
         return tables
 
     @classmethod
@@ -65,25 +94,47 @@ class Labels:
         if not isinstance(values, dict) or list(values) != list(labels):
             raise InputError("values must give each class of labels, in their order, its value in volumes")
         _check_classes(values, "values", "volumes")
-        in_order = tuple(colors[name] for name in labels) if colors else ()
-        regions = _read_regions(content.get("regions", {}), tuple(labels))
-        tolerances = _read_tolerances(content.get("tolerances", {}), (*tuple(labels)[1:], *regions))
-        return cls(tuple(labels), tuple(labels.values()), tuple(values.values()), in_order, regions, tolerances)
+        ignore = Ignore(labels[IGNORE], values[IGNORE], colors.get(IGNORE)) if IGNORE in labels else None
+        names = tuple(name for name in labels if name != IGNORE)
+        codes, in_volumes = (tuple(table[name] for name in names) for table in (labels, values))
+        in_order = tuple(colors[name] for name in names) if colors else ()
+        regions = _read_regions(content.get("regions", {}), names)
+        tolerances = _read_tolerances(content.get("tolerances", {}), (*names[1:], *regions))
+        with errors_begin("mirror"):
+            mirror = read_mirror(content.get("mirror", []), names)
+        mirror_axis = content.get("mirror_axis", "")
+        if mirror_axis not in ("", *MIRROR_AXES):
+            raise InputError('mirror_axis must be "horizontal", where columns run from left to right, or "vertical"')
+        return cls(names, codes, in_volumes, in_order, regions, tolerances, ignore, mirror, mirror_axis)
+
+    @property
+    def in_masks(self) -> dict[int, int]:
+        """Value in masks, or color where there is a table of colors -> class index, or IGNORED."""
+        known = {stored: k for k, stored in enumerate(self.colors or self.codes)}
+        if self.ignore:
+            known[self.ignore.color if self.colors else self.ignore.code] = IGNORED
+        return known
+
+    @property
+    def in_volumes(self) -> dict[int, int]:
+        """Value in volumes -> class index, or IGNORED."""
+        known = {value: k for k, value in enumerate(self.values)}
+        return known | {self.ignore.value: IGNORED} if self.ignore else known
 
     def to_classes(self, mask: Mask, path: Path) -> np.ndarray:
-        """A mask (H, W) -> class indices uint8 of the same shape.
+        """A mask (H, W) -> class indices uint8 of the same shape, IGNORED where nobody annotated it.
 
         Raises InputError for an unknown value or color, and for a mask in colors where there is no table of them.
         """
         if self.colors:
-            return _colors_to_classes(mask, self.colors, path)
+            return _colors_to_classes(mask, self.in_masks, path)
         if mask.kind == RGB:
             raise InputError(f"{path}: a mask in colors; list the color of each class under colors in dataset.json")
-        return _to_classes(mask.codes, self.codes, path, "labels")
+        return _to_classes(mask.codes, self.in_masks, path, "labels")
 
     def values_to_classes(self, values: np.ndarray, path: Path) -> np.ndarray:
-        """Volume values (D, H, W) -> class indices uint8 of the same shape. Raises InputError for an unknown value."""
-        return _to_classes(values, self.values, path, "values")
+        """The same of a volume (D, H, W). Raises InputError for an unknown value."""
+        return _to_classes(values, self.in_volumes, path, "values")
 
     def to_values(self, classes: np.ndarray) -> np.ndarray:
         """Class indices -> volume values, in the smallest unsigned type that holds all of them."""
@@ -123,9 +174,9 @@ def read_description(path: Path) -> Description:
         raise InputError(f'{path}: must hold an object such as {{"labels": {{"background": 0, "liver": 63}}}}')
     if "values" in content and "labels" not in content:
         raise InputError(f"{path}: values must give each class of labels, in their order, its value in volumes")
-    for key in ("regions", "tolerances"):
+    for key in ("regions", "tolerances", "mirror", "mirror_axis"):
         if key in content and "labels" not in content and "colors" not in content:
-            raise InputError(f"{path}: {key} names classes; list all classes with their values under labels, too")
+            raise InputError(f"{path}: {key} needs classes; list all classes with their values under labels, too")
     with errors_begin(path):
         labels = Labels.from_dict(content) if "labels" in content or "colors" in content else None
         groups = parse_groups(content.get("groups", {}))
@@ -161,25 +212,16 @@ def _check_classes(labels: Any, key: str, where: str) -> None:
     example = '{"background": 0, "liver": 63}'
     if not isinstance(labels, dict) or not all(type(code) is int and 0 <= code < 2**16 for code in labels.values()):
         raise InputError(f"{key} must give each class its value in the {where}, 0 to 65535, such as {example}")
-    names, codes = tuple(labels), tuple(labels.values())
+    names, codes = [name for name in labels if name != IGNORE], tuple(labels.values())
     if not 2 <= len(names) <= MAX_CLASSES or names[0] != "background":
         raise InputError(f"{key} must be 2 to {MAX_CLASSES} classes, the first called background, such as {example}")
     for name in names:
         if not name.strip() or not name.isprintable():
             raise InputError(f"{key}: the class name {name!r} is no printable text; choose another")
+        if name.strip().lower() == IGNORE:
+            raise InputError(f"{key}: {name!r} must be called {IGNORE} to mark pixels that nobody annotated; rename it")
     if len(set(codes)) < len(codes):
         raise InputError(f"{key} gives two classes the same value; each needs its own")
-    refuse_ignore(names)
-
-
-def refuse_ignore(names: Iterable[str]) -> None:
-    """Raises InputError for a class called ignore: pixels that nobody annotated are no class."""
-    for name in names:
-        if name.strip().lower() == "ignore":
-            raise InputError(
-                f"the label {name!r} marks pixels that nobody annotated, which cannot be left out of training or test; "
-                "correct the masks to hold a class there, or leave out the subjects that have it, and remove the label"
-            )
 
 
 def _read_regions(regions: Any, classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -192,6 +234,8 @@ def _read_regions(regions: Any, classes: Sequence[str]) -> dict[str, tuple[str, 
             raise InputError(f"regions: the name {region!r} is no printable text; choose another")
         if region in classes:
             raise InputError(f"regions: a class is called {region!r}, too; choose another name for the region")
+        if region == IGNORE:
+            raise InputError(f"regions: {IGNORE} marks pixels that nobody annotated; give it one value, or rename it")
         for name in joined:
             if name not in classes[1:]:
                 raise InputError(f"regions: {region!r} joins {name!r}; choose from the classes {some(classes[1:], 20)}")
@@ -208,6 +252,25 @@ def _read_tolerances(tolerances: Any, names: Sequence[str]) -> dict[str, float]:
         if name not in names:
             raise InputError(f"tolerances: {name!r} is no class or region; choose from {some(names, 20)}")
     return {name: float(distance) for name, distance in tolerances.items()}
+
+
+def parse_mirror(text: str) -> list[list[str]]:
+    """ "a=b, c=d" -> [["a", "b"], ["c", "d"]], for `read_mirror`."""
+    return [[name.strip() for name in pair.split("=")] for pair in text.split(",")]
+
+
+def read_mirror(pairs: Any, classes: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Pairs in the order of their classes, from JSON; `classes` are all, the background first. Raises InputError."""
+    if not isinstance(pairs, list) or not all(is_list_of_names(pair) and len(pair) == 2 for pair in pairs):
+        raise InputError('must be pairs of two classes that a left-right flip exchanges, such as [["right", "left"]]')
+    named = [name for pair in pairs for name in pair]
+    for name in named:
+        if name not in classes[1:]:
+            raise InputError(f"{name!r} is no class; choose from {some(classes[1:], 20)}")
+        if named.count(name) > 1:
+            raise InputError(f"{name!r} is in two pairs; a class must be in one")
+    in_order = (sorted(pair, key=classes.index) for pair in pairs)
+    return tuple((first, second) for first, second in sorted(in_order, key=lambda pair: classes.index(pair[0])))
 
 
 def parse_groups(groups: Any) -> dict[str, str]:
@@ -233,12 +296,12 @@ def _is_color(color: Any) -> bool:
     return isinstance(color, list) and len(color) == 3 and all(type(part) is int and 0 <= part < 256 for part in color)
 
 
-def _to_classes(stored: np.ndarray, known: tuple[int, ...], path: Path, key: str) -> np.ndarray:
+def _to_classes(stored: np.ndarray, known: dict[int, int], path: Path, key: str) -> np.ndarray:
     """Stored values -> class indices; `key` is where dataset.json lists the `known` ones."""
-    table = np.full(max(int(stored.max()), *known) + 1, MAX_CLASSES, np.uint16)
-    table[list(known)] = range(len(known))
+    table = np.full(max(int(stored.max()), *known) + 1, UNKNOWN, np.uint16)
+    table[list(known)] = list(known.values())
     classes = table[stored]
-    if (classes == MAX_CLASSES).any():
+    if (classes == UNKNOWN).any():
         value, where = _first_unknown(classes, stored)
         raise InputError(
             f"{path}: unknown mask value {value} {where}; "
@@ -247,14 +310,14 @@ def _to_classes(stored: np.ndarray, known: tuple[int, ...], path: Path, key: str
     return classes.astype(np.uint8)
 
 
-def _colors_to_classes(mask: Mask, known: tuple[int, ...], path: Path) -> np.ndarray:
+def _colors_to_classes(mask: Mask, known: dict[int, int], path: Path) -> np.ndarray:
     colors = mask.codes if mask.kind == RGB else mask.palette
-    order = np.argsort(known)
-    place = np.searchsorted(np.array(known)[order], colors).clip(max=len(known) - 1)
-    classes = np.where(np.array(known)[order][place] == colors, order[place], MAX_CLASSES)
+    in_order, indices = np.array(sorted(known.items())).T
+    place = np.searchsorted(in_order, colors).clip(max=len(known) - 1)
+    classes = np.where(in_order[place] == colors, indices[place], UNKNOWN)
     if mask.kind != RGB:
         classes = classes[mask.codes]
-    if (classes == MAX_CLASSES).any():
+    if (classes == UNKNOWN).any():
         color, where = _first_unknown(classes, mask.colors_of(mask.codes))
         shown = "between those of 8 bits" if color == NO_COLOR else unpack_color(color)
         raise InputError(
@@ -266,7 +329,7 @@ def _colors_to_classes(mask: Mask, known: tuple[int, ...], path: Path) -> np.nda
 
 def _first_unknown(classes: np.ndarray, stored: np.ndarray) -> tuple[int, str]:
     """The first stored value that is of no class; and where it is, and how often."""
-    value = stored[classes == MAX_CLASSES][0]
+    value = stored[classes == UNKNOWN][0]
     axes = ("slice", "row", "column")[-stored.ndim :]
     position = ", ".join(f"{axis} {k}" for axis, k in zip(axes, np.argwhere(stored == value)[0], strict=True))
     return int(value), f"at {position} ({(stored == value).sum()} pixels)"

@@ -22,11 +22,12 @@ from data.dataset import Slice, SliceDataset, digest_of, natural
 from data.description import Description, Labels, is_list_of_names, read_description
 from data.geometry import Geometry
 from data.masks import MaskValues, check_background, check_colors, extremes
+from data.mirror import mirror_of
 from data.notes import Brightness, class_notes, group_notes, image_notes, lost_notes, number_notes, plane_notes
 from data.png import read_mask, read_pair
 from data.preparation import Preparation
 from data.volumes import MAX_SPAN
-from utils import LONGEST_NAME, InputError, errors_begin, printable, some
+from utils import IGNORED, LONGEST_NAME, InputError, errors_begin, printable, some
 
 SPLITS = ("train", "val", "test")
 LONGEST_SUBJECT = LONGEST_NAME - len(".nii.gz")  # as the name of a segmentation
@@ -72,9 +73,11 @@ class Identity:
 
     def difference(self, other: Identity) -> str | None:
         """The first thing in which another data set differs, in words."""
+        mirrors = [(each.labels.mirror, each.labels.mirror_axis) for each in (self, other)]
         parts = {
             "training slices": self.training != other.training,
             "validation or test slices": (self.validation, self.test) != (other.validation, other.test),
+            "mirrored classes (mirror or mirror_axis)": mirrors[0] != mirrors[1],
             "classes": replace(self.labels, values=()) != replace(other.labels, values=()),
             "label values": self.labels.values != other.labels.values,
             "preparation": self.preparation != other.preparation,
@@ -109,8 +112,17 @@ class DataFolder:
     """Subject -> group, such as the patient, as dataset.json says; one that is not named is a group of its own."""
 
     def dataset(self, split: str, augmentation: AugmentationConfig | None = None, seed: int = 0) -> SliceDataset:
-        """The slices of `split` as a dataset."""
-        return SliceDataset(self.splits[split], self.labels, augmentation, seed)
+        """The slices of `split` as a dataset.
+
+        Raises InputError where flips exchange classes, but it is not known along which axis of the slices.
+        """
+        mirrors = {}
+        remedy = "; give its direction or mirror_axis (horizontal: columns run from left to right; vertical: rows do)"
+        if self.labels.mirror and augmentation is not None and augmentation.flip_probability:
+            for subject in {item.subject: None for item in self.splits[split]}:
+                with errors_begin(f"subject {subject}", remedy):
+                    mirrors[subject] = mirror_of(self.labels, self.geometry[subject])
+        return SliceDataset(self.splits[split], self.labels, augmentation, seed, mirrors)
 
     def classes_of(self) -> dict[str, set[int]]:
         """Subject -> indices of the classes that its masks hold, without the background."""
@@ -144,8 +156,9 @@ def open_data(
     Raises InputError, naming the file and the remedy, for: a missing folder, an empty split, an image without its mask
     or the reverse, a slice named twice (slice_1 and slice_01), a subject or a group in two splits, a file that is no
     readable PNG, sizes that differ between image and mask or within a subject, numbers of channels that differ, mask
-    values or colors that are unknown or cannot be told apart without dataset.json, validation masks that are all
-    background, and a dataset.json that is not as this module wants it, or gives another size than the slices have.
+    values or colors that are unknown or cannot be told apart without dataset.json, training masks without an annotated
+    pixel, validation masks that hold no class, and a dataset.json that is not as this module wants it, or gives another
+    size than the slices have.
     """
     described = read_description(root / "dataset.json")
     found, notes = _list_splits(root, splits)
@@ -169,6 +182,8 @@ def open_data(
     labels = described.labels or infer_labels(masks, root)
     classes = {item: scan.mask.classes(labels) for item, scan in scans.items()}
     _check_classes(classes, labels)
+    if "train" in found and all(classes[item] == {IGNORED} for item in found["train"]):
+        raise InputError(f"{root}: no pixel of the training subjects is annotated; correct their masks, or split anew")
     if "val" in found:
         _check_validation([classes[item] for item in found["val"]], root)
     notes += class_notes(found, classes, labels.names)
@@ -214,7 +229,7 @@ def _scan(item: Slice, in_colors: bool) -> _Scan:
 
 def _checked(item: Slice, scan: _Scan, classes: set[int | None]) -> Slice:
     """A slice with what is known of it."""
-    return item._replace(shape=scan.shape, digest=scan.digest, classes=tuple(sorted(classes - {0})))
+    return item._replace(shape=scan.shape, digest=scan.digest, classes=tuple(sorted(classes - {0, IGNORED})))
 
 
 def _list_splits(root: Path, splits: Sequence[str]) -> tuple[dict[str, list[Slice]], list[str]]:
@@ -404,9 +419,10 @@ def _check_channel_names(names: Sequence[str], channels: int, root: Path) -> Non
 
 def _check_validation(classes: Sequence[set[int | None]], root: Path) -> None:
     """The validation slices hold a class, or no epoch could be told from another."""
-    if all(found == {0} for found in classes):
+    if all(found <= {0, IGNORED} for found in classes):
+        kind = "not annotated or background" if any(IGNORED in found for found in classes) else "background"
         raise InputError(
-            f"{root}: all masks of the validation subjects are background, so no epoch could be told from another; "
+            f"{root}: all masks of the validation subjects are {kind}, so no epoch could be told from another; "
             "validate on a subject that has a class"
         )
 

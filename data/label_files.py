@@ -36,7 +36,7 @@ class LabelVolume(NamedTuple):
 
     path: Path
     image: sitk.Image
-    """uint8; of what is not known about the place, as `data.volumes.to_scan` has it."""
+    """uint8, truth also IGNORED; of what is not known about the place, as `data.volumes.to_scan` has it."""
     geometry: Geometry
     """Of slices, the way to their scan; of volumes, their spacing."""
     numbers: tuple[int, ...] = ()

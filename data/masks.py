@@ -32,14 +32,13 @@ class MaskValues(NamedTuple):
         values, counts = np.unique(mask.codes, return_counts=True)
         values = values[np.argsort(-counts, kind="stable")]
         if mask.kind == RGB:
-            values = values[: MAX_CLASSES + 1]
+            values = values[: MAX_CLASSES + 2]
         return cls(path, mask.kind, dict(zip(values.tolist(), mask.colors_of(values).tolist(), strict=True)))
 
     def classes(self, labels: Labels) -> set[int | None]:
-        """The class indices in the mask; None among them where a value or color is unknown."""
-        known, found = (labels.colors, self.colors.values()) if labels.colors else (labels.codes, self.colors)
-        index = {value: k for k, value in enumerate(known)}
-        return {index.get(value) for value in found}
+        """The class indices in the mask, and IGNORED; None among them where a value or color is unknown."""
+        known, found = labels.in_masks, self.colors.values() if labels.colors else self.colors
+        return {known.get(value) for value in found}
 
     def shown(self) -> str:
         """The values in words."""

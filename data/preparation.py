@@ -106,14 +106,15 @@ class Preparation:
         """Whether it is for pictures: their values and colors stay."""
         return self.normalize == "none"
 
-    def fit(self, pictures: np.ndarray) -> np.ndarray:
-        """Pictures (D, H, W) or (D, H, W, 3), of any type, cropped or padded with 0 about their center to `size`."""
+    def fit(self, pictures: np.ndarray, outside: int = 0) -> np.ndarray:
+        """Pictures (D, H, W) or (D, H, W, 3), of any type, cropped or padded about their center to `size`."""
         if self.size is None:
             return pictures
         for axis in (1, 2):
             first = (pictures.shape[axis] - self.size) // 2
             before, after = max(0, -first), max(0, first + self.size - pictures.shape[axis])
-            padded = np.pad(pictures, [(before, after) if k == axis else (0, 0) for k in range(pictures.ndim)])
+            margins = [(before, after) if k == axis else (0, 0) for k in range(pictures.ndim)]
+            padded = np.pad(pictures, margins, constant_values=outside)
             pictures = padded.take(range(max(0, first), max(0, first) + self.size), axis)
         return pictures
 

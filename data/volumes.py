@@ -23,7 +23,7 @@ MAX_SPAN = 10_000  # slices; numbers further apart are dates or the like
 
 
 class Volume(NamedTuple):
-    """A subject's segmentation and truth: class indices, uint8 (slices, H, W)."""
+    """A subject's segmentation and truth: class indices, uint8 (slices, H, W); truth may be IGNORED."""
 
     subject: str
     prediction: np.ndarray
@@ -96,7 +96,12 @@ def axis_code(image: sitk.Image) -> str:
 
     It does not depend on the order in which the axes are stored, also where they lie askew, unlike ITK's.
     """
-    direction = ASKEW @ np.reshape(image.GetDirection(), (3, 3))
+    return code_of(image.GetDirection())
+
+
+def code_of(axes: Sequence[float]) -> str:
+    """The same of axes as nine numbers, row by row."""
+    direction = ASKEW @ np.reshape(axes, (3, 3))
     body = max(permutations(range(3)), key=lambda axes: np.abs(direction[axes, range(3)]).sum())
     return "".join(BODY[axis][int(direction[axis, k] < 0)] for k, axis in enumerate(body))
 

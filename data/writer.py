@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from data.description import IGNORE
 from data.folder import DataFolder, check_subject, open_data
 from data.geometry import Geometry
 from data.png import read_mask
@@ -21,6 +22,7 @@ from data.preparation import Preparation
 from data.sources import Source
 from data.splits import Split
 from utils import (
+    IGNORED,
     InputError,
     aligned_columns,
     errors_begin,
@@ -41,7 +43,7 @@ class Plan:
     """The subjects of train, val and test."""
     preparation: Preparation
     classes: Mapping[int, str]
-    """Label value -> name, the background first."""
+    """Label value -> name, the background first; IGNORE is none of the classes."""
     description: Mapping[str, Any]
     """What dataset.json says besides: name, licence, command, regions, tolerances, groups."""
     skip_bad: bool = False
@@ -51,12 +53,13 @@ class Plan:
     def codes(self) -> dict[int, int]:
         """Label value -> value in masks: spread over 0 to 252 to be seen; those of four organs are CHAOS's.
 
-        Masks of pictures keep their values.
+        That of IGNORE is 255. Masks of pictures keep their values.
         """
         if self.preparation.of_pictures:
             return {value: value for value in self.classes}
-        step = 252 // (len(self.classes) - 1)
-        return {value: k * step for k, value in enumerate(self.classes)}
+        classes = [value for value, name in self.classes.items() if name != IGNORE]
+        step = 252 // (len(classes) - 1)
+        return dict.fromkeys(self.classes, 255) | {value: k * step for k, value in enumerate(classes)}
 
     def content(self, subjects: dict[str, Any], channels: Sequence[str]) -> dict[str, Any]:
         """The dataset.json of those `subjects` (name -> entry) that have been written, with names of their channels."""
@@ -131,9 +134,10 @@ def _check_free(out: Path) -> None:
 def _check_names(plan: Plan) -> None:
     """What classes and subjects are called, and how many classes there are, must fit into the layout."""
     classes = plan.classes
-    if not 2 <= len(classes) <= 253:
-        raise InputError(f"{len(classes)} classes: a mask has grey values for 2 to 253, the background among them")
     names = list(classes.values())
+    count = len(names) - names.count(IGNORE)
+    if not 2 <= count <= 253:
+        raise InputError(f"{count} classes: a mask has grey values for 2 to 253, the background among them")
     for value, name in classes.items():
         if names.count(name) > 1 or not name.strip() or not name.isprintable() or not 0 <= value < 2**16:
             raise InputError(
@@ -216,25 +220,28 @@ def _write_subject(folder: Path, subject: str, plan: Plan) -> _Written:
     channels = sum(3 if pixels.ndim == 4 else 1 for pixels in images)
     entry = geometry.to_dict() | {"files": case.files}
     left = set(np.unique(label).tolist())
-    lost = [name for value, name in plan.classes.items() if value not in left and case.has(value)]
+    vanished = [name for value, name in plan.classes.items() if value not in left and case.has(value)]
+    lost = [name for name in vanished if name != IGNORE]
     if lost:
         entry["lost"] = lost
     return _Written(entry, channels, case.channels)
 
 
 def describe(data: DataFolder) -> str:
-    """A line for each subject: split, slices, size (columns x rows), spacing in mm, voxels of each class.
+    """A line for each subject: split, slices, size (columns x rows), spacing in mm, voxels of each class, and IGNORED.
 
     Where there are groups, a last line says how many.
     """
-    names = data.labels.names[1:]
-    lines = [["split", "subject", "slices", "size", "spacing mm", *names]]
+    columns = dict(enumerate(data.labels.names[1:], 1))
+    if data.labels.ignore:
+        columns[IGNORED] = IGNORE
+    lines = [["split", "subject", "slices", "size", "spacing mm", *columns.values()]]
     for split in data.splits:
         dataset = data.dataset(split)
         for subject, indices in dataset.subjects().items():
             paths = [dataset.slices[index].mask for index in indices]
             masks = np.stack([data.labels.to_classes(read_mask(path), path) for path in paths])
-            counts = np.bincount(masks.ravel(), minlength=len(names) + 1)[1:]
+            counts = np.bincount(masks.ravel(), minlength=IGNORED + 1)[list(columns)]
             spacing = data.geometry[subject].spacing
             grid = [f"{masks.shape[2]}x{masks.shape[1]}", "x".join(f"{s:.4g}" for s in spacing) if spacing else "-"]
             lines.append([split, subject, str(len(indices)), *grid, *(f"{count:,}" for count in counts)])

@@ -169,14 +169,14 @@ class Evaluation:
         Raises InputError where files are damaged, hold unknown values, or lie in different spaces.
         """
         sides = []
-        for source, files in (
-            (self.sources.predictions, self.predictions[subject]),
-            (self.sources.truth, self.truths[subject]),
+        for source, files, labels in (
+            (self.sources.predictions, self.predictions[subject], replace(self.labels, ignore=None)),
+            (self.sources.truth, self.truths[subject], self.labels),
         ):
             described = Description()
             if isinstance(files, dict) and description_beside(source).exists():
                 described = read_description(description_beside(source))
-            sides.append(read_classes(files, subject, self.labels, described))
+            sides.append(read_classes(files, subject, labels, described))
         return compare(subject, *sides)
 
     def pictures(self, compared: Compared) -> np.ndarray:

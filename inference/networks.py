@@ -12,12 +12,14 @@ from torch import nn
 
 from config import Config
 from data.folder import Identity
+from data.geometry import Geometry
+from data.mirror import mirror_of
 from data.volumes import largest_components
 from inference.segmentation import not_finite, segment_volume
-from models import build_model
+from models import NETWORKS, build_model, is_own, own_file
 from training.checkpoint import check_weights, content_of, load_checkpoint
 from training.device import Machine
-from utils import InputError
+from utils import InputError, errors_begin
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,17 @@ class Ensemble:
         """Of the data set of the first network: `_shared` says what of it those of the others have, too."""
         return self.networks[0].identity
 
-    def probabilities(self, images: np.ndarray, name: str) -> np.ndarray:
+    def probabilities(self, images: np.ndarray, geometry: Geometry, name: str) -> np.ndarray:
         """Images float32 (channels, D, H, W) in [0, 1] -> class probabilities float32 (classes, D, H, W).
 
-        Raises FloatingPointError, with the scan's `name`, where a network gives values that are not finite.
+        Raises, with the scan's `name`, FloatingPointError where a network gives values that are not finite, InputError
+        where flips exchange classes, but it is not known along which axis of its slices.
         """
-        models = [network.model for network in self.networks]
-        probabilities = segment_volume(models, images, self.batch_size, self.machine, self.flips)
+        models, mirror = [network.model for network in self.networks], None
+        if self.flips:
+            with errors_begin(f"--tta: {name}", "; give the direction of slices in their dataset.json, or omit --tta"):
+                mirror = mirror_of(self.identity.labels, geometry)
+        probabilities = segment_volume(models, images, self.batch_size, self.machine, self.flips, mirror)
         if not np.isfinite(probabilities).all():
             raise not_finite(name, [network.path for network in self.networks])
         return probabilities
@@ -92,15 +98,21 @@ def load_network(path: Path, device: torch.device) -> TrainedNetwork:
     """The network of a checkpoint. Raises InputError for a file that is no checkpoint of main.py."""
     checkpoint = load_checkpoint(path, device)
     with content_of(path):
-        config = Config.from_dict(checkpoint["config"]).change(pretrained=False)
+        config = Config.from_dict(checkpoint["config"])
         identity = Identity.from_dict(checkpoint["data"])
         if len(identity.labels.names) != config.network.classes:
             raise ValueError(f"{len(identity.labels.names)} labels for {config.network.classes} classes")
         weights = checkpoint["model"]
-        if not config.network.model.startswith("smp."):  # whose encoders cannot all be built without memory
+        plain = config.network.model in NETWORKS and not config.network.backbone.startswith("timm.")
+        if plain:  # others cannot all be built without memory
             with torch.device("meta"):
                 check_weights(build_model(config), weights)
+    own = is_own(config.network.model)
+    with errors_begin(path) if own else content_of(path):
+        if own:
+            print(f"{path}: the network {config.network.model} is of {own_file(config.network.model)}", flush=True)
         model = build_model(config)
+    with content_of(path):
         check_weights(model, weights)
         model.load_state_dict(dict(weights))
     model = model.to(device, memory_format=torch.channels_last).eval()

@@ -12,10 +12,12 @@ from torch import nn
 from config import EvaluationConfig
 from data.batches import SubjectBatches, slice_loader
 from data.dataset import SliceDataset
+from data.mirror import Mirror
 from data.volumes import Volume, assemble, largest_components
 from training.device import Machine
 from training.distributed import gather, shard
 from training.epoch import progress
+from utils import IGNORED, UNCOUNTED
 
 
 def segment_split(
@@ -47,7 +49,7 @@ def segment_subjects(
             logits = model(machine.copy(image))
         finite = finite and bool(logits.isfinite().all())
         predictions.extend(logits.argmax(1).to("cpu", torch.uint8).numpy())
-        targets.extend(target.to(torch.uint8).numpy())
+        targets.extend(target.where(target != UNCOUNTED, IGNORED).to(torch.uint8).numpy())
         subject = waiting[0]  # a batch has slices of one subject only
         if len(predictions) == len(indices_of[subject]):
             numbers = [dataset.slices[index].number for index in indices_of[subject]]
@@ -77,12 +79,17 @@ def not_finite(what: str, checkpoints: Sequence[Path]) -> FloatingPointError:
 
 @torch.inference_mode()
 def segment_volume(
-    models: Sequence[nn.Module], images: np.ndarray, batch_size: int, machine: Machine, flips: bool
+    models: Sequence[nn.Module],
+    images: np.ndarray,
+    batch_size: int,
+    machine: Machine,
+    flips: bool,
+    mirror: Mirror | None = None,
 ) -> np.ndarray:
     """Images float32 (channels, D, H, W) -> class probabilities float32 (classes, D, H, W).
 
     They are the mean over `models` (in eval mode) and, with `flips`, over the slices flipped along neither, either and
-    both of their axes.
+    both of their axes. What a flip along the axis of `mirror` has exchanged is exchanged back.
     """
     turns = [(), (-1,), (-2,), (-2, -1)] if flips else [()]
     slices = torch.from_numpy(np.ascontiguousarray(images)).transpose(0, 1)
@@ -94,7 +101,10 @@ def segment_volume(
             for axes in turns:
                 with machine.autocast():
                     logits = model(batch.flip(axes))
-                total = total + logits.float().softmax(1).flip(axes).cpu()
+                flipped_back = logits.float().softmax(1).flip(axes).cpu()
+                if mirror is not None and mirror.axis in axes:
+                    flipped_back = flipped_back[:, mirror.exchanged[: logits.shape[1]].tolist()]
+                total = total + flipped_back
         if probabilities is None:
             probabilities = torch.empty(total.shape[1], *slices[:, 0].shape)
         torch.div(total.transpose(0, 1), len(models) * len(turns), out=probabilities[:, at : at + batch_size])

@@ -27,6 +27,7 @@ class StepOptions:
     guidance: bool
     encoder_decoder: bool
     semantic_channels: int
+    norm_by_scale: bool
 
 
 class RefinementStep(nn.Module):
@@ -46,7 +47,9 @@ class RefinementStep(nn.Module):
                 AttentionLayer(width, WIDTH, ChannelAttention(options.variant)) for _ in range(SCALES)
             )
         if options.guidance:
-            self.semantic = SemanticModule(width, options.semantic_channels) if options.encoder_decoder else Identity()
+            norms = SCALES if options.norm_by_scale else 0
+            semantic = SemanticModule(width, options.semantic_channels, norms)
+            self.semantic = semantic if options.encoder_decoder else Identity()
             shared = options.variant == "paper"
             self.guide = layers(nn.Conv2d(width, WIDTH, 3, padding=1) for _ in range(1 if shared else SCALES))
         self.project = layers(nn.Conv2d(WIDTH, WIDTH, 1) for _ in range(SCALES))
@@ -103,13 +106,14 @@ class MSDualGuided(MultiScale):
 
     Args:
         channels, classes: of the image, and of the target with the background.
-        backbone, pretrained: see `models.backbone.Backbone`.
+        backbone: see `models.backbone.build_backbone`.
         steps: refinement steps, at least 1.
         scales: "quarter" enlarges all scales to H/4, as the paper does; "native" refines each at its own resolution,
             with F_MS averaged down to it.
         key_pooling: position attention at H/4 takes its keys and values from means over squares of this side; at
             native scales each coarser one pools by half as much, at least 1.
         semantic_channels: of the semantic module's first stage; 256 in the paper.
+        norm_by_scale: the semantic module has a batch normalization for each scale, as `SemanticModule` says.
         position_attention, channel_attention: the two halves of a step; at least one.
         guidance: the semantic module, its guiding convolution and its losses; without it the paper's MS-Dual.
         encoder_decoder: False replaces the semantic module by the direct distance ("dist" in Table II).
@@ -129,11 +133,11 @@ class MSDualGuided(MultiScale):
         channels: int = 1,
         classes: int = 5,
         backbone: str = "resnext101_32x4d",
-        pretrained: bool = False,
         steps: int = 2,
         scales: str = "quarter",
         key_pooling: int = 1,
         semantic_channels: int = 256,
+        norm_by_scale: bool = False,
         position_attention: bool = True,
         channel_attention: bool = True,
         guidance: bool = True,
@@ -152,17 +156,24 @@ class MSDualGuided(MultiScale):
         native = scales == "native"
         pooling = [max(1, key_pooling // 2**k) if native else key_pooling for k in range(SCALES)]
         options = StepOptions(
-            variant, position_attention, channel_attention, pooling, guidance, encoder_decoder, semantic_channels
+            variant,
+            position_attention,
+            channel_attention,
+            pooling,
+            guidance,
+            encoder_decoder,
+            semantic_channels,
+            norm_by_scale,
         )
         # The first step has no heads of its own unless it is the last.
         supervised_steps = max(steps - 1, 1) if deep_supervision else 1
 
-        super().__init__(channels, backbone, pretrained, native)
+        super().__init__(channels, backbone, native)
         self.steps = nn.ModuleList(RefinementStep(options) for _ in range(steps))
         self.raw_heads = heads(WIDTH, classes, SCALES) if deep_supervision else None
         self.refined_heads = nn.ModuleList(heads(WIDTH, classes, SCALES) for _ in range(supervised_steps))
         self.decoder = FineDecoder(self.backbone.channels[0], classes) if fine_decoder else None
-        self.initialize(keep=self.backbone if pretrained else None)
+        self.initialize()
         if guidance and neutral_guide:
             for step in self.steps:
                 for guide in step.guide:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.backbone import Backbone
+from models.backbone import build_backbone
 from models.network import Network, conv_bn_prelu, resized
 
 SCALES = 4  # Res-2 to Res-5
@@ -20,27 +20,29 @@ class MultiScale(Network):
     batch normalization refuses for a single image.
 
     Args:
-        channels, backbone, pretrained: see `models.backbone.Backbone`.
+        channels, backbone: see `models.backbone.build_backbone`.
         native: each scale keeps its own resolution, H/4 to H/32, also in the losses; else all are enlarged to H/4, as
             in the paper.
     """
 
     multiple, smallest = 16, 48
 
-    def __init__(self, channels: int, backbone: str, pretrained: bool, native: bool = False) -> None:
+    def __init__(self, channels: int, backbone: str, native: bool = False) -> None:
         super().__init__()
         self.native = native
         if native:  # so that a position of the coarsest map, too, stands for a square of whole pixels
             self.multiple, self.smallest = 32, 64
-        self.backbone = Backbone(backbone, channels, pretrained)
-        self.reduce = nn.ModuleList(conv_bn_prelu(width, WIDTH, 1) for width in self.backbone.channels[1:])
+        self.backbone = build_backbone(backbone, channels)
+        self.pad_for(self.backbone)
+        self.reduce = nn.ModuleList(conv_bn_prelu(width, WIDTH, 1) for width in self.backbone.channels[-SCALES:])
         self.fuse = nn.Sequential(
             conv_bn_prelu(SCALES * WIDTH, WIDTH, 3), conv_bn_prelu(WIDTH, WIDTH, 3), conv_bn_prelu(WIDTH, WIDTH, 1)
         )
 
     def features(self, image: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """F'_1..F'_4 and F_MS at the resolution of each, (B, 64, H_s, W_s), and Res-1, (B, 64, H/2, W/2)."""
-        first, *maps = self.backbone(image)
+        """F'_1..F'_4 and F_MS at the resolution of each, (B, 64, H_s, W_s), and the backbone's finest map."""
+        found = self.backbone(image)
+        first, maps = found[0], found[-SCALES:]
         reduced = [reduce(x) for reduce, x in zip(self.reduce, maps, strict=True)]
         enlarged = [resized(x, reduced[0]) for x in reduced]
         fused = self.fuse(torch.cat(enlarged[::-1], 1))

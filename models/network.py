@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -83,9 +85,19 @@ class Network(nn.Module):
         """The length to which a side of the image is padded, in pixels."""
         return max(self.smallest, ceil_div(side, self.multiple) * self.multiple)
 
-    def initialize(self, keep: nn.Module | None = None) -> None:
-        """The released code's initialization: Xavier, and BN near one. Pretrained modules (`keep`) stay as they are."""
-        kept = set(keep.modules()) if keep else set()
+    def pad_for(self, backbone: nn.Module) -> None:
+        """Pad images to what the backbone takes, too."""
+        self.multiple = max(self.multiple, backbone.multiple)
+        self.smallest = max(self.smallest, 2 * backbone.multiple)
+
+    def load_pretrained(self, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Start the backbone from ImageNet weights; see `load_pretrained` of models.backbone.Backbone."""
+        self.backbone.load_pretrained(weights)
+
+    def initialize(self) -> None:
+        """The released code's initialization: Xavier, and BN near one. What a library has initialized stays so."""
+        parts = [module.modules() for module in self.modules() if getattr(module, "initialized", False)]
+        kept = set(itertools.chain(*parts))
         for module in self.modules():
             if module in kept:
                 continue
@@ -104,6 +116,13 @@ class BatchNorm(nn.BatchNorm2d):
         if self.training and x.numel() == x.shape[1]:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         return super().forward(x)
+
+
+def tolerate_single_values(network: nn.Module) -> None:
+    """Let all batch normalizations of `network` be ours: the last batch of an epoch may be a single image."""
+    for module in network.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = BatchNorm
 
 
 def resized(x: Tensor, like: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import re
 import torch
 from torch import Tensor
 
+from models.backbone import Normalization
 from models.ms_dual_guided import MSDualGuided
 from models.multi_scale import SCALES
 
@@ -49,6 +50,8 @@ def load_released(state_dict: dict[str, Tensor]) -> MSDualGuided:
     translated = {_translate(key): value.clone() for key, value in state_dict.items() if not UNUSED.match(key)}
     try:
         channels, head = translated["backbone.stem.0.weight"].shape[1], translated["raw_heads.0.weight"]
+        for name, value in Normalization(channels).to(head).state_dict().items():
+            translated[f"backbone.normalize.{name}"] = value
         with torch.device("meta"):
             model = MSDualGuided(channels, len(head), "resnext101_32x8d", variant="released")
         model.load_state_dict(translated, assign=True)

@@ -9,16 +9,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from models.network import double_conv
+from models.network import BatchNorm, double_conv
 
 
 class SemanticModule(nn.Module):
     """The encoder-decoder that guides attention (Figure 3): 128 -> width -> 2 width channels, at a quarter, and back.
 
     The paper's width is 256. Sides that are no multiples of 4 are padded with their last pixels.
+
+    The scales share the layers. In training, batch normalization takes the statistics of each scale apart. In
+    evaluation it has one mean and variance for all, which fit none of them; with `norms`, the number of scales, each
+    has a batch normalization of its own instead (Chang et al., 2019).
     """
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, norms: int = 0) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
             *double_conv(channels, width),
@@ -33,6 +37,10 @@ class SemanticModule(nn.Module):
             *double_conv(width, inner),
             nn.ConvTranspose2d(inner, channels, 2, stride=2),
         )
+        for layers in (self.encoder, self.decoder) if norms else ():
+            for k, layer in enumerate(layers):
+                if isinstance(layer, BatchNorm):
+                    layers[k] = nn.ModuleList(BatchNorm(layer.num_features) for _ in range(norms))
 
     def forward(self, scales: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Each scale (B, C, H, W) -> latents (B, 2 width, H/4, W/4) and reconstructions (B, C, H, W), scale by scale.
@@ -41,24 +49,26 @@ class SemanticModule(nn.Module):
         gradients. Else, batches are large and memory is what counts.
         """
         one_size = self.training and all(x.shape == scales[0].shape for x in scales)
-        passes = [scales] if one_size else [[x] for x in scales]
+        passes = [range(len(scales))] if one_size else [[k] for k in range(len(scales))]
         latents, reconstructions = [], []
         for of_pass in passes:
-            x = torch.cat(tuple(of_pass)) if one_size else of_pass[0]
+            x = torch.cat(tuple(scales)) if one_size else scales[of_pass[0]]
             height, width = x.shape[-2:]
             if height % 4 or width % 4:
                 x = F.pad(x, (0, -width % 4, 0, -height % 4), mode="replicate")
-            latent = self._pass(self.encoder, x, len(of_pass))
-            reconstruction = self._pass(self.decoder, latent, len(of_pass))[..., :height, :width]
+            latent = self._pass(self.encoder, x, of_pass)
+            reconstruction = self._pass(self.decoder, latent, of_pass)[..., :height, :width]
             latents += latent.chunk(len(of_pass))
             reconstructions += reconstruction.chunk(len(of_pass))
         return latents, reconstructions
 
-    def _pass(self, layers: nn.Sequential, x: Tensor, scales: int) -> Tensor:
-        """Batch normalization takes the statistics of each scale apart, as if the scales came one after the other."""
+    def _pass(self, layers: nn.Sequential, x: Tensor, scales: Sequence[int]) -> Tensor:
+        """The layers for the scales of these numbers, whose batches stand one after the other in `x`."""
         for layer in layers:
-            if scales > 1 and self.training and isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                x = torch.cat([layer(scale) for scale in x.chunk(scales)])
+            if isinstance(layer, nn.ModuleList | nn.modules.batchnorm._BatchNorm):
+                norms = [layer[k] if isinstance(layer, nn.ModuleList) else layer for k in scales]
+                parts = [norm(part) for norm, part in zip(norms, x.chunk(len(scales)), strict=True)]
+                x = torch.cat(parts) if len(parts) > 1 else parts[0]
             elif isinstance(layer, nn.MaxPool2d):  # to find the maxima again costs less than to keep them, as int64
                 x = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
             else:

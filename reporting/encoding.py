@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from data.description import Labels
-from reporting.figures import class_colors
+from reporting.figures import NOT_ANNOTATED, class_colors, hatched
+from utils import IGNORED
 
 JPEG = {"format": "JPEG", "quality": 92}  # of CHAOS's slices: 0.6 grey values off in the mean, 10 of PNG's 24 KB
 
@@ -46,8 +47,12 @@ def encode_image(pictures: Pictures, index: int) -> str:
 
 
 def encode_classes(classes: np.ndarray) -> str:
-    """Class indices uint8 (H, W) -> base64 of a PNG in the colors of the classes, transparent where background."""
-    return _encode_indexed(classes, class_colors(256), transparency=0)
+    """Class indices uint8 (H, W) -> base64 of a PNG in the colors of the classes, transparent where background.
+
+    What nobody annotated is hatched.
+    """
+    colors = [*class_colors(IGNORED), tuple(bytes.fromhex(NOT_ANNOTATED[1:]))]
+    return _encode_indexed(hatched(classes), colors, transparency=0)
 
 
 def _encode_indexed(indices: np.ndarray, colors: Sequence[Sequence[int]], **options: int) -> str:

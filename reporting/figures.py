@@ -24,7 +24,7 @@ from data.png import read_image
 from data.volumes import Volume
 from experiments.results import MEAN, Column
 from metrics import Metric, mean_title
-from utils import atomic_path, ceil_div, printable
+from utils import IGNORED, atomic_path, ceil_div, printable
 
 # Okabe and Ito's colors, told apart by color-blind eyes; after eight classes they begin again.
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00", "#FFFFFF")
@@ -33,6 +33,8 @@ COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D5
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
 MARKERS = "os^Dv"
 LINE_COLORS = (*COLORS[:4], *COLORS[5:7], "#000000")  # yellow and white are not seen on white
+
+NOT_ANNOTATED = "#C8C8C8"  # of the hatching
 
 Curve = tuple[np.ndarray, np.ndarray]  # hours of training up to the end of each epoch, and its validation Dice in %
 
@@ -55,7 +57,7 @@ def save_overview(path: Path, volumes: list[Volume], dataset: SliceDataset, most
         row[0].set_ylabel(f"subject {volume.subject}, slice {shown.number}", fontsize=8)
     for axis, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
         axis.set_title(title, fontsize=9)
-    _save(figure, path, dataset.labels.names)
+    _save(figure, path, dataset.labels.names, dataset.labels.ignore is not None)
 
 
 def save_contact_sheet(path: Path, data: DataFolder, most: int = 6) -> None:
@@ -75,7 +77,7 @@ def save_contact_sheet(path: Path, data: DataFolder, most: int = 6) -> None:
                 axis.set_axis_on()
                 _draw(axis, image, overlay, len(data.labels.names))
             axes[2 * row, column].set_title(f"{split} {subject}", fontsize=8)
-    _save(figure, path, data.labels.names)
+    _save(figure, path, data.labels.names, data.labels.ignore is not None)
 
 
 def save_montage(path: Path, images: np.ndarray, segmentation: np.ndarray, names: tuple[str, ...]) -> None:
@@ -184,13 +186,14 @@ def save_grid(path: Path, rows: Sequence[Row], titles: Sequence[str], names: Seq
         len(rows), columns, figsize=(width, len(rows) * width / columns + 0.4), squeeze=False, layout="constrained"
     )
     for line, row in zip(axes, rows, strict=True):
-        window = _window(np.any(row.overlays, axis=0))
+        window = _window(np.any([marked(overlay) for overlay in row.overlays], axis=0))
         for axis, overlay in zip(line, (None, *row.overlays), strict=True):
             _draw(axis, row.image[:, *window], None if overlay is None else overlay[window], len(names))
         line[0].set_ylabel(row.label, fontsize=7)
     for axis, title in zip(axes[0], ("image", *titles), strict=True):
         axis.set_title(title, fontsize=7)
-    _save(figure, path, names, dpi=300)
+    hatching = any(IGNORED in overlay for row in rows for overlay in row.overlays)
+    _save(figure, path, names, hatching, dpi=300)
 
 
 def _window(marked: np.ndarray) -> tuple[slice, slice]:
@@ -204,7 +207,7 @@ def _window(marked: np.ndarray) -> tuple[slice, slice]:
 
 def overlay(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """An image (1 or 3, H, W) in [0, 1] and class indices (H, W) over it -> uint8 (H, W, 3)."""
-    table = np.array(_colors(classes.max(initial=0) + 1))
+    classes, table = hatched(classes), np.array([*_colors(IGNORED), to_rgb(NOT_ANNOTATED)])
     colors = np.broadcast_to(image, (3, *classes.shape)).transpose(1, 2, 0)
     return np.rint(255 * np.where(classes[..., None] > 0, (colors + table[classes]) / 2, colors)).astype(np.uint8)
 
@@ -226,7 +229,20 @@ def _fullest_of(volume: Volume, dataset: SliceDataset) -> tuple[Slice, np.ndarra
 
 def fullest(targets: Sequence[np.ndarray]) -> int:
     """Which of the slices has the most classes, and among those the most foreground."""
-    return max(range(len(targets)), key=lambda k: (len(np.unique(targets[k])), np.count_nonzero(targets[k])))
+    foreground = [target[marked(target)] for target in targets]
+    return max(range(len(targets)), key=lambda k: (len(np.unique(foreground[k])), foreground[k].size))
+
+
+def marked(classes: np.ndarray) -> np.ndarray:
+    """Where class indices are those of a class but the background."""
+    return (classes != 0) & (classes != IGNORED)
+
+
+def hatched(classes: np.ndarray) -> np.ndarray:
+    """Class indices (H, W) of which what is IGNORED becomes oblique lines on background, to see the image there."""
+    width = max(1, len(classes) // 96)
+    rows, columns = np.indices(classes.shape)
+    return np.where((classes == IGNORED) & ((rows + columns) // width % 4 > 0), 0, classes)
 
 
 def class_colors(classes: int) -> list[tuple[int, int, int]]:
@@ -243,16 +259,20 @@ def _draw(axis: Axes, image: np.ndarray, overlay: np.ndarray | None, classes: in
     """An image (1 or 3, H, W), in grey or RGB, and class indices (H, W) over it."""
     axis.imshow(image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray")
     if overlay is not None:
-        shown, colors = np.ma.masked_equal(overlay, 0), ListedColormap(_colors(classes)[1:])
-        axis.imshow(shown, cmap=colors, vmin=1, vmax=classes - 1, alpha=0.5, interpolation="nearest")
+        shown = np.ma.masked_equal(hatched(overlay), 0)
+        colors = ListedColormap(_colors(classes)[1:]).with_extremes(over=NOT_ANNOTATED)
+        axis.imshow(shown, cmap=colors, vmin=0.5, vmax=classes - 0.5, alpha=0.5, interpolation="nearest")
     axis.set_xticks([], [])
     axis.set_yticks([], [])
 
 
-def _save(figure: Figure, path: Path, names: Sequence[str] = (), dpi: int = 150) -> None:
-    """Write and close a figure, with a legend for classes of these `names`, the background first."""
+def _save(figure: Figure, path: Path, names: Sequence[str] = (), hatching: bool = False, dpi: int = 150) -> None:
+    """Write and close a figure, with a legend for classes of these `names`, the background first, and for hatching."""
     if names:
         patches = [Patch(color=color) for color in _colors(len(names))[1:]]
+        if hatching:
+            patches.append(Patch(facecolor="none", edgecolor="grey", hatch="////"))
+            names = [*names, "not annotated"]
         options = {"loc": "outside lower center", "fontsize": 8, "frameon": False}
         for columns in range(min(len(patches), 6), 0, -1):
             legend = _legend(figure, patches, names[1:], ncols=columns, **options)

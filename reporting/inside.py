@@ -14,6 +14,7 @@ from models.inspection import Inspection, inspect
 from reporting.encoding import encode_classes, encode_heat, encode_image
 from reporting.figures import fullest
 from reporting.viewer import worst_slice
+from utils import IGNORED
 
 
 def look_inside(model: nn.Module, dataset: SliceDataset, volume: Volume, counts: np.ndarray) -> list[dict[str, Any]]:
@@ -39,6 +40,7 @@ def look_inside(model: nn.Module, dataset: SliceDataset, volume: Volume, counts:
                 "kind": kind,
                 "image": encode_image(dataset, indices[k]),
                 "truth": encode_classes(target),
+                "truth_note": "hatched: not annotated" if IGNORED in target else "",
                 "point": [(point[1] + 0.5) / target.shape[1], (point[0] + 0.5) / target.shape[0]],
                 "rows": _maps(inspection),
             })  # fmt: skip
@@ -70,7 +72,7 @@ def deepest(target: np.ndarray) -> tuple[int, int]:
 
     The image ends at its edge, and so does a class.
     """
-    sizes = np.bincount(target.ravel())[1:]
+    sizes = np.bincount(target[target != IGNORED])[1:]
     if not sizes.any():
         return target.shape[0] // 2, target.shape[1] // 2
     inside = np.pad(target == sizes.argmax() + 1, 1)

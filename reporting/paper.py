@@ -16,7 +16,7 @@ from reporting.comparison import read_rows
 from reporting.encoding import Pictures
 from reporting.figures import save_boxes, save_grid
 from reporting.segmentation import segment_run
-from utils import InputError, make_folder
+from utils import IGNORED, InputError, make_folder
 
 
 def write_figures(rows: Sequence[Row], out: Path, device: str, against: str | None = None, most: int = 4) -> list[Path]:
@@ -65,7 +65,9 @@ def _segment_row(row: Row, device: str) -> dict[str, tuple[Pictures, Volume]]:
 def _line(dataset: Pictures, ours: Volume, volumes: Sequence[Volume]) -> figures.Row:
     """A subject at the slice where its segmentations together have the most wrong pixels."""
     indices, positions = dataset.subjects()[ours.subject], dataset.positions(ours.subject)
-    wrong = sum((volume.prediction[positions] != ours.target[positions]).sum((1, 2)) for volume in volumes)
+    truth = ours.target[positions]
+    errors = ((volume.prediction[positions] != truth) & (truth != IGNORED) for volume in volumes)
+    wrong = sum(each.sum((1, 2)) for each in errors)
     k = int(np.argmax(wrong))
     image = dataset.picture(indices[k])
     overlays = [array[positions[k]] for array in (ours.target, *(volume.prediction for volume in volumes))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -43,7 +44,8 @@ def segment_run(folder: Path, device: str) -> tuple[Segmented, nn.Module | None]
     trained = load_network(folder / "best.pt", machine.device)
     data = open_data_of(config)
     known = trained.identity.labels, trained.config.network.channels, trained.identity.preparation
-    if known != (data.labels, data.channels, data.preparation):
+    labels = replace(data.labels, mirror=known[0].mirror, mirror_axis=known[0].mirror_axis)  # flips are of the training
+    if known != (labels, data.channels, data.preparation):
         raise InputError(f"{config.data}: has other classes, channels or preparation than {folder} was trained on")
     split = "test" if (folder / "test.json").exists() else "val"
     dataset = data.dataset(split)

@@ -11,7 +11,9 @@ import numpy as np
 
 from data.geometry import Geometry
 from data.volumes import Volume
+from metrics import unknown_classes
 from reporting.encoding import Pictures, encode_image, encode_mask
+from utils import IGNORED
 
 LEAST_AREA = 0.1  # of the subject's fullest slice, for a slice that is shown first
 
@@ -28,9 +30,15 @@ class Segmented(NamedTuple):
 
 
 def confusion(volume: Volume, classes: int) -> np.ndarray:
-    """(D, classes, classes): of each slice, the number of pixels by class in the truth and class in the prediction."""
-    pairs = volume.target.astype(np.int32) * classes + volume.prediction
-    counts = [np.bincount(plane.ravel(), minlength=classes**2) for plane in pairs]
+    """(D, classes, classes): of each slice, the number of pixels by class in the truth and class in the prediction.
+
+    Pixels that nobody annotated are left out. Predictions of `unknown_classes` are background.
+    """
+    unknown = list(unknown_classes(volume.target, classes))
+    judged = np.where(np.isin(volume.prediction, unknown), 0, volume.prediction)
+    pairs = volume.target.astype(np.int32) * classes + judged
+    annotated = volume.target != IGNORED
+    counts = [np.bincount(plane[known], minlength=classes**2) for plane, known in zip(pairs, annotated, strict=True)]
     return np.stack(counts).reshape(-1, classes, classes)
 
 
@@ -102,6 +110,7 @@ def _subject(segmented: Segmented, volume: Volume, slices: list[int], counts: np
         "images": [encode_image(segmented.dataset, index) for index in indices],
         "truth": encode_mask(volume.target[positions]),
         "prediction": encode_mask(volume.prediction[positions]),
+        "unknown": sorted(unknown_classes(volume.target, len(segmented.dataset.labels.names))),
     }
 
 

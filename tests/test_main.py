@@ -131,7 +131,7 @@ def test_mistakes_end_with_code_2_and_without_traceback(tmp_path):
         (["--device", "cuda:7"], "error: --device cuda:7: cannot be used"),
         (["--model", "best"], "error: --model best: must be ms_dual_guided"),
         (["--backbone", "mit_b0"], "error: --backbone mit_b0: must be resnet18"),
-        (["--pretrained"], "error: --pretrained: torchvision has no ImageNet weights for resnext101_32x4d"),
+        (["--pretrained", "imagenet"], "error: --pretrained: torchvision has no ImageNet weights for resnext101_32x4d"),
         (["--model", "unet", "--recompute"], "error: --recompute: UNet has no blocks to recompute"),
         (["--no_position_attention", "--no_channel_attention"], "error: --no_position_attention and"),
     ],
@@ -230,7 +230,7 @@ def test_every_hyperparameter_arrives_where_it_belongs(make_data, tmp_path, buil
 
 def test_the_weights_of_the_loss_arrive(monkeypatch):
     options = LossConfig(alpha=0.9, beta=0.8, gamma=0.7, dice=0.3)
-    loss = training_loss(options)
+    loss = training_loss(options, 5, torch.device("cpu"))
     assert (loss.alpha, loss.beta, loss.gamma, loss.dice) == (0.9, 0.8, 0.7, 0.3)
 
 

@@ -23,6 +23,12 @@ from utils import InputError, atomic_path, is_out_of_memory
 LONGEST_NUMBER = 64  # bits
 # What the pickle in a checkpoint names besides the storages of its tensors.
 GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")
+# The same of files of other programs, which may hold more kinds of plain values.
+FOREIGN = re.compile(
+    GLOBALS.pattern + r"|torch\._utils _rebuild_(tensor|parameter)|torch\.cuda \w+Storage|torch (Size|device)|"
+    r"torch (b?float\d+|u?int\d+|bool)|collections Counter|__builtin__ set"
+)
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # with which files of torch.save before version 1.6 begin
 
 
 class Damaged(InputError):
@@ -46,20 +52,21 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any], previous: Path | Non
 # ---------------------------------------------------------------- the file
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+def load_checkpoint(path: Path, device: torch.device | str = "cpu", foreign: bool = False) -> dict[str, Any]:
     """Read a checkpoint that `save_checkpoint` wrote, without ever running code from it.
 
-    Raises Damaged where its checksums say so; InputError where there is none, or it holds anything but tensors and
-    plain values; OSError and what `is_out_of_memory` knows where the machine is at fault.
+    With `foreign`, any dictionary of tensors and plain values that torch.save wrote. Raises Damaged where its checksums
+    say so; InputError where there is none, or it holds anything but tensors and plain values; OSError and what
+    `is_out_of_memory` knows where the machine is at fault.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, a device has no end
             raise InputError(f"{path}: is no file; name a checkpoint, such as best.pt of a run")
         with path.open("rb") as file:
-            most = _check_archive(path, file)
-            with content_of(path):
+            most = _check_pickles(path, file, foreign)
+            with content_of(path, "file of weights that torch.save wrote" if foreign else "checkpoint of main.py"):
                 content = torch.load(file, map_location=device, weights_only=True)
-                _check_plain(content, most)
+                _check_plain(content, most, foreign)
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint") from None
     except OSError as error:
@@ -68,10 +75,10 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     return content
 
 
-def _check_archive(path: Path, file: BinaryIO) -> int:
-    """The size of the pickle in an archive, in bytes.
+def _check_pickles(path: Path, file: BinaryIO, foreign: bool) -> int:
+    """The size of the pickle in a file, in bytes.
 
-    Raises InputError for anything but an archive as torch.save writes it: whole, not packed, of tensors.
+    Raises InputError for anything but a file as torch.save writes it: whole, not packed, of tensors.
     """
     unsafe = InputError(
         f"{path}: holds Python objects, which could run code, and is not loaded; "
@@ -79,10 +86,13 @@ def _check_archive(path: Path, file: BinaryIO) -> int:
     )
     broken = (zipfile.BadZipFile, RuntimeError, ValueError, EOFError, IndexError, OverflowError, struct.error)
     try:
-        with zipfile.ZipFile(file) as archive:
-            _check_entries(archive, os.fstat(file.fileno()).st_size)
-            pickles = [archive.read(name) for name in archive.namelist() if name.lower().endswith("data.pkl")]
+        if foreign and file.read(len(LEGACY)) == LEGACY:
+            named = [name for _ in range(4) for name in _globals(file)]  # of version, machine, content, storages
+            size = file.tell()
+        else:
+            pickles = _pickles_of_archive(file)
             named = [name for pickled in pickles for name in _globals(pickled)]
+            size = sum(map(len, pickles))
     except (*broken, OSError) as error:
         if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
             raise  # EINVAL: the archive says that an entry begins before the file
@@ -90,10 +100,17 @@ def _check_archive(path: Path, file: BinaryIO) -> int:
         if re.match(rb"\x80[\x02-\x05]", file.read(2)):  # as pickles of protocol 2 to 5 begin
             raise unsafe from None
         raise Damaged(f"{path}: not a checkpoint of this program, or damaged ({_reason(error)})") from None
-    if not all(map(GLOBALS.fullmatch, named)):
+    if not all(map((FOREIGN if foreign else GLOBALS).fullmatch, named)):
         raise unsafe
     file.seek(0)
-    return sum(map(len, pickles))
+    return size
+
+
+def _pickles_of_archive(file: BinaryIO) -> list[bytes]:
+    """Raises BadZipFile where the archive is not as `_check_entries` wants it."""
+    with zipfile.ZipFile(file) as archive:
+        _check_entries(archive, os.fstat(file.fileno()).st_size)
+        return [archive.read(name) for name in archive.namelist() if name.lower().endswith("data.pkl")]
 
 
 def _check_entries(archive: zipfile.ZipFile, size: int) -> None:
@@ -107,13 +124,13 @@ def _check_entries(archive: zipfile.ZipFile, size: int) -> None:
         raise zipfile.BadZipFile(f"the checksum of {damaged} does not match")
 
 
-def _globals(pickled: bytes) -> list[str]:
-    """The names of functions and classes in a pickle."""
+def _globals(pickled: bytes | BinaryIO) -> list[str]:
+    """The names of functions and classes in a pickle; of a file, in the one that begins where it stands."""
     return [str(name) for opcode, name, _ in pickletools.genops(pickled) if opcode.name == "GLOBAL"]
 
 
-def _check_plain(content: Any, most: int) -> None:
-    """Raises ValueError for anything but tensors and plain values, and for more than `most` of them.
+def _check_plain(content: Any, most: int, foreign: bool) -> None:
+    """Raises ValueError for anything but tensors and plain values, unless `foreign`, and for more than `most` of them.
 
     A pickle has a byte or more for each, but where it names a list in a list often, as many as would take for ever.
     """
@@ -131,7 +148,7 @@ def _check_plain(content: Any, most: int) -> None:
         elif isinstance(value, Tensor):
             if value.numel() * value.element_size() > value.untyped_storage().nbytes():
                 raise ValueError("a tensor has more values than its file")
-        elif not _is_plain(value):
+        elif not (foreign or _is_plain(value)):
             raise ValueError(f"it holds a {type(value).__name__}, or one that is too long")
 
 
@@ -170,7 +187,7 @@ def load_newest(folder: Path, device: torch.device | str = "cpu") -> tuple[Path,
 
 
 @contextlib.contextmanager
-def content_of(path: Path) -> Iterator[None]:
+def content_of(path: Path, kind: str = "checkpoint of main.py") -> Iterator[None]:
     """Raises InputError, naming the file, for what goes wrong in the block because of a checkpoint's content."""
     try:
         yield
@@ -179,7 +196,7 @@ def content_of(path: Path) -> Iterator[None]:
     except Exception as error:  # torch and dataclasses raise many kinds for values of other kinds
         if is_out_of_memory(error):
             raise
-        raise InputError(f"{path}: no checkpoint of main.py ({_reason(error)})") from None
+        raise InputError(f"{path}: no {kind} ({_reason(error)})") from None
 
 
 def _reason(error: Exception) -> str:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from data.batches import ShuffledBatches, read_batches
 from losses import GuidedLoss, LossTerms
 from training.device import Machine
-from training.distributed import all_reduce, rank
+from training.distributed import all_reduce, distribute, rank
 from training.optimization import Optimization
 from training.signals import StopSignal
 from utils import duration, seed_everything
@@ -61,8 +61,7 @@ class Epoch:
 class Training:
     """What an epoch trains, and with what."""
 
-    model: nn.Module
-    """The network, distributed over the processes where there are several."""
+    network: nn.Module
     loader: DataLoader
     """Of `ShuffledBatches`."""
     criterion: GuidedLoss
@@ -71,6 +70,24 @@ class Training:
     max_skipped: int
     """Iterations of an epoch that may be left out because their loss or gradient is not finite."""
     stop: StopSignal
+    frozen_epochs: int = 0
+    """Epochs at the start in which the network's backbone stays as it is."""
+    model: nn.Module = field(init=False)
+    """The network, distributed over the processes where there are several."""
+
+    def __post_init__(self) -> None:
+        self.model = distribute(self.network, self.machine.device)
+
+    def begin(self, epoch: int) -> None:
+        """Let the parts learn that do so in an epoch, counted from 0."""
+        frozen = epoch < self.frozen_epochs
+        if self.frozen_epochs and any(weight.requires_grad == frozen for weight in self.network.backbone.parameters()):
+            self.network.backbone.requires_grad_(not frozen)
+            del self.model  # its hooks go with it
+            self.model = distribute(self.network, self.machine.device)  # which must know what learns
+        self.model.train()
+        if frozen:
+            self.network.backbone.eval()
 
     @property
     def batches(self) -> ShuffledBatches:
@@ -108,7 +125,7 @@ def train_one_epoch(training: Training, epoch: Epoch, title: str) -> None:
     Raises FloatingPointError after more than `training.max_skipped` such iterations.
     """
     batches, optimization = training.batches, training.optimization
-    training.model.train()
+    training.begin(epoch.number)
     training.loader.dataset.epoch = epoch.number
     batches.begin(epoch.number, epoch.iteration)
     if epoch.iteration == 0:

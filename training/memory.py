@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from config import Config
-from losses import GuidedLoss
-from models import build_model, recompute_activations
+from losses import GuidedLoss, own_loss
+from models import build_model, is_own, recompute_activations
 from training.device import Machine
 from training.distributed import world_size
 from utils import OptionError, ceil_div, is_out_of_memory
@@ -40,18 +40,30 @@ class StepMemory(NamedTuple):
         return max(0, available - self.fixed) // self.per_slice
 
 
-def step_memory(config: Config, size: tuple[int, int], half: bool) -> StepMemory:
+def step_memory(config: Config, size: tuple[int, int], half: bool) -> StepMemory | None:
     """Estimate for slices of `size` (rows, columns), with `half` under autocast.
 
     It comes from a forward pass of tensors that have shapes but no content. What the device's libraries take for
-    themselves is not in it.
+    themselves is not in it. A loss of one's own that needs content is left out; a network of one's own, None.
     """
+    try:
+        return _step_memory(config, size, half)
+    except OptionError:
+        raise
+    except Exception:  # of any kind, of code that is not ours
+        if config.loss.loss:
+            return step_memory(config.change(loss=""), size, half)
+        if is_own(config.network.model):
+            return None
+        raise
+
+
+def _step_memory(config: Config, size: tuple[int, int], half: bool) -> StepMemory:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    config = config.change(pretrained=False)
     try:
         with fake:
             model = build_model(config)
-    except DataDependentOutputException:  # transformers read the rates of their dropout from a tensor
+    except (DataDependentOutputException, OptionError):  # constructors that read a tensor, as timm's of transformers
         model = build_model(config)
     with fake:
         if config.machine.recompute:
@@ -59,7 +71,8 @@ def step_memory(config: Config, size: tuple[int, int], half: bool) -> StepMemory
         image = torch.zeros(1, config.network.channels, *size)
         target = torch.zeros(1, *size, dtype=torch.int64)
         with LiveBytes() as live, torch.autocast("cpu", torch.bfloat16, enabled=half):
-            terms = GuidedLoss(dice=config.loss.dice)(model(image), target)
+            loss = own_loss(config.loss.loss, config.network.classes)
+            terms = GuidedLoss(dice=config.loss.dice, loss=loss)(model(image), target)
             kept = live.bytes
         del terms
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -137,15 +150,18 @@ class MemoryBudget:
         return cls(config, size, machine.dtype != torch.float32, available, processes)
 
     @cached_property
-    def needed(self) -> int:
-        """Bytes of a step as it is configured."""
+    def needed(self) -> int | None:
+        """Bytes of a step as it is configured; None where that is not known."""
         own = ceil_div(self.config.optimization.batch_size, self.processes)
-        return step_memory(self.config, self.size, self.half).of(own)
+        memory = step_memory(self.config, self.size, self.half)
+        return None if memory is None else memory.of(own)
 
     def advice(self) -> str:
         """Flags with which a step should fit."""
         ways = [self._way(recompute) for recompute in sorted({self.config.machine.recompute, True})]
         known = [way for way in ways if way]
+        if not known and is_own(self.config.network.model):
+            return "take a smaller --batch_size, or smaller slices"
         if not known:
             return "take a smaller --backbone, fewer --steps, or smaller slices"
         return f"try {' or '.join(known)}"
@@ -155,6 +171,8 @@ class MemoryBudget:
         try:
             memory = step_memory(self.config.change(recompute=recompute), self.size, self.half)
         except OptionError:  # the network has nothing to recompute
+            return ""
+        if memory is None:
             return ""
         batch_size = self.config.optimization.batch_size
         own = min(memory.fits(self.available), ceil_div(batch_size, self.processes))

@@ -15,6 +15,7 @@ from training.checkpoint import check_weights, content_of, load_checkpoint, load
 from training.distributed import from_first, rank
 from training.epoch import Epoch
 from training.optimization import Optimization
+from training.transfer import Transfer, start_from
 from utils import InputError, lock_folder, make_folder, run_folders, unlock_folder, write_csv, write_json
 
 
@@ -52,7 +53,8 @@ class Run:
     Args:
         config: of the training; `out` is its folder, by default the next free runs/NNN-PRESET.
         identity: of its data set.
-        network, optimization: what is trained; they get the state of the newest checkpoint where there is one.
+        network, optimization: what is trained; they get the state of the newest checkpoint where there is one. Else the
+            first process's network gets the weights of `init` that fit; the others have them from `distribute`.
 
     Raises InputError where the folder is another process's, holds another run, or only checkpoints that are damaged.
     The first process alone writes.
@@ -62,8 +64,16 @@ class Run:
         self.config, self.identity = config, identity
         self.network, self.optimization = network, optimization
         self.progress = Progress()
+        self.transfer = from_first(self._transfer)
+        """What was taken from the file of `init`, where the training begins with one."""
         self.folder = from_first(claim_folder, config.out, config.preset)
         self.resumed = self._resume()
+
+    def _transfer(self) -> Transfer | None:
+        path = self.config.optimization.init
+        if path is None or has_checkpoint(self.config.out):
+            return None
+        return start_from(path, self.network, self.config, self.identity)
 
     def _resume(self) -> str:
         """Take over the newest checkpoint; return where it stands, in words, or an empty text without one."""

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import SimpleITK as sitk
+
 from data.description import Labels
 from data.folder import DataFolder
 from data.geometry import Geometry
 from data.nifti import write_nifti
-from data.volumes import Volume, to_scan
-from metrics import TOLERANCE_MM, dice, score_subject, summarize
+from data.volumes import Volume, like, to_scan
+from metrics import TOLERANCE_MM, annotated, dice, score_subject, summarize, unknown_classes
 from training.distributed import rank
 from utils import write_csv, write_json
 
@@ -29,8 +31,10 @@ def validation_scores(volumes: Sequence[Volume], names: Sequence[str]) -> dict[s
         return dict.fromkeys(["val_dsc", *(f"val_dsc {name}" for name in names[1:])], math.nan)
     rows = []
     for volume in volumes:
+        prediction, target = annotated(volume.prediction, volume.target)
+        unknown = unknown_classes(volume.target, len(names))
         for k, name in enumerate(names[1:], 1):
-            value = dice(volume.prediction == k, volume.target == k)
+            value = math.nan if k in unknown else dice(prediction == k, target == k)
             rows.append({"subject": volume.subject, "class": name, "dsc": value})
     summary = summarize(rows)
     scores = {"val_dsc": summary["overall"]["dsc"]["mean"]}
@@ -50,8 +54,9 @@ def write_test(folder: Path, volumes: Sequence[Volume], data: DataFolder, cost: 
     for volume in volumes:
         geometry = data.geometry[volume.subject]
         rows += score_volume(volume, geometry, labels, data.groups)
-        segmentation = to_scan(labels.to_values(volume.prediction), geometry)
-        write_nifti(folder / "predictions" / f"{volume.subject}.nii.gz", segmentation)
+        segmentation = to_scan(volume.prediction, geometry)
+        values = labels.to_values(sitk.GetArrayViewFromImage(segmentation))
+        write_nifti(folder / "predictions" / f"{volume.subject}.nii.gz", like(segmentation, values))
     per_image = all(is_image(volume, data.geometry[volume.subject]) for volume in volumes)
     return write_scores(folder, rows, labels, {"per_image": per_image, **cost})
 

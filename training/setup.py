@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import nn
@@ -11,14 +11,17 @@ from torch.utils.data import DataLoader
 from config import Config, LossConfig, OptimizationConfig
 from data.batches import ShuffledBatches, slice_loader
 from data.dataset import SliceDataset
+from data.description import parse_mirror, read_mirror
 from data.folder import DataFolder, open_data
 from data.splits import read_split
-from losses import GuidedLoss
-from models import build_model, recompute_activations, synchronize_batch_norm
+from losses import GuidedLoss, own_loss, try_loss
+from models import build_model, is_own, recompute_activations, synchronize_batch_norm
+from training.checkpoint import check_weights
 from training.device import Machine
 from training.distributed import AllReduceSum, rank, world_size
+from training.pretrained import start_from_pretrained
 from training.run import has_checkpoint
-from utils import InputError
+from utils import InputError, OptionError, errors_begin
 
 
 def check_batches(options: OptimizationConfig) -> None:
@@ -28,9 +31,16 @@ def check_batches(options: OptimizationConfig) -> None:
 
 
 def open_data_of(config: Config) -> DataFolder:
-    """The data set, split by its folders or by the split file."""
+    """The data set, split by its folders or by the split file, with the mirrored classes of the configuration."""
     subjects = read_split(config.split_file) if config.split_file else None
-    return open_data(config.data, subjects=subjects)
+    data = open_data(config.data, subjects=subjects)
+    labels, options = data.labels, config.augmentation
+    if options.mirror:
+        with errors_begin(f"--mirror {options.mirror}"):
+            labels = replace(labels, mirror=read_mirror(parse_mirror(options.mirror), labels.names))
+    if options.mirror_axis != "auto":
+        labels = replace(labels, mirror_axis=options.mirror_axis)
+    return replace(data, labels=labels)
 
 
 def training_loader(dataset: SliceDataset, config: Config, machine: Machine) -> DataLoader:
@@ -42,9 +52,13 @@ def training_loader(dataset: SliceDataset, config: Config, machine: Machine) -> 
 
 def training_network(config: Config, machine: Machine) -> nn.Module:
     """The network on its device. Raises OptionError as `build_model` does."""
-    if has_checkpoint(config.out):  # the weights of a run that goes on need no others to start from
-        config = config.change(pretrained=False)
     network = build_model(config)
+    if not has_checkpoint(config.out):
+        start_from_pretrained(network, config.network.pretrained)
+    if config.optimization.freeze_backbone and not hasattr(network, "backbone"):
+        raise OptionError(f"freeze_backbone: {config.network.model} has no backbone; train all of it from the start")
+    if is_own(config.network.model):
+        _check_own(network, config.network.model)
     network.to(machine.device, memory_format=torch.channels_last)
     if config.machine.recompute:
         recompute_activations(network)
@@ -53,6 +67,21 @@ def training_network(config: Config, machine: Machine) -> nn.Module:
     return network
 
 
-def training_loss(options: LossConfig) -> GuidedLoss:
-    """The loss; its sums run over all processes."""
-    return GuidedLoss(**asdict(options), all_reduce=AllReduceSum.apply if world_size() > 1 else None)
+def _check_own(network: nn.Module, text: str) -> None:
+    """Raises OptionError for a network that could be built, but not be trained or kept in a checkpoint."""
+    if not any(weight.requires_grad for weight in network.parameters()):
+        raise OptionError(f"model {text}: has no weights to train")
+    try:
+        check_weights(network, network.state_dict())
+    except (ValueError, RuntimeError, AttributeError) as error:  # also of what is no tensor, or has no shape yet
+        raise OptionError(f"model {text}: no checkpoint could hold its weights and buffers ({error})") from None
+
+
+def training_loss(options: LossConfig, classes: int, device: torch.device) -> GuidedLoss:
+    """The loss on its device; its sums run over all processes. Raises OptionError for a loss that cannot be used."""
+    weights = asdict(options)
+    weights["loss"] = own_loss(options.loss, classes)
+    loss = GuidedLoss(**weights, all_reduce=AllReduceSum.apply if world_size() > 1 else None).to(device)
+    if loss.loss is not None:
+        try_loss(options.loss, loss.loss, classes, device)
+    return loss

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 
 from torch import nn
 
 from config import PRESETS, Config
+from data.description import Labels
 from data.folder import DataFolder
-from models import describe_network, unused_options
+from models import describe_network, is_own, unused_options
 from training.device import Machine, device_name
 from training.memory import MemoryBudget
 from training.run import Progress, Run
@@ -18,9 +20,9 @@ from utils import duration
 def introduce(run: Run, data: DataFolder, machine: Machine, budget: MemoryBudget) -> None:
     """Print what is trained on what, what is worth a note, and whether the memory may not suffice."""
     print(summary(run, data, machine, budget))
-    for note in (*data.notes, *idle_flags(run.config)):
+    for note in (*data.notes, *idle_flags(run.config), *notes_on_weights(run)):
         print(f"note: {note}")
-    if budget.needed > budget.available:
+    if budget.needed is not None and budget.needed > budget.available:
         print(f"warning: the memory may not suffice; {budget.advice()}")
 
 
@@ -28,17 +30,36 @@ def summary(run: Run, data: DataFolder, machine: Machine, budget: MemoryBudget) 
     """What is trained on what, in lines of at most 80 columns."""
     resumed = f" (resumed {run.resumed})" if run.resumed else ""
     together = f", {budget.processes} processes" if budget.processes > 1 else ""
-    needed, available = (bytes / 2**30 for bytes in (budget.needed, budget.available))
+    needed = "an unknown amount" if budget.needed is None else f"about {budget.needed / 2**30:.1f} GiB"
     rows = describe_data(data) | {
         "network": f"{describe_network(run.config.network)}, {count_parameters(run.network):,} parameters",
         "device": f"{device_name(machine.device)}, {machine.precision}{together}",
-        "memory": f"a training step takes about {needed:.1f} GiB; {available:.1f} GiB are free",
+        "memory": f"a training step takes {needed}; {budget.available / 2**30:.1f} GiB are free",
         "results": f"{run.folder}{resumed}",
     }
     rows["data"] = f"{run.config.data}: {rows['data']}"
-    if choices := describe_choices(run.config):
+    if choices := describe_choices(run.config, data.labels):
         rows["choices"] = choices
-    return "\n".join(line(title, text) for title, text in rows.items())
+    lines = [line(title, text) for title, text in rows.items()]
+    if run.transfer:
+        lines += [line("" if k else "weights", text) for k, text in enumerate(run.transfer.lines)]
+    return "\n".join(lines)
+
+
+def notes_on_weights(run: Run) -> list[str]:
+    """Lines on weights that a training starts from, and on a backbone that stays as it is without any."""
+    notes = list(run.transfer.notes) if run.transfer else []
+    options, pretrained = run.config.optimization, run.config.network.pretrained != "none"
+    if options.freeze_backbone and not run.resumed and not pretrained:
+        frozen = {id(weight) for weight in run.network.backbone.parameters()}
+        weights = [name for name, weight in run.network.named_parameters() if id(weight) in frozen]
+        random = [name for name in weights if run.transfer is None or name in run.transfer.new]
+        if random:
+            notes.append(
+                f"--freeze_backbone keeps random weights in {len(random)} of {len(weights)} tensors of the backbone, "
+                f"such as {random[0]}; give --pretrained, or an --init whose backbone fits"
+            )
+    return notes
 
 
 def describe_data(data: DataFolder) -> dict[str, str]:
@@ -57,14 +78,24 @@ def describe_data(data: DataFolder) -> dict[str, str]:
     }
 
 
-def describe_choices(config: Config) -> str:
+def describe_choices(config: Config, labels: Labels) -> str:
     """The settings that are wrong for some data, where they are on; an empty text for none."""
     parts, flips = [], config.augmentation.flip_probability
     if flips:
         parts.append(f"training slices are flipped, which exchanges left and right (--flip_probability {flips:g})")
+    if flips and labels.mirror:
+        parts[-1] += f", and with them the classes {', '.join(map(' and '.join, labels.mirror))}"
+    elif flips and (pairs := _sides(labels.names)):
+        parts[-1] += f', but not the classes that are called so (--mirror "{", ".join(map("=".join, pairs))}" does)'
     if config.evaluation.largest_component:
         parts.append("each class keeps only its largest piece (--largest_component)")
     return "; ".join(parts)
+
+
+def _sides(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of classes whose names differ in right and left alone."""
+    of_right = {name.lower().replace("right", "left"): name for name in names if "right" in name.lower()}
+    return [(of_right[name.lower()], name) for name in names if name.lower() in of_right]
 
 
 def line(title: str, text: str) -> str:
@@ -82,7 +113,7 @@ def idle_flags(config: Config) -> list[str]:
     network = config.network
     guided = network.model == "ms_dual_guided" and network.guidance
     unused = unused_options(network)
-    if not guided:
+    if not guided and not is_own(network.model):
         unused |= {"beta", "gamma"}
     reason = f"not of --model {network.model}"
     if network.model == "ms_dual_guided":
@@ -90,6 +121,8 @@ def idle_flags(config: Config) -> list[str]:
     lines = [_idle(config, unused, reason)]
     if config.optimization.schedule == "one_cycle":
         lines.append(_idle(config, {"plateau_epochs", "plateau_factor"}, "only with --schedule plateau"))
+    if not config.augmentation.flip_probability:
+        lines.append(_idle(config, {"mirror", "mirror_axis"}, "only with flips"))
     return [text for text in lines if text]
 
 

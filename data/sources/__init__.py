@@ -27,6 +27,8 @@ class Case(NamedTuple):
     """Of the slices; none: from 1."""
     channels: Sequence[str] = ()
     """Names of the channels, where they are known."""
+    background: int = 0
+    """The label value of pixels that are added around pictures."""
 
     def has(self, value: int) -> bool:
         """Whether a label value is anywhere in the scan."""
@@ -52,7 +54,8 @@ class PictureCase(Case):
         rows, columns = self.label.shape[1:]
         span = max(self.numbers) - min(self.numbers) + 1
         images = [preparation.fit(pixels) for pixels in self.images]
-        return Slices(images, preparation.fit(self.label), preparation.geometry_of_pictures((columns, rows, span)))
+        label = preparation.fit(self.label, self.background)
+        return Slices(images, label, preparation.geometry_of_pictures((columns, rows, span)))
 
 
 def read_each(read: Callable[[str], T], subjects: Sequence[str], skip_bad: bool) -> dict[str, T]:

@@ -14,10 +14,10 @@ import SimpleITK as sitk
 
 from data.channels import pattern_names
 from data.dataset import natural
-from data.description import refuse_ignore
+from data.description import IGNORE
 from data.sources import Case, read_each
 from data.volume_files import aligned, read_file, read_label
-from utils import InputError, errors_begin, read_json, some
+from utils import InputError, read_json, some
 
 BRATS_CHANNELS = ("flair", "t1", "t1ce", "t2")  # the order of the Decathlon's Task01
 BRATS_CLASSES = {0: "background", 1: "necrotic and non-enhancing", 2: "edema", 4: "enhancing"}
@@ -44,9 +44,10 @@ class VolumeFiles:
 
     def classes(self, subjects: Sequence[str], skip_bad: bool = False) -> dict[int, str]:
         """Label value -> class name. Raises InputError where names and values in the labels differ in number."""
-        if self.known is not None:
-            return self.known
-        of_subject = self.classes_of(subjects, skip_bad)
+        return self.known or self._named(self._values_of(subjects, skip_bad))
+
+    def _named(self, of_subject: Mapping[str, set[int]]) -> dict[int, str]:
+        """Label value -> class name, of the values in all labels."""
         values = sorted(set().union(*of_subject.values()))
         if not self.names:
             self._check_values(of_subject)
@@ -56,6 +57,12 @@ class VolumeFiles:
         return {0: "background"} | dict(zip(values, names, strict=True))
 
     def classes_of(self, subjects: Sequence[str], skip_bad: bool = False) -> dict[str, set[int]]:
+        """Subject -> the values of classes in its label but 0."""
+        of_subject = self._values_of(subjects, skip_bad)
+        ignored = {value for value, name in (self.known or self._named(of_subject)).items() if name == IGNORE}
+        return {subject: values - ignored for subject, values in of_subject.items()}
+
+    def _values_of(self, subjects: Sequence[str], skip_bad: bool) -> dict[str, set[int]]:
         """Subject -> the values in its label but 0."""
 
         def values_of(subject: str) -> set[int]:
@@ -156,7 +163,7 @@ def find_brats(folder: Path) -> VolumeFiles:
 
 def brats_regions(names: Iterable[str]) -> dict[str, list[str]]:
     """The challenge's three regions where these class names are those of BraTS or of the Decathlon's Task01."""
-    tumour = [name for name in names if name != "background"]
+    tumour = [name for name in names if name not in ("background", IGNORE)]
     if set(tumour) not in (set(BRATS_CLASSES.values()) - {"background"}, set(DECATHLON_BRATS)):
         return {}
     return {  # the letters keep them apart from the Decathlon's class "enhancing tumour"
@@ -263,9 +270,9 @@ def _msd_classes(folder: Path) -> dict[int, str] | None:
             f"{folder / 'dataset.json'}: labels must be single numbers, each once, and no regions (lists of numbers), "
             f"not {reprlib.repr(labels)}; give each number its own class there"
         )
-    with errors_begin(folder / "dataset.json"):
-        refuse_ignore(map(str, names))
     pairs = sorted(zip(map(int, numbers), map(str, names), strict=True))
+    if (0, IGNORE) in pairs:
+        raise InputError(f"{folder / 'dataset.json'}: {IGNORE} is 0, which must be the background; write other values")
     return {value: name if value else "background" for value, name in pairs} or None
 
 

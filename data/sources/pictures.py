@@ -12,12 +12,12 @@ import numpy as np
 
 from data.channels import pattern_names
 from data.dataset import natural
-from data.description import Labels, read_description
+from data.description import IGNORE, Labels, read_description
 from data.folder import infer_labels
 from data.masks import MaskValues, check_background, check_colors, extremes
 from data.png import PICTURES, is_turned, read_mask, read_pixels
 from data.sources import PictureCase, read_each
-from utils import InputError, some
+from utils import IGNORED, InputError, some
 
 DESCRIPTION = "dataset.json"  # of the folder of pictures: its labels or colors, as in a data set
 Key = tuple[str, int]  # subject and slice, 1 where the pattern has none
@@ -49,18 +49,25 @@ class PictureFiles:
         labels = self.labels
         if labels is None:
             masks = list(chain.from_iterable(self._values_in_masks(subjects, skip_bad).values()))
-            check_colors(masks, self.folder / DESCRIPTION)
             if self.names:
                 return self._named(masks)
+            check_colors(masks, self.folder / DESCRIPTION)
             labels = infer_labels(masks, self.folder)
-        return dict(zip(labels.codes, labels.names, strict=True))
+        return {code: name for name, code in labels.to_dict()["labels"].items()}
 
     def classes_of(self, subjects: Sequence[str], skip_bad: bool = False) -> dict[str, set[int]]:
         """Subject -> the values in its masks but 0; with a table, the classes but the background."""
+        of_subject = self._values_in_masks(subjects, skip_bad)
+        no_class = {0}
+        if self.labels:
+            no_class.add(IGNORED)
+        elif self.names:
+            named = self._named(list(chain.from_iterable(of_subject.values())))
+            no_class.update(value for value, name in named.items() if name == IGNORE)
         found = {}
-        for subject, masks in self._values_in_masks(subjects, skip_bad).items():
+        for subject, masks in of_subject.items():
             of_masks = [set(mask.colors) if self.labels is None else mask.classes(self.labels) for mask in masks]
-            found[subject] = set().union(*of_masks) - {0}
+            found[subject] = set().union(*of_masks) - no_class
         return found
 
     def _values_in_masks(self, subjects: Sequence[str], skip_bad: bool) -> dict[str, list[MaskValues]]:
@@ -74,6 +81,7 @@ class PictureFiles:
 
     def _named(self, masks: Sequence[MaskValues]) -> dict[int, str]:
         """The names in the order of the values."""
+        check_colors(masks, self.folder / DESCRIPTION)
         check_background(masks, self.folder / DESCRIPTION)
         values = sorted({0}.union(*(mask.colors for mask in masks)))[1:]
         if len(self.names) != len(values):
@@ -98,13 +106,17 @@ class PictureFiles:
         *images, label = [np.stack(of_pattern) for of_pattern in zip(*slices, strict=True)]
         relative = [str(path.relative_to(self.folder)) for number in numbers for path in files[number]]
         one_each = all(pixels.ndim == 3 for pixels in images)
-        return PictureCase(images, label, relative, numbers, self.channels if one_each else ())
+        background = self.labels.codes[0] if self.labels else 0
+        return PictureCase(images, label, relative, numbers, self.channels if one_each else (), background)
 
     def _read_slice(self, files: Sequence[Path]) -> list[np.ndarray]:
         """The pixels of the images of a slice, and its mask in the values of classes, all of one size."""
         *images, path = files
         mask = read_mask(path)
-        label = mask.codes if self.labels is None else np.array(self.labels.codes)[self.labels.to_classes(mask, path)]
+        label = mask.codes
+        if self.labels:
+            codes = np.array(list(self.labels.to_dict()["labels"].values()))
+            label = codes.take(self.labels.to_classes(mask, path), mode="clip")  # IGNORED takes the last one
         pixels = [read_pixels(image) for image in images]
         for image, channel in zip(images, pixels, strict=True):
             if channel.shape[:2] != label.shape:

@@ -20,10 +20,8 @@ class DAF(MultiScale):
     eight 1x1 convolutions of DANet's head that the sum does not use.
     """
 
-    def __init__(
-        self, channels: int, classes: int, backbone: str, pretrained: bool, attention: str, variant: str
-    ) -> None:
-        super().__init__(channels, backbone, pretrained)
+    def __init__(self, channels: int, classes: int, backbone: str, attention: str, variant: str) -> None:
+        super().__init__(channels, backbone)
         self.attention = nn.ModuleList(_attention(attention, variant) for _ in range(SCALES))
         self.refine = nn.ModuleList(
             nn.Sequential(
@@ -33,7 +31,7 @@ class DAF(MultiScale):
         )
         self.raw_heads = heads(WIDTH, classes, SCALES)
         self.refined_heads = heads(WIDTH, classes, SCALES)
-        self.initialize(keep=self.backbone if pretrained else None)
+        self.initialize()
 
     def maps(self, image: Tensor) -> Output:
         """Padded image (B, C, H, W) -> Output with four raw and four refined maps of logits at H/4."""

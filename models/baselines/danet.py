@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from models.attention import ChannelAttention, PositionAttention
-from models.backbone import Backbone
+from models.backbone import build_backbone
 from models.network import Network, Output
 
 
@@ -18,9 +18,10 @@ class DANet(Network):
 
     multiple, smallest = 8, 32
 
-    def __init__(self, channels: int, classes: int, backbone: str = "resnet101", pretrained: bool = False) -> None:
+    def __init__(self, channels: int, classes: int, backbone: str = "resnet101") -> None:
         super().__init__()
-        self.backbone = Backbone(backbone, channels, pretrained, output_stride=8)
+        self.backbone = build_backbone(backbone, channels, output_stride=8)
+        self.pad_for(self.backbone)
         width = self.backbone.channels[-1]
         inner = width // 4
         self.position = nn.Sequential(
@@ -30,7 +31,7 @@ class DANet(Network):
             _conv_bn_relu(width, inner), ChannelAttention("released"), _conv_bn_relu(inner, inner)
         )
         self.heads = nn.ModuleList(nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(inner, classes, 1)) for _ in range(3))
-        self.initialize(keep=self.backbone if pretrained else None)
+        self.initialize()
 
     def maps(self, image: Tensor) -> Output:
         """Image (B, C, H, W) -> Output with three maps of logits at H/8: of the sum, of position, of channel."""

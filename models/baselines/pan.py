@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.backbone import Backbone
+from models.backbone import build_backbone
 from models.network import BatchNorm, Network, Output, resized
 
 
@@ -17,17 +17,18 @@ class PAN(Network):
 
     multiple, smallest = 16, 128  # the pyramid halves the H/16 maps three times
 
-    def __init__(self, channels: int, classes: int, backbone: str = "resnet101", pretrained: bool = False) -> None:
+    def __init__(self, channels: int, classes: int, backbone: str = "resnet101") -> None:
         super().__init__()
-        self.backbone = Backbone(backbone, channels, pretrained, output_stride=16)
-        _, *widths, deepest = self.backbone.channels
+        self.backbone = build_backbone(backbone, channels, output_stride=16)
+        self.pad_for(self.backbone)
+        *widths, deepest = self.backbone.channels[-4:]
         self.pyramid = FeaturePyramidAttention(deepest, classes)
         self.up = nn.ModuleList(GlobalAttentionUpsample(width, classes) for width in reversed(widths))
-        self.initialize(keep=self.backbone if pretrained else None)
+        self.initialize()
 
     def maps(self, image: Tensor) -> Output:
         """Image (B, C, H, W) -> Output with one map of logits at H/4."""
-        _, *maps, deepest = self.backbone(image)
+        *maps, deepest = self.backbone(image)[-4:]
         x = self.pyramid(deepest)
         for up, skip in zip(self.up, reversed(maps), strict=True):
             x = up(x, skip)

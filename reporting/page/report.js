@@ -155,7 +155,7 @@ function maps() {
   choice(chosen, data.inside.map((s) => `subject ${s.subject}, slice ${s.number} (${s.kind})`), (k) => {
     const slice = data.inside[k];
     const row = (title, pictures) => el("div", { class: "maps" }, el("h3", {}, title), ...pictures);
-    place.replaceChildren(row("Truth", [classMap(slice, slice.truth, "Truth", "", slice.point)]), ...slice.rows.map(({ title, classes, heat, cross }) =>
+    place.replaceChildren(row("Truth", [classMap(slice, slice.truth, "Truth", slice.truth_note, slice.point)]), ...slice.rows.map(({ title, classes, heat, cross }) =>
       row(title, classes ? classes.map((mask, s) => classMap(slice, mask, title, scaleName(s, title)))
         : heat.map((map, s) => mapFigure(title, scaleName(s), [`data:image/png;base64,${map}`], cross && slice.point)))));
   });

@@ -7,6 +7,8 @@ const ERRORS = [
   { name: "wrong class", color: "--okabe-5" },
 ];
 
+const IGNORED = 255; // in the truth: nobody annotated the pixel
+
 /* base64 of a zlib stream -> Uint8Array. */
 async function unpack(text) {
   const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
@@ -45,10 +47,11 @@ function outlines(mask, width, height, k) {
   return loops;
 }
 
-/* 2 |A and B| / (|A| + |B|) of class k in two masks; null where neither has it. */
+/* 2 |A and B| / (|A| + |B|) of class k in two masks, where the truth is annotated; null where neither has it. */
 function diceOf(truth, prediction, k) {
   let both = 0, sum = 0;
   for (let i = 0; i < truth.length; i++) {
+    if (truth[i] === IGNORED) continue;
     const t = truth[i] === k, p = prediction[i] === k;
     sum += t + p;
     both += t && p;
@@ -60,7 +63,7 @@ function diceOf(truth, prediction, k) {
 function errorsOf(truth, prediction, on) {
   return truth.map((t, i) => {
     const p = prediction[i];
-    return t === p ? 0 : on(t) && on(p) ? 3 : on(p) ? 1 : on(t) ? 2 : 0;
+    return t === p || t === IGNORED ? 0 : on(t) && on(p) ? 3 : on(p) ? 1 : on(t) ? 2 : 0;
   });
 }
 
@@ -156,17 +159,29 @@ function sliceViewer(container, subjects, classes) {
     if (image.complete && image.naturalWidth) context.drawImage(image, 0, 0, canvas.width, canvas.height);
     const truth = slice(masks.truth), prediction = slice(masks.prediction);
     context.scale(canvas.width / width, canvas.height / height);
-    const errors = errorsOf(truth, prediction, (k) => k > 0 && shown.classes[k - 1]);
+    const judged = (k) => !subject.unknown.includes(k);
+    const errors = errorsOf(truth, prediction, (k) => k > 0 && shown.classes[k - 1] && judged(k));
+    if (shown.errors || shown.truth) drawHatching(context, truth, width);
     if (shown.errors) drawErrors(context, errors, width);
     else {
       const pixel = width / canvas.clientWidth; // of the screen, in those of the slice
       if (shown.truth) drawOutlines(context, truth, width, height, pixel, false);
       if (shown.prediction) drawOutlines(context, prediction, width, height, pixel, true);
     }
-    const dice = classes.map((_, k) => diceOf(truth, prediction, k + 1));
+    const dice = classes.map((_, k) => (judged(k + 1) ? diceOf(truth, prediction, k + 1) : null));
     buttons.forEach((button, k) => (button.lastChild.textContent = number(known(dice[k]) ? 100 * dice[k] : null)));
     layers.forEach((button) => (button.hidden = shown.errors));
-    describe(dice, errors);
+    describe(dice, errors, truth.includes(IGNORED));
+  }
+
+  /* Oblique lines where nobody annotated the truth. */
+  function drawHatching(context, truth, width) {
+    const line = Math.max(1, Math.floor(truth.length / width / 96));
+    context.fillStyle = "rgb(200 200 200 / 50%)";
+    truth.forEach((t, i) => {
+      const x = i % width, y = Math.floor(i / width);
+      if (t === IGNORED && Math.floor((x + y) / line) % 4 === 0) context.fillRect(x, y, 1, 1);
+    });
   }
 
   /* Solid, or dashed with black between the dashes, so that it is seen where it covers the other. */
@@ -201,8 +216,9 @@ function sliceViewer(container, subjects, classes) {
   const style = getComputedStyle(document.documentElement);
   const errorColors = ERRORS.map((kind) => style.getPropertyValue(kind.color));
 
-  function describe(dice, errors) {
-    legend.replaceChildren(...(shown.errors
+  function describe(dice, errors, hatched) {
+    const open = hatched ? [el("span", {}, el("span", { class: "swatch hatched" }), "not annotated")] : [];
+    legend.replaceChildren(...open, ...(shown.errors
       ? ERRORS.map((kind, k) => el("span", {}, el("span", { class: "swatch", style: { background: errorColors[k] } }),
         `${kind.name}, ${errors.filter((e) => e === k + 1).length} px`))
       : [el("span", {}, el("span", { class: "stroke" }), "truth"), el("span", {}, el("span", { class: "stroke dashed" }), "prediction")]));

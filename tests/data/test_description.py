@@ -38,6 +38,7 @@ DESCRIBED = {
     "colors": {"background": [255, 255, 255], "liver": [0, 0, 0]},
     "regions": {"abdomen": ["liver"]},
     "tolerances": {"liver": 2.0, "abdomen": 0.5},
+    "mirror_axis": "vertical",
     "groups": {"1": "patient 1"},
     "channels": ["t1", "t2"],
     "preparation": Preparation(size=32, spacing=(1.5, 1.5), window=(40.0, 400.0)).to_dict(),
@@ -112,7 +113,7 @@ def test_what_dataset_json_says_is_refused_or_can_be_used(folder, place, value):
 def test_the_description_itself_is_taken(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps(DESCRIBED))
     described = read_description(tmp_path / "dataset.json")
-    of_classes = {key: DESCRIBED[key] for key in ("labels", "values", "colors", "regions", "tolerances")}
+    of_classes = {key: DESCRIBED[key] for key in ("labels", "values", "colors", "regions", "tolerances", "mirror_axis")}
     assert described.labels.to_dict() == of_classes
     assert described.labels.regions == {"abdomen": ("liver",)}
     assert described.groups == {"1": "patient 1"}
@@ -148,8 +149,8 @@ TUMOUR = {"labels": {"background": 0, "edema": 1, "core": 2}}
             (TUMOUR | {"tolerances": {"core": distance}}, "tolerances must give classes or regions a distance above 0")
             for distance in (0, -1.0, True, "1", None, [1], Raw("NaN"), Raw("Infinity"), Raw("9" * 400))
         ),
-        ({"regions": {"whole": ["core"]}}, "regions names classes; list all classes with their values under labels"),
-        ({"tolerances": {"core": 1}}, "tolerances names classes; list"),
+        ({"regions": {"whole": ["core"]}}, "regions needs classes; list all classes with their values under labels"),
+        ({"tolerances": {"core": 1}}, "tolerances needs classes; list"),
         ({"groups": {"1": 1}}, "groups must give subjects the name of their group"),
         ({"groups": {"1": ""}}, "groups must give"),
         ({"groups": {"1": "a\nb"}}, "groups must give"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from experiments import launching
 from experiments.launching import Run, TrainingJob, submit_all
 from main import main
 from reproduce import slurm_options
+from tests.helpers import own_code
 from tests.helpers.errors import assert_one_line
 from tests.helpers.runs import TINY
 from tests.helpers.trainings import TINY_NETWORKS
@@ -84,17 +86,20 @@ def test_a_training_is_main_in_a_process_of_its_own(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_jobs_through_submitit_s_local_executor(make_data, tmp_path, monkeypatch):
-    """They are started from another folder, and by processes that know nothing of this one."""
+    """They are started from another folder, which has code of the user, by processes that know nothing of this one."""
     pytest.importorskip("submitit")
     data = make_data()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", TINY_NETWORKS)
+    shutil.copy(own_code.__file__, tmp_path / "code_of_jobs.py")
     runs, manifest = jobs(data, tmp_path), tmp_path / "table" / "manifest.json"
+    own = ["--data", str(data), "--epochs", "1", *TINY, "--model", "code_of_jobs:Logits"]
+    runs.append(Run("own", "given", Path("runs/c"), own))
     submit_all(runs, manifest, None, {"timeout_min": 5}, cluster="local")
     assert os.environ["PYTHONPATH"] == TINY_NETWORKS
-    assert [run.state for run in runs] == ["finished", "failed"]
+    assert [run.state for run in runs] == ["finished", "failed", "finished"]
     assert "nowhere/train: no such folder" in runs[1].error
-    assert [run["state"] for run in json.loads(manifest.read_text())] == ["finished", "failed"]
+    assert [run["state"] for run in json.loads(manifest.read_text())] == ["finished", "failed", "finished"]
     assert (tmp_path / "runs" / "a" / "test.json").exists()
 
 

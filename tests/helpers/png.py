@@ -173,7 +173,8 @@ GREY = np.arange(32 * 32).reshape(32, 32) % 256
 def write_tree(root: Path, image: bytes, mask: bytes, codes: list[int]) -> Path:
     """Write a data set whose subject a has this image and mask; the others are flat, b of class 1, c of none.
 
-    What an earlier call has written to `root` is replaced.
+    255, which is no class index, is the code of what is not annotated. What an earlier call has written to `root` is
+    replaced.
     """
     plain, full = (flat(code) for code in codes[:2])
     for split, name, pair in (
@@ -185,6 +186,6 @@ def write_tree(root: Path, image: bytes, mask: bytes, codes: list[int]) -> Path:
             folder = root / split / kind
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"Subj_{name}slice_1.png").write_bytes(content)
-    names = {"background": codes[0]} | {f"class {code}": code for code in codes[1:]}
+    names = {"background": codes[0]} | {"ignore" if code == 255 else f"class {code}": code for code in codes[1:]}
     (root / "dataset.json").write_text(json.dumps({"labels": names}))
     return root

@@ -391,8 +391,8 @@ def test_regions_whose_values_have_no_name(pair):
 @pytest.mark.parametrize(
     ("labels", "part"),
     [
-        ({"background": 0, "a": 1, "ignore": 4}, "ignore"),
-        ({"background": 0, "a": [1, 4], "ignore": 5}, "ignore"),
+        ({"background": 0, "a": 1, "Ignore": 4}, "must be called ignore"),
+        ({"background": 0, "a": [1, 4], "ignore": [5, 6]}, "nobody annotated"),
         ({"background": 0, "a": 1, "b": [1]}, "same value"),
         ({"background": 0, "a": [[1]]}, "must give each class a value"),
         ({"background": 0, "a": [1, "4"]}, "must give each class a value"),
@@ -416,7 +416,7 @@ def test_tables_that_mean_nothing_are_refused(pair, labels, part):
         ({"names": "a,b", "values": "1,x"}, "--values"),
         ({"names": "a,a", "values": "1,4"}, "--names"),
         ({"names": "a,b", "values": "1,1"}, "the same value"),
-        ({"names": "a,ignore", "values": "1,4"}, "ignore"),
+        ({"names": "a,IGNORE", "values": "1,4"}, "must be called ignore"),
         ({"names": "a,b", "labels": Path("x.json")}, "--labels"),
         ({"labels": Path("missing.json")}, "missing.json: no such file"),
     ],

@@ -137,9 +137,9 @@ def test_orientation_does_not_change_the_segmentation(trained, tmp_path, code):
 def test_the_precision_is_that_of_the_training(trained, tmp_path, monkeypatch, amp, dtype):
     used = []
 
-    def watched(models, images, batch_size, machine, flips):
+    def watched(models, images, batch_size, machine, *flips):
         used.append(machine.dtype)
-        return segment_volume(models, images, batch_size, machine, flips)
+        return segment_volume(models, images, batch_size, machine, *flips)
 
     monkeypatch.setattr(networks, "segment_volume", watched)
     run(configured(trained.checkpoint, tmp_path / "best.pt", amp=amp), trained.test_scan, out=tmp_path / "out")
@@ -291,6 +291,32 @@ def test_flips_are_refused_where_training_had_none(trained, tmp_path):
     with pytest.raises(InputError, match=r"best\.pt was trained without flips"):
         run(checkpoint, trained.test_scan, out=tmp_path / "out", tta=True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_flips_exchange_mirrored_classes_back_along_the_axis_of_each_scan(trained, tmp_path, monkeypatch):
+    used = []
+
+    def watched(models, images, batch_size, machine, flips, mirror):
+        used.append((mirror.axis, mirror.exchanged[:4].tolist()))
+        return segment_volume(models, images, batch_size, machine, flips, mirror)
+
+    monkeypatch.setattr(networks, "segment_volume", watched)
+    data = load_checkpoint(trained.checkpoint)["data"]
+    names = list(data["labels"])
+    checkpoint = changed(trained.checkpoint, tmp_path / "best.pt", data=data | {"mirror": [[names[1], names[3]]]})
+    run(checkpoint, trained.test_scan, trained.data / "val", out=tmp_path / "out", tta=True)
+    assert used == [(-1, [0, 3, 2, 1])] * 2
+    subjects = json.loads((trained.data / "dataset.json").read_text())["subjects"]
+    subjects["s3"]["direction"] = [0, 1, 0, 1, 0, 0, 0, 0, 1]
+    run(checkpoint, described(trained, tmp_path / "turned", subjects=subjects), out=tmp_path / "out", tta=True)
+    assert used[2:] == [(-2, [0, 3, 2, 1])]
+    del subjects["s3"]["direction"]
+    with pytest.raises(InputError) as caught:
+        run(checkpoint, described(trained, tmp_path / "unknown", subjects=subjects), out=tmp_path / "out", tta=True)
+    assert_one_line(caught.value, "--tta: s3: it is not known which axis", f"{names[1]} and {names[3]}; give", "--tta")
+    with pytest.raises(InputError, match="was trained on other data than"):
+        run(f"{checkpoint},{trained.checkpoint}", trained.test_scan, out=tmp_path / "out", tta=True)
 
 
 def test_what_cannot_be_out_or_truth_is_said_before_the_work(trained, tmp_path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
+from data.mirror import Mirror
 from inference.segmentation import segment_volume
 from training.device import Machine
 
@@ -44,3 +46,44 @@ def test_flips_are_undone():
     ramp, flipped = np.linspace(0, 1, 34), np.linspace(1, 0, 34)
     expected = np.mean([1 / (1 + np.exp(images[0] - r)) for r in (ramp, flipped)], 0)
     np.testing.assert_allclose(ours[0], expected, rtol=1e-5)
+
+
+class BySide(torch.nn.Module):
+    """Logits of the background, right and left that follow from the image and the position of each pixel."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def forward(self, image):
+        rows, columns = (torch.linspace(-1, 1, side) for side in image.shape[-2:])
+        side = self.slope * (columns + 0.3 * rows[:, None])
+        return torch.stack([image[:, 0], image[:, 0] - side, 2 * image[:, 0] + side], 1)
+
+
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_flips_exchange_mirrored_classes_back(axis):
+    """The mean by hand over two networks and four flips, of which those along the axis exchange classes 1 and 2."""
+    images = np.random.default_rng(0).random((1, 3, 33, 34)).astype(np.float32)
+    exchanged = np.arange(256, dtype=np.uint8)
+    exchanged[[1, 2]] = 2, 1
+    networks = [BySide(1.0), BySide(-2.5)]
+    ours = segment_volume(networks, images, 2, CPU, flips=True, mirror=Mirror(axis, exchanged))
+    found = []
+    for network in networks:
+        for axes in ((), (-1,), (-2,), (-2, -1)):
+            logits = network(torch.from_numpy(np.flip(images[0], axes).copy())[:, None]).double().numpy()
+            background, right, left = np.flip(np.exp(logits), axes).swapaxes(0, 1)
+            if axis in axes:
+                right, left = left, right
+            found.append(np.stack([background, right, left]) / (background + right + left))
+    np.testing.assert_allclose(ours, np.mean(found, 0), rtol=1e-5)
+    without = segment_volume(networks, images, 2, CPU, flips=True)
+    assert np.abs(ours - without).max() > 0.1
+
+
+def test_without_flips_nothing_is_exchanged():
+    images = np.random.default_rng(0).random((1, 1, 33, 34)).astype(np.float32)
+    mirror = Mirror(-1, np.arange(256, dtype=np.uint8)[::-1])
+    ours = segment_volume([BySide(1.0)], images, 1, CPU, flips=False, mirror=mirror)
+    np.testing.assert_array_equal(ours, segment_volume([BySide(1.0)], images, 1, CPU, flips=False))

@@ -181,7 +181,7 @@ def test_smp_pretrained_without_a_connection(monkeypatch):
 
     monkeypatch.setattr(smp.encoders, "hf_hub_download", refuse)
     with pytest.raises(InputError, match=r"weights of resnet18 .*huggingface\.co \(Connection refused\); copy /"):
-        build_model(Config.of(model="smp.Unet", backbone="resnet18", pretrained=True))
+        build_model(Config.of(model="smp.Unet", backbone="resnet18")).load_pretrained()
 
 
 def test_smp_mistakes(monkeypatch):
@@ -201,7 +201,9 @@ def test_unknown_models_are_refused():
     with pytest.raises(OptionError, match="backbone mit_b0: must be resnet18, "):
         build_model(Config.of(backbone="mit_b0"))
     with pytest.raises(OptionError, match="pretrained: unet has no backbone"):
-        build_model(Config.of(model="unet", pretrained=True))
+        build_model(Config.of(model="unet", pretrained="imagenet"))
+    with pytest.raises(OptionError, match=r"pretrained FILE: smp\.Unet takes no file"):
+        build_model(Config.of(model="smp.Unet", backbone="resnet18", pretrained="FILE"))
     with pytest.raises(OptionError, match="must be the name of an encoder"):
         build_model(Config.of(model="smp.Unet", backbone="tu-hf-hub:someone/network"))
     check_network(Config.of(model="smp.Segformer", backbone="mit_b0").network)  # the library's encoders
@@ -217,7 +219,7 @@ def test_a_network_takes_the_options_that_its_constructor_names():
     assert unused["unet"] - unused["daf"] == {"backbone", "pretrained", "variant"}
     assert unused["unet"] - unused["smp.Unet"] == {"backbone", "pretrained"}
     assert unused_options(Config.of(guidance=False).network) == {
-        "encoder_decoder", "neutral_guide", "semantic_channels",
+        "encoder_decoder", "neutral_guide", "semantic_channels", "norm_by_scale",
     }  # fmt: skip
     assert describe_network(Config.of(model="unet").network) == "unet"
     assert describe_network(Config.of(guidance=False).network) == "ms_dual_guided without guidance, resnext101_32x4d"

@@ -91,10 +91,9 @@ def epoch_in_float64(data: Path, out: Path, batch_size: int, recompute: bool, va
         )
         machine = Machine(torch.device("cpu"), dtype=torch.float32, workers=0)
         optimization = Optimization(model, config.optimization, len(loader))
-        distributed = distribute(model, machine.device)
-        loss = training_loss(config.loss)
+        loss = training_loss(config.loss, config.network.classes, machine.device)
         epoch = Epoch(0)
-        train_one_epoch(Training(distributed, loader, loss, optimization, machine, 0, StopSignal()), epoch, "")
+        train_one_epoch(Training(model, loader, loss, optimization, machine, 0, StopSignal()), epoch, "")
         own, first = model.state_dict(), {}
         for name, value in own.items():
             first[name] = value.clone()

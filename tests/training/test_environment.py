@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from config import Config
+from data.description import Labels
 from training.device import Machine
 from training.environment import code_version, environment
-from training.terminal import describe_choices
+from training.terminal import describe_choices, idle_flags
 
 
 @pytest.fixture
@@ -58,10 +60,22 @@ def test_environment(monkeypatch):
 
 
 def test_choices_that_are_wrong_for_some_data_are_named():
-    paper = Config()
-    assert describe_choices(paper) == (
-        "training slices are flipped, which exchanges left and right (--flip_probability 0.5)"
-    )
-    both = describe_choices(paper.change(largest_component=True))
+    paper, labels = Config(), Labels.indexed(("background", "liver"), (0, 1))
+    flipped = "training slices are flipped, which exchanges left and right (--flip_probability 0.5)"
+    assert describe_choices(paper, labels) == flipped
+    both = describe_choices(paper.change(largest_component=True), labels)
     assert both.endswith("; each class keeps only its largest piece (--largest_component)")
-    assert describe_choices(paper.change(flip_probability=0.0)) == ""
+    assert describe_choices(paper.change(flip_probability=0.0), labels) == ""
+
+
+def test_classes_that_flips_exchange_or_could_are_named():
+    names = ("background", "Left eye", "liver", "right lung", "Liver", "left lung", "right eye", "right hand")
+    labels, paper = Labels.indexed(names, tuple(range(8))), Config()
+    assert describe_choices(paper, labels).endswith('(--mirror "right eye=Left eye, right lung=left lung" does)')
+    mirrored = replace(labels, mirror=(("right lung", "left lung"), ("liver", "Liver")))
+    assert describe_choices(paper, mirrored).endswith(
+        ", and with them the classes right lung and left lung, liver and Liver"
+    )
+    still = paper.change(flip_probability=0.0, mirror="right lung=left lung")
+    assert describe_choices(still, labels) == ""
+    assert idle_flags(still) == ["--mirror without effect: only with flips"]

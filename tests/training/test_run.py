@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from config import parse_config
@@ -85,18 +86,26 @@ def test_resumed_equals_uninterrupted_also_from_the_checkpoint_before(data, tmp_
 
 def test_a_run_from_pretrained_weights_resumes_without_them(make_data, tmp_path, monkeypatch):
     """Where the cluster's nodes have no connection, or the cache is gone."""
-    built = []
+    loaded = []
 
-    def build(channels, classes, backbone, pretrained):
-        built.append(pretrained)
-        return TinyNetwork(channels, classes)
+    class Tiny(TinyNetwork):
+        def __init__(self, channels, classes, backbone):
+            super().__init__(channels, classes)
 
-    monkeypatch.setitem(NETWORKS, "tiny", build)
-    out = run(make_data(), tmp_path / "run", "--epochs", "1", "--pretrained")
-    run(make_data(), out, "--epochs", "2", "--pretrained")
-    assert [pretrained for pretrained in built if pretrained] == [True]  # the others are the estimates of memory
-    assert len(built) == 4
-    assert json.loads((out / "config.json").read_text())["pretrained"]
+        def load_pretrained(self, weights=None):
+            loaded.append(weights)
+
+    monkeypatch.setitem(NETWORKS, "tiny", Tiny)
+    file = tmp_path / "weights.pt"
+    torch.save({"layer": torch.ones(2)}, file)
+    for source, expected in (("imagenet", None), (str(file), {"layer": torch.ones(2)})):
+        out = run(make_data(), tmp_path / f"run-{expected is None}", "--epochs", "1", "--pretrained", source)
+        file.unlink()
+        run(make_data(), out, "--epochs", "2", "--pretrained", source)
+        torch.testing.assert_close(loaded, [expected])
+        loaded.clear()
+        torch.save({"layer": torch.ones(2)}, file)
+        assert json.loads((out / "config.json").read_text())["pretrained"] == source
 
 
 @pytest.mark.slow

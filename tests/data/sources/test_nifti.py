@@ -209,8 +209,8 @@ def test_a_channel_that_a_case_lacks_is_refused(tmp_path, described):
     (NAMES, "names 2 channels (T1, T2), and imagesTr has files of channel 0002"),
     ({"channel_names": {"1": "T1", "2": "T2"}}, "by their numbers"),
     ({"channel_names": ["T1", "T2"]}, "by their numbers"),
-    ({"labels": {"background": 0, "a": 1, "ignore": 2}}, "the label 'ignore'"),
-    ({"labels": {"0": "background", "1": "a", "2": "ignore"}}, "the label 'ignore'"),
+    ({"labels": {"ignore": 0, "a": 1, "b": 2}}, "ignore is 0"),
+    ({"labels": {"0": "ignore", "1": "a", "2": "b"}}, "ignore is 0"),
     ({"labels": {"background": 0, "whole": [1, 2], "core": [2]}, "regions_class_order": [1, 2]}, "no regions"),
 ])  # fmt: skip
 def test_what_dataset_json_says_of_other_cases_is_refused(tmp_path, described, expected):
