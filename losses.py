@@ -80,7 +80,7 @@ class GuidedLoss(nn.Module):
             loss = cross_entropy(logits, target)
         else:  # as the cross-entropy, 0 for a map of which nothing counts
             counts = (target != UNCOUNTED).any()
-            loss = self.loss(logits, target.where(counts, 0)) * counts
+            loss = self.loss(logits.contiguous(), target.where(counts, 0)) * counts
         if self.dice:
             loss = loss + self.dice * dice_loss(logits, target, counted, self.all_reduce)
         return loss
@@ -136,7 +136,7 @@ def try_loss(text: str, loss: nn.Module, classes: int, device: torch.device) -> 
     logits = torch.randn(2, classes, 32, 32, generator=generator).to(device).requires_grad_()
     target = (torch.arange(2 * 32 * 32, device=device) % classes).view(2, 32, 32)
     target[:, :4] = UNCOUNTED
-    before = [buffer.clone() for buffer in loss.buffers()]
+    before = _state_of(loss)
     try:
         value = loss(logits, target.clone())
         is_scalar = isinstance(value, Tensor) and value.shape == () and bool(value.isfinite())
@@ -146,17 +146,21 @@ def try_loss(text: str, loss: nn.Module, classes: int, device: torch.device) -> 
         if is_out_of_memory(error):
             raise
         raise OptionError(f"loss {text}: fails on logits (2, {classes}, 32, 32): {in_words(error)}") from None
-    unchanged = all(map(torch.equal, before, loss.buffers()))
     faults = {
         "must return a finite scalar": not is_scalar,
         "has no finite gradient": not (grad.any() and grad.isfinite().all()),
         f"must leave out the pixels whose target is {UNCOUNTED}": bool(grad[:, :, :4].any()),
         "has weights of its own, which nothing would train": any(each.requires_grad for each in loss.parameters()),
-        "changes its buffers, which no checkpoint keeps": not unchanged,
+        "changes its buffers or numbers, which no checkpoint keeps": _state_of(loss) != before,
     }
     for fault, holds in faults.items():
         if holds:
             raise OptionError(f"loss {text}: {fault}; correct it, or take another loss")
+
+
+def _state_of(loss: nn.Module) -> list[Any]:
+    numbers = [value for part in loss.modules() for value in vars(part).values() if isinstance(value, int | float)]
+    return numbers + [buffer.tolist() for buffer in loss.buffers()]
 
 
 class MeanSquaredError(torch.autograd.Function):

@@ -19,7 +19,6 @@ import time
 
 from inference.segmentation import check_finite, segment_split
 from metrics import format_table
-from models import check_network
 from reporting.run_report import RunReport
 from training.device import Machine, peak_memory
 from training.distributed import barrier, broadcast_statistics, from_first, on_any, process_group, rank
@@ -29,7 +28,7 @@ from training.memory import MemoryBudget
 from training.optimization import Optimization
 from training.run import Run
 from training.scores import validation_scores, write_test
-from training.setup import check_batches, open_data_of, training_loader, training_loss, training_network
+from training.setup import check_options, open_data_of, training_loader, training_loss, training_network
 from training.signals import StopSignal
 from training.terminal import epoch_line, introduce
 from utils import seed_everything
@@ -39,8 +38,7 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
     """Train, choose the epoch by the validation subjects, score the test subjects."""
     # ---------------------------------------------------------------- set-up
     stop = stop or StopSignal()
-    check_batches(config.optimization)
-    check_network(config.network)
+    check_options(config)
     machine = Machine.of(config.machine)
     seed_everything(config.machine.seed)
 

@@ -12,12 +12,14 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import tyro
 
+from data.sources.dicom_seg_writer import check_writable
 from inference.networks import Ensemble, load_network
-from inference.output import OutputFolder, file_of
+from inference.output import OPTIONAL, OutputFolder, file_of
 from inference.results import (
     Segmentation,
     check_truth,
@@ -25,6 +27,7 @@ from inference.results import (
     on_own_grid,
     score,
     write_dicom,
+    write_dicom_series,
     write_probabilities,
     write_segmentation,
 )
@@ -32,7 +35,7 @@ from inference.scans import Scan, files_of, read_scans, scan_names
 from metrics import format_table, summarize
 from reporting.figures import class_colors, harmless, save_montage
 from training.device import Machine, choose_dtype, select_device
-from utils import InputError, printable, user_errors
+from utils import InputError, errors_begin, printable, user_errors
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,9 @@ class Options:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     dicom: bool = False
-    """Also write segmentations of DICOM folders as DICOM series."""
+    """Also write segmentations of DICOM folders as DICOM segmentations (SEG); needs highdicom."""
+    dicom_series: bool = False
+    """Also write segmentations of DICOM folders as ordinary DICOM series."""
     probabilities: bool = False
     """Also write the probability of each class, as a 4-D NIfTI."""
     truth: tuple[Path, ...] = ()
@@ -65,8 +70,10 @@ def main(options: Options) -> None:
     check(options)
     ensemble = load_ensemble(options)
     check_truth(options.truth, ensemble.identity.labels)
-    wanted = {"probabilities": options.probabilities, "dicom": options.dicom}
-    output = OutputFolder(options.out, {kind for kind, is_wanted in wanted.items() if is_wanted})
+    if options.dicom:
+        with errors_begin("--dicom"):
+            check_writable(ensemble.identity.labels.names)
+    output = OutputFolder(options.out, {kind for kind in OPTIONAL if getattr(options, kind)})
     scores, are_pictures, failures = [], [], []
     names = scan_names(options.inputs)
     truths = options.truth or [None] * len(names)
@@ -80,13 +87,7 @@ def main(options: Options) -> None:
                 output.replace_rows("scores.csv", scan.name, rows)
                 scores += rows
                 are_pictures.append(scan.is_picture)
-            try:
-                if options.dicom:
-                    write_dicom(options.out, segmentation)
-            except (InputError, OSError) as error:
-                reason = error if isinstance(error, InputError) else f"{error.filename}: {error.strerror}"
-                print(printable(f"error: {scan.name}: not written as DICOM: {reason}"), file=sys.stderr)
-                failures.append(error)
+            failures += write_as_dicom(options, segmentation)
     if scores:
         print(format_table(summarize(scores) | {"per_image": all(are_pictures)}))
     if failures:
@@ -123,8 +124,8 @@ def check(options: Options) -> None:
         folders = [_real(path)] if path.is_dir() else [_real(path).parent, _real(path.parent)]
         if any(out in (folder, folder / "Img", folder / "GT") for folder in folders):
             raise InputError(f"--out {options.out}: holds {path}, which results could replace; choose another folder")
-    for name in scan_names(options.inputs) if options.dicom else ():
-        series = _real(options.out / file_of("dicom", name))
+    for name in scan_names(options.inputs) if options.dicom_series else ():
+        series = _real(options.out / file_of("dicom_series", name))
         for path in (*files, *options.truth):
             if series in (_real(path), *_real(path).parents):
                 raise InputError(f"--out {options.out}: {series.name} would replace {path}; choose another folder")
@@ -168,6 +169,21 @@ def segment(options: Options, scan: Scan, ensemble: Ensemble, output: OutputFold
     with harmless(overlay):
         save_montage(overlay, scan.shown, of_slices, segmentation.labels.names)
     return segmentation
+
+
+def write_as_dicom(options: Options, segmentation: Segmentation) -> list[Exception]:
+    """Write what is wanted of a scan that was a DICOM series. What goes wrong is said in a line each, and returned."""
+    in_color = partial(write_dicom, colors=class_colors(len(segmentation.labels.names)))
+    failures = []
+    for kind, write in (("dicom", in_color), ("dicom_series", write_dicom_series)):
+        try:
+            if getattr(options, kind):
+                write(options.out, segmentation)
+        except (InputError, OSError) as error:
+            reason = error if isinstance(error, InputError) else f"{error.filename}: {error.strerror}"
+            print(printable(f"error: {segmentation.scan.name}: not written as DICOM: {reason}"), file=sys.stderr)
+            failures.append(error)
+    return failures
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from data.description import parse_mirror, read_mirror
+from data.description import IGNORE, parse_mirror, read_mirror
 from data.folder import check_groups, open_data
 from data.preparation import Preparation
 from data.sources import Source
@@ -87,7 +87,8 @@ class Options(ABC):
         description |= self.scoring(source, classes)
         if self.mirror:
             with errors_begin(f"--mirror {self.mirror}"):
-                description["mirror"] = read_mirror(parse_mirror(self.mirror), tuple(classes.values()))
+                names = [name for name in classes.values() if name != IGNORE]
+                description["mirror"] = list(map(list, read_mirror(parse_mirror(self.mirror), names)))
         if groups:
             description["groups"] = {subject: groups[subject] for subject in subjects if subject in groups}
         plan = Plan(source, split, preparation, classes, description, self.skip_bad)
@@ -258,12 +259,13 @@ class Msd(ScanOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Nifti(NamedOptions, ScanOptions):
-    """Pairs of image and label volumes (NIfTI or what else ITK reads), found by name patterns."""
+    """Pairs of image and label volumes (NIfTI, .mha, .nrrd; DICOM series and segmentations), found by name patterns."""
 
     image: str = "image_{subject}.nii.gz"
-    """Name of an image below SOURCE; several, separated by commas, are several channels."""
+    """Name of an image below SOURCE, a file or a folder with a DICOM series; several, separated by commas, are several
+    channels."""
     label: str = "label_{subject}.nii.gz"
-    """Name of a label volume below SOURCE."""
+    """Name of a label volume below SOURCE. A DICOM segmentation names its classes itself."""
     key = "nifti"
 
     def find(self) -> Source:

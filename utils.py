@@ -388,8 +388,8 @@ def seed_everything(seed: int, *position: int) -> None:
 
 
 def ceil_div(a: int, b: int) -> int:
-    """a / b, rounded up."""
-    return -(-a // b)
+    """a / b, rounded up; b above 0."""
+    return (a + b - 1) // b  # not -(-a // b): ONNX rounds quotients below 0 up
 
 
 def aligned_columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,11 +86,11 @@ class Labels:
         Raises InputError, and KeyError where there are neither labels nor colors.
         """
         colors = _read_colors(content["colors"]) if "colors" in content else {}
-        labels = content["labels"] if "labels" in content or not colors else {name: k for k, name in enumerate(colors)}
+        labels = content["labels"] if "labels" in content or not colors else numbered(colors)
         _check_classes(labels, "labels", "masks")
         if colors and colors.keys() != labels.keys():
             raise InputError("colors must give each class of labels its color; background is black unless it says more")
-        values = content.get("values", {name: k for k, name in enumerate(labels)})
+        values = content.get("values", numbered(labels))
         if not isinstance(values, dict) or list(values) != list(labels):
             raise InputError("values must give each class of labels, in their order, its value in volumes")
         _check_classes(values, "values", "volumes")
@@ -192,6 +192,12 @@ def read_description(path: Path) -> Description:
     return Description(labels, geometry, preparation, tuple(channels), lost, groups)
 
 
+def numbered(names: Collection[str]) -> dict[str, int]:
+    """Class -> its index; IGNORE, which may stand anywhere, gets the number after the last one."""
+    classes = [name for name in names if name != IGNORE]
+    return {name: len(classes) if name == IGNORE else classes.index(name) for name in names}
+
+
 def is_list_of_names(names: Any) -> bool:
     """Whether this is a list of printable texts that differ."""
     texts = isinstance(names, list) and all(isinstance(name, str) and name.isprintable() for name in names)
@@ -255,8 +261,11 @@ def _read_tolerances(tolerances: Any, names: Sequence[str]) -> dict[str, float]:
 
 
 def parse_mirror(text: str) -> list[list[str]]:
-    """ "a=b, c=d" -> [["a", "b"], ["c", "d"]], for `read_mirror`."""
-    return [[name.strip() for name in pair.split("=")] for pair in text.split(",")]
+    """ "a=b, c=d" -> [["a", "b"], ["c", "d"]], for `read_mirror`. Raises InputError."""
+    pairs = [[name.strip() for name in pair.split("=")] for pair in text.split(",")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise InputError("must be pairs of two classes, such as right kidney=left kidney, right lung=left lung")
+    return pairs
 
 
 def read_mirror(pairs: Any, classes: Sequence[str]) -> tuple[tuple[str, str], ...]:

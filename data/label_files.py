@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import SimpleITK as sitk
 
-from data.description import Description, Labels, parse_groups
+from data.description import Description, Labels, numbered, parse_groups
 from data.folder import infer_labels, list_images
 from data.geometry import Geometry
 from data.masks import MaskValues, check_colors
@@ -19,7 +19,7 @@ from data.notes import number_notes
 from data.png import PICTURES, read_mask
 from data.sources.dicom import read_series
 from data.sources.dicom_file import is_dicom
-from data.sources.dicom_seg import is_segmentation, read_segmentation
+from data.sources.dicom_seg import is_segmentation, read_named, segmentation_in
 from data.sources.nifti import find_named
 from data.volume_files import OTHERS, as_label, read_label
 from data.volumes import assemble, to_scan
@@ -93,7 +93,8 @@ def _find_all(folder: Path) -> dict[str, Path]:
     if not dicom:
         return found
     if found:
-        raise InputError(f"{folder}: holds DICOM files beside {next(iter(found.values())).name}; keep one kind in it")
+        beside = next(iter(found.values())).name
+        raise InputError(f"{folder}: holds DICOM files beside {beside}; keep one kind there, or give a name pattern")
     if is_segmentation(dicom[0]):
         return {path.name.removesuffix(".dcm"): path for path in dicom}
     return {folder.resolve().name: folder}
@@ -124,19 +125,15 @@ def read_classes(files: Files, subject: str, labels: Labels, described: Descript
     if files.suffix.lower() in PICTURES:
         classes = labels.to_classes(read_mask(files), files)[None]
         return LabelVolume(files, to_scan(classes, Geometry()), Geometry(), placed=False)
-    path = files
-    if path.is_dir():
-        inside = _dicom_files(path)
-        if len(inside) == 1 and is_segmentation(inside[0]):
-            path = inside[0]
-    is_sparse = path.is_file() and not path.name.lower().endswith(VOLUMES) and is_segmentation(path)
-    if is_sparse:
-        image = read_segmentation(path)
+    segmentation = segmentation_in(files)
+    path = segmentation or files
+    if segmentation:
+        image = read_named(path, labels.to_dict()["values"])
     else:
         image = as_label(read_series(path).image, path) if path.is_dir() else read_label(path)
     classes = sitk.GetImageFromArray(labels.values_to_classes(sitk.GetArrayViewFromImage(image), path))
     classes.CopyInformation(image)
-    return LabelVolume(path, classes, Geometry(spacing=image.GetSpacing()), is_sparse=is_sparse)
+    return LabelVolume(path, classes, Geometry(spacing=image.GetSpacing()), is_sparse=segmentation is not None)
 
 
 def _read_slices(files: dict[int, Path], subject: str, labels: Labels, described: Description) -> LabelVolume:
@@ -190,8 +187,8 @@ def read_label_table(path: Path, of_volumes: bool) -> tuple[Labels | None, dict[
         if isinstance(labels, dict) and (_is_theirs(labels) or any(key in content for key in THEIRS)):
             content = content | _our_table(labels)
         elif isinstance(labels, dict) and of_volumes and "values" not in content:
-            codes, indices = list(labels.values()), range(len(labels))
-            if codes != list(indices) and all(code in indices for code in codes):
+            by_order = numbered(labels)
+            if labels != by_order and all(code in by_order.values() for code in labels.values()):
                 raise InputError("labels could be meant by their order or by their numbers; add values to say which")
             content = content | {"values": labels}
         known = "labels" in content or "colors" in content

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.description import IGNORE
+from data.description import IGNORE, Labels
 from data.folder import DataFolder, check_subject, open_data
 from data.geometry import Geometry
 from data.png import read_mask
@@ -143,6 +143,7 @@ def _check_names(plan: Plan) -> None:
             raise InputError(
                 f"label value {value} is called {name!r}; choose values from 0 to 65535, and names of text that differ"
             )
+    Labels.from_dict(plan.content({}, ()))
     for subject in chain.from_iterable(plan.split.values()):
         check_subject(subject)
 

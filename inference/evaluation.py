@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,9 +26,10 @@ from data.label_files import (
 from data.png import PICTURES, read_image
 from data.preparation import AXES, acquired_plane, stretch
 from data.sources.dicom import read_series
+from data.sources.dicom_seg import extended
 from data.splits import read_groups
 from data.volume_files import aligned, read_file, turned_like
-from data.volumes import MAX_SPAN, Volume, oriented, resample, to_scan
+from data.volumes import Volume, oriented, resample, to_scan
 from utils import InputError, errors_begin, printable, read_json, some
 
 SAME_DIRECTION = 1e-3  # of unit vectors
@@ -225,7 +225,7 @@ def compare(subject: str, prediction: LabelVolume, truth: LabelVolume) -> Compar
     if prediction.numbers and not truth.numbers:
         moving = _on_scan(prediction)
     if truth.is_sparse:
-        goal = _extended(goal, moving)
+        goal = extended(goal, moving)
     if prediction.numbers and truth.numbers and not (prediction.placed and truth.placed):
         brought, how = moving, ""
     else:
@@ -256,32 +256,6 @@ def _check_slices(prediction: LabelVolume, truth: LabelVolume) -> None:
         raise InputError(f"{prediction.path}: its slices have {sizes[0]} pixels, those of {truth.path} {sizes[1]}")
 
 
-def _extended(image: sitk.Image, other: sitk.Image) -> sitk.Image:
-    """A DICOM segmentation with the slices that it leaves out: as far as the other one reaches, at its distances."""
-    grid, normal = Grid.of(image), np.reshape(image.GetDirection(), (3, 3))[:, 2]
-    across = int(np.abs(np.reshape(other.GetDirection(), (3, 3)).T @ normal).argmax())
-    gap = other.GetSpacing()[across]
-    part = max(1, round(grid.spacing[2] / gap))
-    count = (grid.size[2] - 1) * part + 1
-    fits = grid.size[2] == 1 or abs(grid.spacing[2] / part - gap) < 0.01 * gap
-    if fits and count <= MAX_SPAN:
-        array = np.zeros((count, *grid.size[1::-1]), np.uint8)
-        array[::part] = sitk.GetArrayViewFromImage(image)
-        spread = sitk.GetImageFromArray(array)
-        spread.SetSpacing((*grid.spacing[:2], gap if count == 1 else grid.spacing[2] / part))
-        spread.SetOrigin(grid.origin)
-        spread.SetDirection(grid.direction)
-        image, grid = spread, Grid.of(spread)
-    corners = product(*((-0.5, side - 0.5) for side in other.GetSize()))
-    points = [other.TransformContinuousIndexToPhysicalPoint(corner) for corner in corners]
-    heights = [image.TransformPhysicalPointToContinuousIndex(point)[2] for point in points]
-    first, last = min(0, round(min(heights) + 0.5)), max(grid.size[2] - 1, round(max(heights) - 0.5))
-    if last - first >= MAX_SPAN:
-        return image
-    size = (*grid.size[:2], last - first + 1)
-    return resample(image, grid._replace(size=size, origin=tuple(grid.position((0, 0, first)))), smooth=False)
-
-
 def _brought(
     moving: sitk.Image, prediction: LabelVolume, goal: sitk.Image, truth: LabelVolume
 ) -> tuple[sitk.Image, str]:
@@ -289,7 +263,7 @@ def _brought(
     scan = _on_scan(truth) if truth.geometry.original else goal
     for place, was_resampled in ((goal, False), (scan, truth.geometry.was_resampled)):
         with contextlib.suppress(InputError):
-            whole = _extended(moving, place) if prediction.is_sparse else moving
+            whole = extended(moving, place) if prediction.is_sparse else moving
             there = aligned(whole, prediction.path, place, truth.path)
             brought = resample(there, Grid.of(goal), smooth=False)
             if was_resampled:

@@ -9,14 +9,15 @@ from typing import Any
 
 from utils import LONGEST_NAME, InputError, make_folder, one_at_a_time, read_csv, remove_leftovers, write_csv
 
+OPTIONAL = ("probabilities", "dicom", "dicom_series")  # kinds of results, each written where a flag wants it
 TABLES = {"volumes.csv": "scan", "scores.csv": "subject"}  # name -> the column that names a row's scan
 
 
 class OutputFolder:
     """A folder of results, into which other processes may write at the same time.
 
-    `optional` are the results of this call that not all calls have: "probabilities", "dicom". Raises InputError for a
-    table in the folder that is none of predict.py's.
+    `optional` are those kinds of OPTIONAL that this call writes. Raises InputError for a table in the folder that is
+    none of predict.py's.
     """
 
     def __init__(self, folder: Path, optional: set[str]) -> None:
@@ -27,7 +28,7 @@ class OutputFolder:
         self.owner: dict[str, str] = {}
         """File -> scan of the results that lie here."""
         names = {row["scan"] for row in self._rows("volumes.csv")}
-        for kind in ("probabilities", "dicom", "overlay", "segmentation"):  # a scan may be called x_probabilities
+        for kind in (*OPTIONAL, "overlay", "segmentation"):  # a scan may be called x_probabilities
             for name in names:
                 file = file_of(kind, name, is_picture=not (folder / f"{name}.nii.gz").exists())
                 if (folder / file).exists():
@@ -50,7 +51,7 @@ class OutputFolder:
                 )
             if len(os.fsencode(file)) > LONGEST_NAME:
                 raise InputError(f"{self.folder / file}: has a name that is too long to be written; rename the scan")
-        for kind in {"probabilities", "dicom"} - self.kinds:
+        for kind in set(OPTIONAL) - self.kinds:
             file = file_of(kind, name, is_picture)
             if self.owner.get(file) == name:
                 print(f"note: {self.folder / file} is of an earlier call")
@@ -79,7 +80,8 @@ class OutputFolder:
 
 
 def file_of(kind: str, name: str, is_picture: bool = False) -> str:
-    """What a result of a scan or picture called `name` is called: its segmentation, overlay, probabilities or dicom."""
-    endings = {"overlay": "_overlay.png", "probabilities": "_probabilities.nii.gz", "dicom": "_dicom"}
+    """What a result of a scan or picture called `name` is called: its segmentation, overlay, or one of OPTIONAL."""
+    endings = {"overlay": "_overlay.png", "probabilities": "_probabilities.nii.gz"}
+    endings |= {"dicom": ".seg.dcm", "dicom_series": "_dicom"}
     endings["segmentation"] = ".png" if is_picture else ".nii.gz"
     return name + endings[kind]

@@ -19,6 +19,7 @@ from data.masks import MaskValues, check_colors
 from data.nifti import write_nifti
 from data.png import PICTURES, read_mask, unpack_color
 from data.preparation import Preparation
+from data.sources import dicom_seg_writer
 from data.sources.dicom import write_series
 from data.volume_files import aligned, read_label
 from data.volumes import assemble, like, to_scan
@@ -41,6 +42,8 @@ class Segmentation:
     """On the scan's own grid; where slices were resampled, from linearly interpolated probabilities."""
     preparation: Preparation | None = None
     """How the network's scans became slices."""
+    checkpoints: Sequence[Path] = ()
+    """Of the networks that it is of."""
 
     @property
     def file(self) -> str:
@@ -59,7 +62,8 @@ def on_own_grid(scan: Scan, probabilities: np.ndarray, ensemble: Ensemble) -> Se
     if scan.geometry.was_resampled:
         maps = probability_maps(scan, probabilities)  # a view of an image is good as long as the image is there
         image = like(image, ensemble.classify(np.stack([sitk.GetArrayViewFromImage(each) for each in maps])))
-    return Segmentation(scan, ensemble.identity.labels, slices, image, ensemble.identity.preparation)
+    identity, checkpoints = ensemble.identity, [network.path for network in ensemble.networks]
+    return Segmentation(scan, identity.labels, slices, image, identity.preparation, checkpoints)
 
 
 def probability_maps(scan: Scan, probabilities: np.ndarray) -> list[sitk.Image]:
@@ -92,11 +96,20 @@ def write_mask(path: Path, segmentation: Segmentation, colors: Sequence[tuple[in
         picture.save(temporary)
 
 
-def write_dicom(out: Path, segmentation: Segmentation) -> None:
+def write_dicom(out: Path, segmentation: Segmentation, colors: Sequence[tuple[int, int, int]]) -> None:
+    """Write the DICOM segmentation NAME.seg.dcm of a scan that was a series; its classes are shown in `colors`."""
+    scan, names = segmentation.scan, segmentation.labels.names
+    if scan.series is not None:
+        path = out / file_of("dicom", scan.name)
+        made_by = segmentation.checkpoints
+        dicom_seg_writer.write_segmentation(path, segmentation.image, scan.series, names, colors, made_by)
+
+
+def write_dicom_series(out: Path, segmentation: Segmentation) -> None:
     """Write the series NAME_dicom of a scan that was one, in the labels' values."""
     scan = segmentation.scan
     if scan.series is not None:
-        write_series(out / file_of("dicom", scan.name), segmentation.to_values(), scan.series)
+        write_series(out / file_of("dicom_series", scan.name), segmentation.to_values(), scan.series)
 
 
 def write_probabilities(out: Path, scan: Scan, probabilities: np.ndarray) -> None:

@@ -79,7 +79,9 @@ def check_network(options: NetworkConfig) -> None:
         own_class("model", options.model)
     if options.pretrained == "none":
         return
-    if is_own(options.model) or "backbone" not in _options_of(options):
+    if is_own(options.model):
+        raise OptionError(f"pretrained: is not for {options.model}; give what its constructor takes in its brackets")
+    if "backbone" not in _options_of(options):
         raise OptionError(f"pretrained: {options.model} has no backbone with ImageNet weights")
     if library and options.pretrained != "imagenet":
         raise OptionError(f"pretrained {options.pretrained}: {options.model} takes no file; choose imagenet")

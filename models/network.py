@@ -83,7 +83,8 @@ class Network(nn.Module):
 
     def padded(self, side: int) -> int:
         """The length to which a side of the image is padded, in pixels."""
-        return max(self.smallest, ceil_div(side, self.multiple) * self.multiple)
+        # Of torch, which knows also the sides of an exported network, that are no numbers.
+        return torch.sym_max(self.smallest, ceil_div(side, self.multiple) * self.multiple)
 
     def pad_for(self, backbone: nn.Module) -> None:
         """Pad images to what the backbone takes, too."""

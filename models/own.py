@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from config import LONGEST_TEXT
@@ -43,11 +44,12 @@ def own_class(option: str, text: str) -> partial[nn.Module]:
             reason = f"the module fails while it is imported: {in_words(error)}"
         raise OptionError(f"{where}: {reason}") from None
     found = getattr(module, class_name, None)
-    file = getattr(module, "__file__", None) or name
-    if found is None:
-        raise OptionError(f"{where}: {file} has no class {class_name}; correct the name, or rename the file you mean")
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise OptionError(f"{where}: {class_name} in {file} must be a class derived from torch.nn.Module")
+        file = getattr(module, "__file__", None) or name
+        raise OptionError(
+            f"{where}: {file} has no class {class_name} derived from torch.nn.Module; correct the name, or rename the "
+            "file if you mean another one"
+        )
     return partial(found, **arguments)
 
 
@@ -100,9 +102,10 @@ def named_by(constructor: Any) -> list[str]:
 
 
 def in_words(error: BaseException) -> str:
-    """An error of code that is not ours in a line, with the place where it was raised."""
+    """An error of code that is not ours in a line, with the place outside of PyTorch where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)[1:]
-    places = [frame for frame in frames if not frame.filename.startswith("<") and frame.filename != importlib.__file__]
+    others = ("<", importlib.__file__, str(Path(torch.__file__).parent))
+    places = [frame for frame in frames if not frame.filename.startswith(others)]
     place = f" ({places[-1].filename}, line {places[-1].lineno})" if places else ""
     return f"{type(error).__name__}: {error}".partition("\n")[0] + place
 
@@ -111,7 +114,7 @@ class OwnNetwork(Network):
     """Any network that returns logits, of any resolution: one map, several with its prediction first, or an `Output`.
 
     Images are padded to its `multiple` and `smallest` (sides in pixels; 32 and 64 where it does not say). It keeps its
-    initialization. Raises OptionError for other sides, and (forward) for an output of another kind.
+    initialization. Raises OptionError for other sides, and (forward) for an output of another kind and what it raises.
     """
 
     def __init__(self, text: str, network: nn.Module, classes: int) -> None:
@@ -134,13 +137,19 @@ class OwnNetwork(Network):
 
     def maps(self, image: Tensor) -> Output:
         """Padded image (B, C, H, W) -> Output with what the network returned."""
-        returned = self.network(image)
+        try:
+            returned = self.network(image)
+        except Exception as error:
+            without_content = type(image) is not Tensor  # such an image may be the reason
+            if isinstance(error, InputError) or is_out_of_memory(error) or without_content:
+                raise
+            raise OptionError(f"model {self.text}: fails on images {tuple(image.shape)}: {in_words(error)}") from None
         if isinstance(returned, Output):
             output = returned
         else:
             output = Output.of_logits(*(returned if isinstance(returned, list | tuple) else [returned]))
         for logits in (*output.raw, *output.refined):
-            self._check(logits, len(image))
+            self._check(logits, image.shape[0])
         if not output.refined:
             self._refuse("nothing")
         return output

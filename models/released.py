@@ -7,7 +7,7 @@ import re
 import torch
 from torch import Tensor
 
-from models.backbone import Normalization
+from models.encoder_weights import Normalization
 from models.ms_dual_guided import MSDualGuided
 from models.multi_scale import SCALES
 

@@ -58,8 +58,8 @@ class SemanticModule(nn.Module):
                 x = F.pad(x, (0, -width % 4, 0, -height % 4), mode="replicate")
             latent = self._pass(self.encoder, x, of_pass)
             reconstruction = self._pass(self.decoder, latent, of_pass)[..., :height, :width]
-            latents += latent.chunk(len(of_pass))
-            reconstructions += reconstruction.chunk(len(of_pass))
+            latents += _chunks(latent, len(of_pass))
+            reconstructions += _chunks(reconstruction, len(of_pass))
         return latents, reconstructions
 
     def _pass(self, layers: nn.Sequential, x: Tensor, scales: Sequence[int]) -> Tensor:
@@ -67,13 +67,18 @@ class SemanticModule(nn.Module):
         for layer in layers:
             if isinstance(layer, nn.ModuleList | nn.modules.batchnorm._BatchNorm):
                 norms = [layer[k] if isinstance(layer, nn.ModuleList) else layer for k in scales]
-                parts = [norm(part) for norm, part in zip(norms, x.chunk(len(scales)), strict=True)]
+                parts = [norm(part) for norm, part in zip(norms, _chunks(x, len(scales)), strict=True)]
                 x = torch.cat(parts) if len(parts) > 1 else parts[0]
             elif isinstance(layer, nn.MaxPool2d):  # to find the maxima again costs less than to keep them, as int64
                 x = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = layer(x)
         return x
+
+
+def _chunks(x: Tensor, count: int) -> Sequence[Tensor]:
+    """`x.chunk`, which ONNX has no form of for a single chunk of any batch."""
+    return x.chunk(count) if count > 1 else [x]
 
 
 class Identity(nn.Module):

@@ -62,6 +62,14 @@ def test_ignored_pixels_may_be_a_color_and_the_value_0(tmp_path):
     assert scribbles.to_classes(read_mask(tmp_path / "s.png"), tmp_path).tolist() == [[IGNORED, 0, 1]]
 
 
+def test_classes_are_numbered_without_it_wherever_it_stands():
+    tables = {"labels": {"background": 5, "ignore": 6, "a": 7, "b": 8}}, {"colors": {"ignore": [9] * 3, "a": [8] * 3}}
+    labels, colored = map(Labels.from_dict, tables)
+    assert (labels.values, labels.ignore) == ((0, 1, 2), Ignore(6, 3))
+    assert (colored.codes, colored.values, colored.ignore) == ((0, 1), (0, 1), Ignore(2, 2, 0x090909))
+    assert labels.to_values(np.array([2, 1, 0])).tolist() == [2, 1, 0]
+
+
 def write_scans(folder, ignored: int) -> dict[str, np.ndarray]:
     """Labels of classes 1 and, from the second on, 2, whose last column nobody annotated."""
     rng = np.random.default_rng(0)

@@ -97,9 +97,10 @@ def test_its_buffers_are_part_of_the_loss():
         ("Unusable(fault='flat')", "has no finite gradient"),
         ("Unusable(fault='ignored')", "must leave out the pixels whose target is -100"),
         ("Unusable(fault='weights')", "has weights of its own, which nothing would train"),
-        ("Unusable(fault='changes')", "changes its buffers, which no checkpoint keeps"),
+        ("Unusable(fault='changes')", "changes its buffers or numbers, which no checkpoint keeps"),
+        ("Unusable(fault='counts')", "changes its buffers or numbers, which no checkpoint keeps"),
         ("Unusable", r"Unusable\(\) fails: TypeError: "),
-        ("NoModule", "must be a class derived from torch.nn.Module"),
+        ("NoModule", "has no class NoModule derived from torch.nn.Module"),
         ("Nothing", "has no class Nothing"),
     ],
 )  # fmt: skip

@@ -74,19 +74,24 @@ class Training:
     """Epochs at the start in which the network's backbone stays as it is."""
     model: nn.Module = field(init=False)
     """The network, distributed over the processes where there are several."""
+    frozen: list[nn.Parameter] = field(init=False, default_factory=list)
+    """Weights that would learn, if the backbone were not to stay."""
 
     def __post_init__(self) -> None:
         self.model = distribute(self.network, self.machine.device)
 
     def begin(self, epoch: int) -> None:
         """Let the parts learn that do so in an epoch, counted from 0."""
-        frozen = epoch < self.frozen_epochs
-        if self.frozen_epochs and any(weight.requires_grad == frozen for weight in self.network.backbone.parameters()):
-            self.network.backbone.requires_grad_(not frozen)
+        freeze = epoch < self.frozen_epochs
+        if freeze != bool(self.frozen):
+            weights = self.frozen or [weight for weight in self.network.backbone.parameters() if weight.requires_grad]
+            for weight in weights:
+                weight.requires_grad_(not freeze)
+            self.frozen = weights if freeze else []
             del self.model  # its hooks go with it
             self.model = distribute(self.network, self.machine.device)  # which must know what learns
         self.model.train()
-        if frozen:
+        if freeze:
             self.network.backbone.eval()
 
     @property

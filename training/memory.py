@@ -75,6 +75,8 @@ def _step_memory(config: Config, size: tuple[int, int], half: bool) -> StepMemor
             terms = GuidedLoss(dice=config.loss.dice, loss=loss)(model(image), target)
             kept = live.bytes
         del terms
+        if is_own(config.network.model):
+            model.eval()(image)  # refuses now what would be refused after an epoch
     parameters = sum(parameter.numel() for parameter in model.parameters())
     copies = 2 * parameters if half else 0
     return StepMemory(16 * parameters + copies, max(1, kept - copies))

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from config import Config
 from data.folder import Identity
 from models import build_model
-from training.checkpoint import content_of, load_checkpoint
+from training.checkpoint import content_of
+from training.pretrained import read_tensors
 from utils import InputError, OptionError, printable, some
 
 NESTED = ("model", "state_dict", "model_state_dict")  # where the weights lie in files that hold more than these
@@ -36,17 +37,19 @@ class Transfer:
 def start_from(path: Path, network: nn.Module, config: Config, identity: Identity) -> Transfer:
     """Give `network` the tensors of a file that have the names, shapes and kinds of its own, and finite values.
 
-    The file is a checkpoint of main.py, or any state dict that torch.save wrote, alone or in a dictionary (`NESTED`).
+    The file is a checkpoint of main.py, or any state dict (`read_tensors`), alone or in a dictionary (`NESTED`).
     Of a checkpoint for other classes than those of `identity`, no tensor is taken whose shape depends on their number.
-    Raises InputError where no weight fits, and as `load_checkpoint` does.
+    Raises InputError where no weight fits, and as `read_tensors` does.
     """
-    content = load_checkpoint(path, foreign=True)
+    content = read_tensors(path)
     before = None
     if {"model", "config", "data"} <= content.keys():
         with content_of(path):
             before = Identity.from_dict(content["data"])
     own = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
     stored = _with_names_of(own, _tensors_of(content))
+    if not stored:
+        raise InputError(f"{path}: holds no state dict, neither alone nor under {', '.join(NESTED)}; save it so")
     reasons = {name: _misfit(name, stored.get(name), value) for name, value in own.items()}
     heads = _heads(own, config)
     if before is not None and before.labels.names != identity.labels.names:
@@ -61,7 +64,8 @@ def start_from(path: Path, network: nn.Module, config: Config, identity: Identit
     weights = sum(sizes.get(name, 0) for name in taken)
     if weights == 0:
         raise InputError(
-            f"{path}: none of its {len(stored)} tensors fits the weights of this network; choose a file of this --model"
+            f"{path}: none of its {len(stored)} tensors fits the weights of this network; choose a file of this "
+            "--model, or give that of a backbone alone as --pretrained"
         )
     for name in taken:
         own[name].copy_(stored[name])

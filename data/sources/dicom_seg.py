@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +13,9 @@ import pydicom
 import SimpleITK as sitk
 from pydicom import uid
 
-from data.geometry import LONGEST, MAX_VOXELS
+from data.geometry import LONGEST, MAX_VOXELS, Grid
 from data.sources.dicom_file import DEFLATED, PLAIN, explain, is_dicom, numbers, read_file, whole
-from data.volumes import MAX_SPAN
+from data.volumes import MAX_SPAN, like, resample
 from utils import InputError, some
 
 MOST_PARTS = 4  # slices that the closest frames may be apart
@@ -67,6 +69,75 @@ def read_segmentation(path: Path) -> sitk.Image:
     image.SetOrigin(frames.positions[steps.index(0)].tolist())
     image.SetDirection(frames.axes.T.ravel().tolist())
     return image
+
+
+def segmentation_in(path: Path) -> Path | None:
+    """The DICOM segmentation that a path is, or that a folder holds as its only DICOM file; None for anything else."""
+    inside = [path]
+    if path.is_dir():
+        inside = [file for file in path.iterdir() if file.is_file() and is_dicom(file)]
+    return inside[0] if len(inside) == 1 and inside[0].is_file() and is_segmentation(inside[0]) else None
+
+
+def segment_names(path: Path) -> dict[int, str]:
+    """Number of a segment -> its label; "segment 1" and the like of those that have none."""
+    header = read_file(path)
+    with explain(path):
+        numbered = {int(segment.SegmentNumber): segment for segment in header.get("SegmentSequence") or []}
+        labels = {number: str(segment.get("SegmentLabel") or "").strip() for number, segment in numbered.items()}
+    return {number: label or f"segment {number}" for number, label in labels.items()}
+
+
+def read_named(path: Path, values: Mapping[str, int]) -> sitk.Image:
+    """A segmentation in the `values` of the classes that its segments are called as.
+
+    Where segments are called otherwise, their numbers are the values. Raises InputError as `read_segmentation` does,
+    and where a segment is called as a class of another value than its number while other segments are no classes.
+    """
+    image, names = read_segmentation(path), segment_names(path)
+    numbers = sitk.GetArrayViewFromImage(image)
+    found = {int(number): names[int(number)] for number in np.unique(numbers) if number}
+    if not all(name in values for name in found.values()):
+        for number, name in found.items():
+            if values.get(name, number) != number:
+                other = next(name for name in found.values() if name not in values)
+                raise InputError(
+                    f"{path}: its segment {number} is called {name}, which has the value {values[name]}, and a segment "
+                    f"is called {other}, which is no class; name all segments as the classes, or number them so"
+                )
+        return image
+    table = np.zeros(max(found, default=0) + 1, np.uint16)
+    table[0] = values.get("background", 0)
+    for number, name in found.items():
+        table[number] = values[name]
+    return like(image, table[numbers])
+
+
+def extended(image: sitk.Image, other: sitk.Image) -> sitk.Image:
+    """A segmentation with the slices that it leaves out: as far as the other image reaches, at its distances."""
+    grid, normal = Grid.of(image), np.reshape(image.GetDirection(), (3, 3))[:, 2]
+    across = int(np.abs(np.reshape(other.GetDirection(), (3, 3)).T @ normal).argmax())
+    gap = other.GetSpacing()[across]
+    part = max(1, round(grid.spacing[2] / gap))
+    count = (grid.size[2] - 1) * part + 1
+    fits = grid.size[2] == 1 or abs(grid.spacing[2] / part - gap) < 0.01 * gap
+    if fits and count <= MAX_SPAN:
+        stored = sitk.GetArrayViewFromImage(image)
+        array = np.zeros((count, *grid.size[1::-1]), stored.dtype)
+        array[::part] = stored
+        spread = sitk.GetImageFromArray(array)
+        spread.SetSpacing((*grid.spacing[:2], gap if count == 1 else grid.spacing[2] / part))
+        spread.SetOrigin(grid.origin)
+        spread.SetDirection(grid.direction)
+        image, grid = spread, Grid.of(spread)
+    corners = product(*((-0.5, side - 0.5) for side in other.GetSize()))
+    points = [other.TransformContinuousIndexToPhysicalPoint(corner) for corner in corners]
+    heights = [image.TransformPhysicalPointToContinuousIndex(point)[2] for point in points]
+    first, last = min(0, round(min(heights) + 0.5)), max(grid.size[2] - 1, round(max(heights) - 0.5))
+    if last - first >= MAX_SPAN:
+        return image
+    size = (*grid.size[:2], last - first + 1)
+    return resample(image, grid._replace(size=size, origin=tuple(grid.position((0, 0, first)))), smooth=False)
 
 
 def _read_masks(path: Path, header: pydicom.FileDataset) -> np.ndarray:

@@ -6,6 +6,7 @@ import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from data.channels import pattern_names
 from data.dataset import natural
 from data.description import IGNORE
 from data.sources import Case, read_each
+from data.sources.dicom import read_series
+from data.sources.dicom_seg import extended, read_named, segment_names, segmentation_in
 from data.volume_files import aligned, read_file, read_label
 from utils import InputError, read_json, some
 
@@ -49,6 +52,10 @@ class VolumeFiles:
     def _named(self, of_subject: Mapping[str, set[int]]) -> dict[int, str]:
         """Label value -> class name, of the values in all labels."""
         values = sorted(set().union(*of_subject.values()))
+        if self.segments and self.names:
+            raise InputError(f"{self.folder}: its labels are DICOM segmentations, whose segments have names; give none")
+        if self.segments:
+            return {value: name for name, value in self.segments.items() if value in (0, *values)}
         if not self.names:
             self._check_values(of_subject)
         if self.names and len(self.names) != len(values):
@@ -66,7 +73,7 @@ class VolumeFiles:
         """Subject -> the values in its label but 0."""
 
         def values_of(subject: str) -> set[int]:
-            return set(np.unique(sitk.GetArrayFromImage(read_label(self._paths(subject)[1]))).tolist()) - {0}
+            return set(np.unique(sitk.GetArrayFromImage(self._read_label(subject))).tolist()) - {0}
 
         return read_each(values_of, subjects, skip_bad)
 
@@ -84,10 +91,10 @@ class VolumeFiles:
     def read(self, subject: str) -> Case:
         """Raises InputError for a missing or unreadable file, and for volumes that do not share one grid."""
         image_paths, label_path = self._paths(subject)
-        label = read_label(label_path)
+        label = self._read_label(subject)
         images: list[sitk.Image] = []
         for path in image_paths:
-            for image in read_file(path).channels:
+            for image in [read_series(path).image] if path.is_dir() else read_file(path).channels:
                 first = images[0] if images else image
                 images.append(aligned(image, path, first, image_paths[0]))
         if self.channels and len(images) != len(self.channels):
@@ -95,9 +102,34 @@ class VolumeFiles:
                 f"{image_paths[0]}: holds {len(images)} channels with the other files of its subject, where there must "
                 f"be {len(self.channels)}: {', '.join(self.channels)}"
             )
+        if segmentation_in(label_path):
+            label = extended(label, images[0])
         label = aligned(label, label_path, images[0], image_paths[0])
         relative = [str(path.relative_to(self.folder)) for path in (*image_paths, label_path)]
         return Case(images, label, relative, channels=self.channels)
+
+    @cached_property
+    def segments(self) -> dict[str, int]:
+        """Of DICOM segmentations, name of a segment -> its label value, for all subjects; empty for other labels."""
+
+        def names_of(subject: str) -> list[str]:
+            path = segmentation_in(self.files[subject][1])
+            return list(segment_names(path).values()) if path else []
+
+        values = {"background": 0}
+        for names in read_each(names_of, self.subjects(), skip_bad=True).values():
+            for name in names:
+                values.setdefault(name, len(values))
+        return values if len(values) > 1 else {}
+
+    def _read_label(self, subject: str) -> sitk.Image:
+        path = self._paths(subject)[1]
+        segmentation = segmentation_in(path)
+        if path.is_dir() and not segmentation:
+            raise InputError(
+                f"{path}: holds no DICOM segmentation as its only DICOM file; name the file itself, such as seg.dcm"
+            )
+        return read_named(segmentation, self.segments) if segmentation else read_label(path)
 
     def _paths(self, subject: str) -> tuple[list[Path], Path]:
         if subject not in self.files:

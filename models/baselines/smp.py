@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from models.backbone import Normalization
+from models.encoder_weights import Normalization
 from models.network import Network, Output, tolerate_single_values
 from utils import OptionError
 

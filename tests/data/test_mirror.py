@@ -165,6 +165,8 @@ def test_the_option_replaces_what_dataset_json_says(make_data):
     assert Labels.from_dict(json.loads(json.dumps(labels.to_dict()))) == labels
     mirror = mirror_of(labels, Geometry())
     assert mirror.exchanged[:6].tolist() == [0, 4, 3, 2, 1, 5] and mirror.exchanged[IGNORED] == IGNORED
+    with pytest.raises(InputError, match="must be pairs of two classes, such as right kidney=left kidney"):
+        open_data_of(Config.of(data=root, mirror="liver,spleen"))
     for text in ("liver", "liver=spleen=liver", "liver=liver", "liver=spleen, spleen=left kidney", "liver=lung", "=,"):
         with pytest.raises(InputError) as caught:
             open_data_of(Config.of(data=root, mirror=text))
@@ -214,6 +216,12 @@ def test_prepare_writes_it(tmp_path, capsys):
     assert {mirror.axis for mirror in data.dataset("train", ALWAYS).mirrors.values()} <= {-1, None}
     with pytest.raises(InputError, match=r"--mirror a=d: 'd' is no class; choose from a, b, c"):
         prepare.main(["nifti", *flags, "--out", str(tmp_path / "other"), "--mirror", "a=d"])
+    flags[-1] = "a,b,ignore"
+    with pytest.raises(InputError, match=r"--mirror a=ignore: 'ignore' is no class; choose from a, b"):
+        prepare.main(["nifti", *flags, "--out", str(tmp_path / "other"), "--mirror", "a=ignore"])
+    flags[-1] = "a,b,Ignore"
+    with pytest.raises(InputError, match=r"^labels: 'Ignore' must be called ignore"):
+        prepare.main(["nifti", *flags, "--out", str(tmp_path / "other")])
     assert not (tmp_path / "other").exists()
 
 

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models import Network, Output
+from models.attention import ChannelAttention, PositionAttention
+from models.network import resized
+from models.semantic import SemanticModule
 
 
 class Logits(nn.Module):
@@ -83,6 +86,35 @@ class Wrong(nn.Module):
         }[self.what]
 
 
+class OtherWhenSegmenting(Logits):
+    """Returns a dictionary in eval mode."""
+
+    def forward(self, image: Tensor) -> Any:
+        """Image -> what a network returns."""
+        logits = super().forward(image)
+        return logits if self.training else {"out": logits}
+
+
+class Volumes(nn.Module):
+    """A network of volumes."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.layer = nn.Conv3d(channels, classes, 1)
+
+
+class AllBackbone(nn.Module):
+    """A network in another one's attribute of this name."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.backbone = Logits(channels, classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Image -> map."""
+        return self.backbone(image)
+
+
 class Ours(Network):
     """A network with the repository's base class."""
 
@@ -95,6 +127,54 @@ class Ours(Network):
     def maps(self, image: Tensor) -> Output:
         """Image -> its one map."""
         return Output.of_logits(self.layer(image))
+
+
+class OnlyOneSize(Logits):
+    """Takes images of 64 x 64."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Image -> map."""
+        if image.shape[2:] != (64, 64):
+            raise ValueError("images must be of 64 x 64")
+        return super().forward(image)
+
+
+class Branches(Logits):
+    """Computes otherwise where images are higher than wide."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Image -> map."""
+        return super().forward(image) * (10.0 if image.shape[2] > image.shape[3] else -10.0)
+
+
+class Adaptive(Logits):
+    """Takes away what parts of the image have in the mean, which pyramid pooling computes."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Image -> map."""
+        x = self.layers(image)
+        parts = [F.adaptive_avg_pool2d(x, size) for size in (1, 2, 3, 6)]
+        parts = [F.interpolate(part, x.shape[2:], mode="bilinear", align_corners=True) for part in parts]
+        return self.head(x - sum(parts) / 4)
+
+
+class Parts(Network):
+    """The parts of a refinement step, on maps of any sides: no multiples of what they halve."""
+
+    multiple, smallest = 1, 32
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(channels, 16, 3, 2, padding=1), nn.Conv2d(16, classes, 1)
+        self.position, self.channel = PositionAttention(16, pooling=3), ChannelAttention("released")
+        self.semantic = SemanticModule(16, 8)
+
+    def maps(self, image: Tensor) -> Output:
+        """Image -> its one map."""
+        x = self.stem(image)
+        _, (guide,) = self.semantic([x])
+        coarse = F.avg_pool2d(x, 2)
+        return Output.of_logits(self.head(self.channel(self.position(x)) * guide + resized(coarse, x)))
 
 
 class Infinite(Logits):
@@ -123,7 +203,7 @@ class Unusable(nn.Module):
 
     def __init__(self, fault: str) -> None:
         super().__init__()
-        self.fault = fault
+        self.fault, self.calls = fault, 0
         self.factor = nn.Parameter(torch.ones(()), requires_grad=fault == "weights")
         self.register_buffer("count", torch.zeros(()))
 
@@ -133,6 +213,8 @@ class Unusable(nn.Module):
             raise RuntimeError("three\nlines\nlong")
         if self.fault == "changes":
             self.count += 1
+        if self.fault == "counts":
+            self.calls += 1
         if self.fault == "ignored":
             target = target.clamp(min=0)
         loss = self.factor * F.cross_entropy(logits, target)

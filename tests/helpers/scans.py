@@ -143,3 +143,20 @@ def save_slice(path: Path, pixels: np.ndarray, syntax=uid.ExplicitVRLittleEndian
         dataset["PixelData"].VR = "OB" if pixels.itemsize == 1 else "OW"
     dataset.save_as(path, enforce_file_format=True)
     return dataset
+
+
+def save_series(folder: Path, array: np.ndarray, direction=UPRIGHT, **elements) -> list[Path]:
+    """A series of an array (slices, rows, columns) by pydicom, with other elements; its files in the array's order.
+
+    They lie on the grid of `slice_position`. Their names and numbers are in another order.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = np.random.default_rng(len(array)).permutation(len(array))
+    files = [folder / f"{name}.dcm" for name in names]
+    axes = [round(float(x), 8) for x in np.asarray(direction)[:, :2].T.ravel()]
+    for k, path in enumerate(files):
+        position = [round(float(x), 4) for x in slice_position(k, direction)]
+        usual = {"SOPInstanceUID": f"1.2.3.4.{k + 1}", "FrameOfReferenceUID": "1.2.5", "InstanceNumber": names[k] + 1}
+        usual |= {"ImagePositionPatient": position, "ImageOrientationPatient": axes}
+        save_slice(path, array[k], **usual | elements)
+    return files

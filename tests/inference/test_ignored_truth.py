@@ -29,6 +29,10 @@ def test_truths_of_nnunet_are_scored_where_they_are_annotated(tmp_path):
     (row,) = score_subject(volume.prediction, volume.target, NAMES)
     hits, sizes = np.count_nonzero(truth[:5] & prediction[:5]), np.count_nonzero(truth[:5]) + prediction[:5].sum()
     assert row["dsc"] == pytest.approx(2 * hits / sizes)
+    between = {"labels": {"background": 0, "ignore": 1, "a": 2}}  # by their order, class a is 1 in volumes
+    (tmp_path / "between.json").write_text(json.dumps(between))
+    with pytest.raises(InputError, match="by their order or by their numbers; add values"):
+        Evaluation(Sources(tmp_path / "predictions", tmp_path / "truth", labels=tmp_path / "between.json"))
     nib.save(nib.Nifti1Image(truth, np.eye(4)), tmp_path / "predictions" / "s.nii.gz")
     with pytest.raises(InputError, match="unknown mask value 4"):
         evaluation.compare("s")

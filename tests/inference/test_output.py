@@ -131,7 +131,7 @@ def test_a_series_replaces_no_scan(trained, tmp_path, linked):
     scans = [tmp_path / "in" / "s", tmp_path / "other" if linked else tmp_path / "in" / "s_dicom"]
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.dcm")}
     with pytest.raises(InputError, match=r"would replace .*; choose another folder"):
-        run(trained.checkpoint, *scans, out=tmp_path / "in", dicom=True)
+        run(trained.checkpoint, *scans, out=tmp_path / "in", dicom_series=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.dcm")} == before
 
 
@@ -143,10 +143,10 @@ def test_a_failure_of_a_series_stops_neither_the_other_scans_nor_the_tables(
         if segmentation.scan.name == "a":
             raise error
 
-    monkeypatch.setattr(predict, "write_dicom", write)
+    monkeypatch.setattr(predict, "write_dicom_series", write)
     scans = copied(trained, tmp_path / "in", "a", "b")
     with pytest.raises(SystemExit) as ending:
-        run(trained.checkpoint, *scans, out=tmp_path / "out", dicom=True)
+        run(trained.checkpoint, *scans, out=tmp_path / "out", dicom_series=True)
     assert ending.value.code == code
     line = capsys.readouterr().err
     assert line.startswith("error: a: not written as DICOM: ") and line.count("\n") == 1

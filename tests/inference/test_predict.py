@@ -175,7 +175,7 @@ def test_dicom_folder_and_probabilities(trained, tmp_path):
     rng = np.random.default_rng(0)
     for k in range(3):
         write_dicom(tmp_path / "series" / f"{9 - k}.dcm", rng.integers(0, 500, (34, 40)), slice_position(k))
-    run(trained.checkpoint, tmp_path / "series", out=tmp_path / "out", probabilities=True, tta=True, dicom=True)
+    run(trained.checkpoint, tmp_path / "series", out=tmp_path / "out", probabilities=True, tta=True, dicom_series=True)
     as_dicom, label = read_series(tmp_path / "out" / "series_dicom"), sitk.ReadImage(tmp_path / "out" / "series.nii.gz")
     np.testing.assert_array_equal(sitk.GetArrayFromImage(as_dicom.image), sitk.GetArrayFromImage(label))
     assert_same_grid(as_dicom.image, label, atol=1e-4)

@@ -155,9 +155,9 @@ def elsewhere(tmp_path, monkeypatch) -> Path:
         ("failing_code:Net", "fails while it is imported: SyntaxError: "),
         ("failing_exit:Net", "fails while it is imported: SystemExit: 3 ({folder}/failing_exit.py, line 1)"),
         ("failing_import:Net", "imported: ModuleNotFoundError: No module named 'no_such_library_at_all'"),
-        (f"{HERE}:Nothing", "own_code.py has no class Nothing; correct the name"),
-        (f"{HERE}:NoModule", "must be a class derived from torch.nn.Module"),
-        (f"{HERE}:in_folder", "must be a class derived from torch.nn.Module"),
+        (f"{HERE}:Nothing", "own_code.py has no class Nothing derived from torch.nn.Module; correct the name"),
+        (f"{HERE}:NoModule", "has no class NoModule derived from torch.nn.Module"),
+        (f"{HERE}:in_folder", "has no class in_folder derived from torch.nn.Module"),
         (f"{HERE}:Wrong", "Wrong(classes=3) fails: TypeError: Wrong.__init__() missing 1 required"),
         (f"{HERE}:Ours(depth=3)", "Ours(channels=1, classes=3, depth=3) fails: TypeError: Ours.__init__() got"),
         (f"{HERE}:Logits(width=-1)", "Logits(channels=1, classes=3, width=-1) fails: RuntimeError: "),
@@ -193,6 +193,12 @@ def test_what_is_no_logits_is_refused(what, expected):
     network = build(f"Wrong(what={what!r})")
     with pytest.raises(OptionError, match=rf"^model .*: returned {expected}; must return logits \(batch, 3 classes"):
         network(torch.rand(2, 1, 40, 40))
+
+
+def test_what_it_raises_is_one_line_with_the_place():
+    network = build("Logits", channels=2)
+    with pytest.raises(OptionError, match=r"^model .*: fails on images \(1, 1, 40, 40\): Runtime.*own_code.py, "):
+        network(torch.rand(1, 1, 40, 40))
 
 
 def test_its_backbone_is_offered():

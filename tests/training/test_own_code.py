@@ -124,8 +124,8 @@ def test_a_checkpoint_cannot_call_anything_but_networks(make_data, tmp_path):
     out = run(make_data(), tmp_path / "run", "--model", f"{HERE}:Logits", "--epochs", "1")
     content = load_checkpoint(out / "best.pt")
     for model, expected in {
-        "os:system": "must be a class derived from torch.nn.Module",
-        "subprocess:Popen(args='false')": "must be a class derived from torch.nn.Module",
+        "os:system": "has no class system derived from torch.nn.Module",
+        "subprocess:Popen(args='false')": "has no class Popen derived from torch.nn.Module",
         f"{HERE}:Logits(width=9)": "network.layers.0.weight is",
         f"{HERE}:Logits(width=-9)": "fails: RuntimeError",
     }.items():
@@ -176,7 +176,10 @@ def test_the_memory_of_others_is_estimated():
         (["--model", "torch.nn:LazyConv2d(out_channels=5, kernel_size=1)"], "no checkpoint could hold its weights"),
         (["--model", "torch.nn:Identity"], "has no weights to train"),
         (["--model", f"{HERE}:Wrong(what='classes')"], "returned a tensor (1, 4, 64, 64) of float32; must return"),
-        (["--model", f"{HERE}:Logits", "--pretrained", "imagenet"], "pretrained: "),
+        (["--model", f"{HERE}:OtherWhenSegmenting"], "returned a dict; must return"),
+        (["--model", f"{HERE}:Volumes"], "has 3D layers; must be a network of images"),
+        (["--model", f"{HERE}:AllBackbone", "--freeze_backbone", "1"], "has no weights beside its backbone"),
+        (["--model", f"{HERE}:Logits", "--pretrained", "imagenet"], "pretrained: is not for "),
         (["--model", f"{HERE}:Logits", "--recompute"], "recompute: "),
         (["--loss", f"{HERE}:Unusable(fault='ignored')"], "must leave out the pixels whose target is -100"),
     ],

@@ -183,6 +183,7 @@ def test_what_cannot_be_taken_is_refused_in_a_line(tmp_path, archive):
         ({"head.3.bias": torch.zeros(4)}, "none of its 1 tensors fits"),
         ({"backbone.1.num_batches_tracked": torch.tensor(3)}, "none of its 1 tensors fits"),
         ([torch.zeros(3)], "no file of weights that torch.save wrote"),
+        ({"net": fitting}, "holds no state dict, neither alone nor under model, state_dict, model_state_dict"),
         ({"model": fitting, "config": {}, "data": {}}, "no checkpoint of main.py"),
     ):
         torch.save(content, path, **kind)
@@ -198,6 +199,13 @@ def test_what_cannot_be_taken_is_refused_in_a_line(tmp_path, archive):
         start_from(path, network_of(0, config), config, ours)
     with pytest.raises(InputError, match="no such checkpoint"):
         start_from(tmp_path / "nowhere.pt", network_of(0, config), config, ours)
+
+
+def test_safetensors(tmp_path):
+    config = Config.of(model="small", classes=3)
+    stored = network_of(1, config).state_dict()
+    pytest.importorskip("safetensors.torch").save_file(stored, tmp_path / "file.safetensors")
+    assert started(tmp_path / "file.safetensors", config, identity("liver", "spleen"), stored)[1] == stored.keys()
 
 
 class Fixed(Network):
@@ -266,7 +274,7 @@ def test_a_run_that_begins_with_weights_goes_on_without_their_file(data, tmp_pat
     path.unlink()
     run(data, out, *flags, "--epochs", "2")
     assert "weights  " not in capsys.readouterr().out
-    with pytest.raises(InputError, match="no such checkpoint"):
+    with pytest.raises(InputError, match="no such file of weights"):
         run(data, tmp_path / "new", *flags)
     assert not (tmp_path / "new").exists()
 
@@ -312,6 +320,24 @@ def test_a_frozen_backbone_stays_and_then_learns_and_resumes_in_both_phases(data
             main(parse_config([*flags, str(out), "--epochs", "4"]), stop)
         main(parse_config([*flags, str(out), "--resume"]))
         same_result(tmp_path / "straight", out)
+
+
+class PartlyFixed(WithBackbone):
+    """The first layer never learns."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__(channels, classes)
+        self.backbone[0].requires_grad_(False)
+
+
+@pytest.mark.slow
+def test_what_never_learns_does_not_learn_after_the_frozen_epochs(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(models.NETWORKS, "partly", PartlyFixed)
+    torch.manual_seed(0)
+    start = PartlyFixed(1, 5).state_dict()
+    weights = weights_of(run(data, tmp_path / "run", "--model", "partly", "--freeze_backbone", "1", "--epochs", "2"))
+    assert torch.equal(weights["backbone.0.weight"], start["backbone.0.weight"])
+    assert not torch.equal(weights["backbone.1.weight"], start["backbone.1.weight"])
 
 
 def test_networks_without_a_backbone_refuse_to_freeze_it(data, tmp_path, tiny):

@@ -33,6 +33,8 @@ def test_voxels_lie_where_those_of_a_series_lie(tmp_path_factory, seed, size, an
     folder = tmp_path_factory.mktemp("seg")
     array = np.random.default_rng(seed).choice(np.array([0, 1, 5, 300], np.uint16), size)
     array[0, 0, 0] = array[-1, -1, -1] = 5  # the outermost slices are there
+    if not empty:
+        array[:, 0, 0] = 5  # of three slices of which the middle one is left out, nobody knows that there are three
     direction = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
     for k, pixels in enumerate(array):
         write_dicom(
