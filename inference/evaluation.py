@@ -30,7 +30,7 @@ from data.sources.dicom_seg import extended
 from data.splits import read_groups
 from data.volume_files import aligned, read_file, turned_like
 from data.volumes import Volume, oriented, resample, to_scan
-from utils import InputError, errors_begin, printable, read_json, some
+from utils import IGNORED, InputError, errors_begin, printable, read_json, some
 
 SAME_DIRECTION = 1e-3  # of unit vectors
 
@@ -169,15 +169,21 @@ class Evaluation:
         Raises InputError where files are damaged, hold unknown values, or lie in different spaces.
         """
         sides = []
-        for source, files, labels in (
-            (self.sources.predictions, self.predictions[subject], replace(self.labels, ignore=None)),
-            (self.sources.truth, self.truths[subject], self.labels),
+        for source, files in (
+            (self.sources.predictions, self.predictions[subject]),
+            (self.sources.truth, self.truths[subject]),
         ):
             described = Description()
             if isinstance(files, dict) and description_beside(source).exists():
                 described = read_description(description_beside(source))
-            sides.append(read_classes(files, subject, labels, described))
-        return compare(subject, *sides)
+            sides.append(read_classes(files, subject, self.labels, described))
+        prediction, truth = sides
+        if (sitk.GetArrayViewFromImage(prediction.image) == IGNORED).any():
+            raise InputError(
+                f"{prediction.path}: holds the value of ignore, which only a truth may hold; "
+                "write a segmentation that has a class everywhere"
+            )
+        return compare(subject, prediction, truth)
 
     def pictures(self, compared: Compared) -> np.ndarray:
         """What is shown of a subject's slices, float32 (slices, 1 or 3, H, W) in [0, 1]; black without an image.

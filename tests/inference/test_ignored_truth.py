@@ -34,5 +34,5 @@ def test_truths_of_nnunet_are_scored_where_they_are_annotated(tmp_path):
     with pytest.raises(InputError, match="by their order or by their numbers; add values"):
         Evaluation(Sources(tmp_path / "predictions", tmp_path / "truth", labels=tmp_path / "between.json"))
     nib.save(nib.Nifti1Image(truth, np.eye(4)), tmp_path / "predictions" / "s.nii.gz")
-    with pytest.raises(InputError, match="unknown mask value 4"):
+    with pytest.raises(InputError, match="holds the value of ignore"):
         evaluation.compare("s")
