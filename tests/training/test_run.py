@@ -18,10 +18,10 @@ from main import main
 from models import NETWORKS
 from tests.helpers.networks import TinyNetwork
 from tests.helpers.runs import TINY, read_csv, run, same_result
+from tests.helpers.signals import StopAfter
 from tests.helpers.soak import soak
 from training.checkpoint import load_checkpoint
 from training.run import claim_folder
-from training.signals import StopSignal
 from utils import InputError, run_folders, unlock_folder
 
 
@@ -121,23 +121,6 @@ def test_an_interrupted_epoch_of_the_modern_recipe_goes_on_as_if_it_had_not_been
     assert load_checkpoint(tmp_path / "resumed" / "last.pt")["progress"]["epoch"]["iteration"] == 1
     main(parse_config([*flags, str(tmp_path / "resumed"), "--resume"]))
     same_result(tmp_path / "straight", tmp_path / "resumed")
-
-
-class StopAfter(StopSignal):
-    """A signal that has come when it is asked for so often."""
-
-    def __init__(self, times: int) -> None:
-        super().__init__()
-        self.times = times
-
-    @property
-    def received(self) -> str:
-        self.times -= 1
-        return "SIGTERM" if self.times < 0 else ""
-
-    @received.setter
-    def received(self, value: str) -> None:
-        pass
 
 
 # ---------------------------------------------------------------- what a run goes on with

@@ -24,10 +24,10 @@ from models import build_model
 from models.network import Network, Output
 from tests.helpers.processes import ended, start_all
 from tests.helpers.runs import ON_CPU, run, same_result
+from tests.helpers.signals import StopAfter
 from training import epoch
 from training.checkpoint import load_checkpoint
 from training.distributed import rank
-from training.signals import StopSignal
 from training.transfer import Transfer, start_from
 from utils import InputError, OptionError
 
@@ -277,23 +277,6 @@ def test_a_run_that_begins_with_weights_goes_on_without_their_file(data, tmp_pat
     with pytest.raises(InputError, match="no such file of weights"):
         run(data, tmp_path / "new", *flags)
     assert not (tmp_path / "new").exists()
-
-
-class StopAfter(StopSignal):
-    """A signal that has come when it is asked for so often."""
-
-    def __init__(self, times: int) -> None:
-        super().__init__()
-        self.times = times
-
-    @property
-    def received(self) -> str:
-        self.times -= 1
-        return "SIGTERM" if self.times < 0 else ""
-
-    @received.setter
-    def received(self, value: str) -> None:
-        pass
 
 
 FREEZE = ["--model", "small", *ON_CPU, "--batch_size", "2", "--freeze_backbone", "2"]
