@@ -12,29 +12,26 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import tyro
 
 from data.sources.dicom_seg_writer import check_writable
-from inference.networks import Ensemble, load_network
+from data.viewers import write_viewer_labels
 from inference.output import OPTIONAL, OutputFolder, file_of
 from inference.results import (
     Segmentation,
     check_truth,
     measure,
-    on_own_grid,
     score,
     write_dicom,
     write_dicom_series,
     write_probabilities,
-    write_segmentation,
 )
-from inference.scans import Scan, files_of, read_scans, scan_names
+from inference.scans import Scan, files_of, scan_names
+from inference.segmenter import Segmenter
 from metrics import format_table, summarize
-from reporting.figures import class_colors, harmless, save_montage
-from training.device import Machine, choose_dtype, select_device
+from reporting.figures import harmless, save_montage
 from utils import InputError, errors_begin, printable, user_errors
 
 
@@ -68,20 +65,25 @@ class Options:
 def main(options: Options) -> None:
     """Segment, measure and score scan after scan; what is done is kept when a later one is bad."""
     check(options)
-    ensemble = load_ensemble(options)
-    check_truth(options.truth, ensemble.identity.labels)
+    segmenter = Segmenter(options.checkpoint.split(","), tta=options.tta, batch=options.batch, device=options.device)
+    channels = segmenter.ensemble.identity.channels
+    if len(channels) > 1:
+        print(f"channels, in the order of the files of a scan: {', '.join(channels)}")
+    check_truth(options.truth, segmenter.labels)
     if options.dicom:
         with errors_begin("--dicom"):
-            check_writable(ensemble.identity.labels.names)
+            check_writable(segmenter.labels.names)
     output = OutputFolder(options.out, {kind for kind in OPTIONAL if getattr(options, kind)})
     scores, are_pictures, failures = [], [], []
     names = scan_names(options.inputs)
     truths = options.truth or [None] * len(names)
     for source, name, truth in zip(options.inputs, names, truths, strict=True):
-        for scan in scans_of(source, name, truth, ensemble):
+        for scan in scans_of(source, name, truth, segmenter):
             output.claim(scan.name, scan.is_picture)
-            segmentation = segment(options, scan, ensemble, output)
-            print(f"{scan.name}: {options.out / segmentation.file}", flush=True)
+            if not scan.is_picture:
+                write_viewer_labels(options.out, segmenter.labels)
+            segmentation = segmenter.segment(scan)
+            write(options, segmentation, output)
             if truth is not None:
                 rows = score(segmentation, truth)
                 output.replace_rows("scores.csv", scan.name, rows)
@@ -94,9 +96,9 @@ def main(options: Options) -> None:
         raise SystemExit(2 if all(isinstance(error, InputError) for error in failures) else 1)
 
 
-def scans_of(source: str, name: str, truth: Path | None, ensemble: Ensemble) -> Iterator[Scan]:
+def scans_of(source: str, name: str, truth: Path | None, segmenter: Segmenter) -> Iterator[Scan]:
     """The scans of an input. Raises InputError where there are several for one label volume."""
-    scans = read_scans(source, name, ensemble)
+    scans = segmenter.scans(source, name)
     if truth is not None and not truth.is_dir():
         scans = list(itertools.islice(scans, 2))
         if len(scans) > 1:
@@ -109,8 +111,6 @@ def check(options: Options) -> None:
 
     Among them is an --out with scans or truth in it: results have the scans' names and would replace them.
     """
-    if options.batch < 1:
-        raise InputError(f"--batch {options.batch}: must be at least 1")
     if not options.inputs:
         raise InputError("no scans to segment; name NIfTI files, DICOM folders or folders of slices")
     if options.truth and len(options.truth) != len(options.inputs):
@@ -136,49 +136,28 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def load_ensemble(options: Options) -> Ensemble:
-    """The networks of the checkpoints. Raises InputError where they are none, or cannot be averaged."""
-    device = select_device(options.device)
-    networks = [load_network(Path(path), device) for path in options.checkpoint.split(",")]
-    for network in networks:
-        if network.identity.preparation is None:
-            print(f"{network.path}: does not say how scans became slices; taking whole slices, each stretched")
-    machine = Machine(device, choose_dtype(networks[0].config.machine.amp, device), workers=0)
-    ensemble = Ensemble(networks, machine, options.batch, options.tta)
-    if len(ensemble.identity.channels) > 1:
-        print(f"channels, in the order of the files of a scan: {', '.join(ensemble.identity.channels)}")
-    for network in networks:
-        if options.tta and not network.config.augmentation.flip_probability:
-            raise InputError(
-                f"--tta: {network.path} was trained without flips, so they may exchange left and right; omit it"
-            )
-    return ensemble
-
-
-def segment(options: Options, scan: Scan, ensemble: Ensemble, output: OutputFolder) -> Segmentation:
-    """Segment a scan, and write its segmentation, its volumes, its picture, and its probabilities if wanted."""
-    probabilities = ensemble.probabilities(scan.images, scan.geometry, scan.name)
-    segmentation = on_own_grid(scan, probabilities, ensemble)
-    write_segmentation(options.out, segmentation, class_colors(len(segmentation.labels.names)))
+def write(options: Options, segmentation: Segmentation, output: OutputFolder) -> None:
+    """Write a segmentation, its volumes, its picture, and its probabilities if wanted."""
+    scan = segmentation.scan
+    path = options.out / file_of("segmentation", scan.name, scan.is_picture)
+    segmentation.save(path)
     output.replace_rows("volumes.csv", scan.name, measure(segmentation))
     output.replace_rows("scores.csv", scan.name, [])  # of an earlier segmentation
     if options.probabilities:
-        write_probabilities(options.out, scan, probabilities)
-    of_slices = segmentation.slices[scan.positions]
+        write_probabilities(options.out, segmentation)
     overlay = options.out / file_of("overlay", scan.name)
     with harmless(overlay):
-        save_montage(overlay, scan.shown, of_slices, segmentation.labels.names)
-    return segmentation
+        save_montage(overlay, scan.shown, segmentation.slices[scan.positions], segmentation.labels.names)
+    print(f"{scan.name}: {path}", flush=True)
 
 
 def write_as_dicom(options: Options, segmentation: Segmentation) -> list[Exception]:
     """Write what is wanted of a scan that was a DICOM series. What goes wrong is said in a line each, and returned."""
-    in_color = partial(write_dicom, colors=class_colors(len(segmentation.labels.names)))
     failures = []
-    for kind, write in (("dicom", in_color), ("dicom_series", write_dicom_series)):
+    for kind, write_kind in (("dicom", write_dicom), ("dicom_series", write_dicom_series)):
         try:
             if getattr(options, kind):
-                write(options.out, segmentation)
+                write_kind(options.out, segmentation)
         except (InputError, OSError) as error:
             reason = error if isinstance(error, InputError) else f"{error.filename}: {error.strerror}"
             print(printable(f"error: {segmentation.scan.name}: not written as DICOM: {reason}"), file=sys.stderr)

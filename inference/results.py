@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 from PIL import Image
 
+from data.colors import class_colors
 from data.description import Labels
 from data.folder import list_images
 from data.geometry import Geometry
@@ -32,27 +34,59 @@ from utils import InputError, atomic_path
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Class indices of a scan."""
+    """A segmented scan. All but `slices` is on the scan's own grid."""
 
     scan: Scan
     labels: Labels
     slices: np.ndarray
-    """uint8 (D, H, W), on the grid of its slices, where main.py scores."""
+    """Class indices, uint8 (D, H, W), on the grid of its slices, where main.py scores."""
     image: sitk.Image
-    """On the scan's own grid; where slices were resampled, from linearly interpolated probabilities."""
+    """Class indices; where slices were resampled, from linearly interpolated probabilities."""
     preparation: Preparation | None = None
     """How the network's scans became slices."""
     checkpoints: Sequence[Path] = ()
     """Of the networks that it is of."""
+    slice_probabilities: np.ndarray | None = None
+    """float32 (classes, D, H, W), on the grid of its slices."""
 
     @property
-    def file(self) -> str:
-        """The name of the file that it is written to."""
-        return file_of("segmentation", self.scan.name, self.scan.is_picture)
+    def values(self) -> np.ndarray:
+        """The labels' values (D, H, W)."""
+        return self.labels.to_values(sitk.GetArrayViewFromImage(self.image))
 
-    def to_values(self) -> sitk.Image:
-        """The segmentation in the labels' values."""
-        return like(self.image, self.labels.to_values(sitk.GetArrayViewFromImage(self.image)))
+    @property
+    def probabilities(self) -> np.ndarray:
+        """The probability of each class, float32 (classes, D, H, W)."""
+        maps = probability_maps(self.scan, self.slice_probabilities)
+        return np.stack([sitk.GetArrayViewFromImage(each) for each in maps])
+
+    @property
+    def voxels(self) -> dict[str, int]:
+        """The voxels of each class but background."""
+        names = self.labels.names
+        counts = np.bincount(sitk.GetArrayViewFromImage(self.image).ravel(), minlength=len(names))
+        return dict(zip(names[1:], counts[1:].tolist(), strict=True))
+
+    @property
+    def ml(self) -> dict[str, float] | None:
+        """The volume of each class but background in ml; None where the spacing is not known."""
+        if self.scan.geometry.spacing is None:
+            return None
+        voxel = math.prod(self.image.GetSpacing()) / 1000
+        return {name: count * voxel for name, count in self.voxels.items()}
+
+    def save(self, path: str | Path) -> None:
+        """Write the labels' values to `path`: NIfTI (.nii.gz) or, of a picture, a mask (.png).
+
+        Raises InputError for a name with another ending.
+        """
+        path, ending = Path(path), ".png" if self.scan.is_picture else ".nii.gz"
+        if not path.name.endswith(ending):
+            raise InputError(f"{path}: the name of a segmentation of {self.scan.name} must end with {ending}")
+        if self.scan.is_picture:
+            _write_mask(path, self)
+        else:
+            write_nifti(path, like(self.image, self.values), self.scan.header)
 
 
 def on_own_grid(scan: Scan, probabilities: np.ndarray, ensemble: Ensemble) -> Segmentation:
@@ -63,7 +97,7 @@ def on_own_grid(scan: Scan, probabilities: np.ndarray, ensemble: Ensemble) -> Se
         maps = probability_maps(scan, probabilities)  # a view of an image is good as long as the image is there
         image = like(image, ensemble.classify(np.stack([sitk.GetArrayViewFromImage(each) for each in maps])))
     identity, checkpoints = ensemble.identity, [network.path for network in ensemble.networks]
-    return Segmentation(scan, identity.labels, slices, image, identity.preparation, checkpoints)
+    return Segmentation(scan, identity.labels, slices, image, identity.preparation, checkpoints, probabilities)
 
 
 def probability_maps(scan: Scan, probabilities: np.ndarray) -> list[sitk.Image]:
@@ -74,60 +108,51 @@ def probability_maps(scan: Scan, probabilities: np.ndarray) -> list[sitk.Image]:
     return maps
 
 
-def write_segmentation(out: Path, segmentation: Segmentation, colors: Sequence[tuple[int, int, int]]) -> None:
-    """Write NAME.nii.gz in the labels' values; of a picture NAME.png in the values of masks, shown in `colors`."""
-    if segmentation.scan.is_picture:
-        write_mask(out / segmentation.file, segmentation, colors)
-    else:
-        write_nifti(out / segmentation.file, segmentation.to_values(), segmentation.scan.header)
-
-
-def write_mask(path: Path, segmentation: Segmentation, colors: Sequence[tuple[int, int, int]]) -> None:
-    """Write a picture's mask. The palette is that of the training masks, or `colors`; codes of 16 bits have none."""
+def _write_mask(path: Path, segmentation: Segmentation) -> None:
+    """Write a picture's mask in the values of masks, whose palette is that of the training masks or of the pages."""
     labels = segmentation.labels
     classes = sitk.GetArrayViewFromImage(segmentation.image)[0]
     codes = np.array(labels.codes, np.min_scalar_type(max(labels.codes)))[classes]
     picture = Image.fromarray(codes)
-    if codes.dtype == np.uint8:
+    if codes.dtype == np.uint8:  # codes of 16 bits have no palette
         palette = np.zeros((256, 3), np.uint8)
+        colors = class_colors(len(labels.names))
         palette[list(labels.codes)] = [unpack_color(color) for color in labels.colors] or colors
         picture.putpalette(palette.tobytes())
     with atomic_path(path) as temporary:
         picture.save(temporary)
 
 
-def write_dicom(out: Path, segmentation: Segmentation, colors: Sequence[tuple[int, int, int]]) -> None:
-    """Write the DICOM segmentation NAME.seg.dcm of a scan that was a series; its classes are shown in `colors`."""
+def write_dicom(out: Path, segmentation: Segmentation) -> None:
+    """Write the DICOM segmentation NAME.seg.dcm of a scan that was a series."""
     scan, names = segmentation.scan, segmentation.labels.names
     if scan.series is not None:
-        path = out / file_of("dicom", scan.name)
-        made_by = segmentation.checkpoints
-        dicom_seg_writer.write_segmentation(path, segmentation.image, scan.series, names, colors, made_by)
+        path, made_by = out / file_of("dicom", scan.name), segmentation.checkpoints
+        dicom_seg_writer.write_segmentation(path, segmentation.image, scan.series, names, made_by)
 
 
 def write_dicom_series(out: Path, segmentation: Segmentation) -> None:
     """Write the series NAME_dicom of a scan that was one, in the labels' values."""
     scan = segmentation.scan
     if scan.series is not None:
-        write_series(out / file_of("dicom_series", scan.name), segmentation.to_values(), scan.series)
+        values = like(segmentation.image, segmentation.values)
+        write_series(out / file_of("dicom_series", scan.name), values, scan.series)
 
 
-def write_probabilities(out: Path, scan: Scan, probabilities: np.ndarray) -> None:
+def write_probabilities(out: Path, segmentation: Segmentation) -> None:
     """Write NAME_probabilities.nii.gz, with the classes along its fourth axis."""
-    maps = probability_maps(scan, probabilities)
+    scan = segmentation.scan
+    maps = probability_maps(scan, segmentation.slice_probabilities)
     write_nifti(out / file_of("probabilities", scan.name), sitk.JoinSeries(maps), scan.header)
 
 
 def measure(segmentation: Segmentation) -> list[dict[str, Any]]:
-    """A row for each class: its voxels, and where the spacing is known its ml, in the scan's own grid."""
-    scan, image, names = segmentation.scan, segmentation.image, segmentation.labels.names
-    counts = np.bincount(sitk.GetArrayViewFromImage(image).ravel(), minlength=len(names))
+    """A row for each class: its voxels, and where the spacing is known its ml."""
+    ml = segmentation.ml
     rows = []
-    for name, count in zip(names[1:], counts[1:], strict=True):
-        row = {"scan": scan.name, "class": name, "voxels": int(count)}
-        if scan.geometry.spacing is not None:
-            row["ml"] = round(float(count * np.prod(image.GetSpacing()) / 1000), 3)
-        rows.append(row)
+    for name, count in segmentation.voxels.items():
+        row = {"scan": segmentation.scan.name, "class": name, "voxels": count}
+        rows.append(row if ml is None else row | {"ml": round(ml[name], 3)})
     return rows
 
 

@@ -17,7 +17,7 @@ from data.channels import check_order
 from data.dataset import natural
 from data.description import Description, read_description
 from data.folder import list_images
-from data.geometry import Geometry
+from data.geometry import LONGEST, Geometry
 from data.nifti import note
 from data.notes import OBLIQUE
 from data.png import PICTURES, read_image
@@ -26,7 +26,7 @@ from data.sources.dicom import Series, read_series
 from data.sources.dicom_file import is_dicom
 from data.volume_files import aligned, read_file
 from inference.networks import Ensemble
-from utils import InputError, errors_begin
+from utils import InputError, OptionError, errors_begin
 
 
 @dataclass(frozen=True)
@@ -108,15 +108,40 @@ def read_scans(source: str, name: str, ensemble: Ensemble) -> Iterator[Scan]:
         series = read_series(path)
         scans = iter([_prepare(name, [series.image], ensemble, path, series)])
     for scan in scans:
-        if len(scan.images) != ensemble.channels:
-            raise InputError(
-                f"{source}: has {len(scan.images)} channels, the network takes {ensemble.channels}; "
-                "separate the files of the channels by commas"
-            )
+        check(scan, source, ensemble)
         if len({file.resolve() for file in files}) < len(files):
             raise InputError(f"{source}: one file is given for two channels; each must have its own")
-        warn_of_scale(scan, ensemble)
         yield scan
+
+
+def scan_of(values: np.ndarray, spacing: Sequence[float], ensemble: Ensemble) -> Scan:
+    """The values of a scan, (D, H, W) or (channels, D, H, W), and its spacing in mm, (D, H, W) -> the scan.
+
+    Its axes are taken to run towards head, back and left, as in an axial scan. Raises InputError for anything else.
+    """
+    channels = values if values.ndim == 4 else values[None]
+    if channels.ndim != 4 or not channels.size or channels.dtype.kind not in "buif":
+        raise InputError(f"array: is {values.dtype} of shape {values.shape}; it must be numbers (D, H, W)")
+    if len(spacing) != 3 or not all(0 < length < LONGEST for length in spacing):
+        raise OptionError(f"spacing {spacing}: must be three lengths in mm, of the axes D, H and W")
+    known = {"b": np.uint8, "f": np.float64 if values.dtype.itemsize > 4 else np.float32}  # to SimpleITK
+    channels = channels.astype(known.get(values.dtype.kind, values.dtype))
+    volumes = [sitk.GetImageFromArray(channel) for channel in channels]
+    for volume in volumes:
+        volume.SetSpacing([float(length) for length in spacing[::-1]])
+    scan = _prepare("array", volumes, ensemble, Path("array"))
+    check(scan, "array", ensemble)
+    return scan
+
+
+def check(scan: Scan, source: str, ensemble: Ensemble) -> None:
+    """Raises InputError for other channels than the network takes; prints a warning where the scale is another."""
+    if len(scan.images) != ensemble.channels:
+        raise InputError(
+            f"{source}: has {len(scan.images)} channels, the network takes {ensemble.channels}; "
+            "give it these, and separate files of channels by commas"
+        )
+    warn_of_scale(scan, ensemble)
 
 
 def warn_of_scale(scan: Scan, ensemble: Ensemble) -> None:

@@ -13,8 +13,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
+from data.colors import class_colors
 from data.description import Labels
-from reporting.figures import NOT_ANNOTATED, class_colors, hatched
+from reporting.figures import NOT_ANNOTATED, hatched
 from utils import IGNORED
 
 JPEG = {"format": "JPEG", "quality": 92}  # of CHAOS's slices: 0.6 grey values off in the mean, 10 of PNG's 24 KB

@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from data.colors import COLORS, class_colors
 from data.dataset import Slice, SliceDataset
 from data.folder import DataFolder
 from data.png import read_image
@@ -25,9 +26,6 @@ from data.volumes import Volume
 from experiments.results import MEAN, Column
 from metrics import Metric, mean_title
 from utils import IGNORED, atomic_path, ceil_div, printable
-
-# Okabe and Ito's colors, told apart by color-blind eyes; after eight classes they begin again.
-COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00", "#FFFFFF")
 
 # Lines of a chart that lie on each other still show: other dashes, and other markers at their ends.
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
@@ -245,14 +243,9 @@ def hatched(classes: np.ndarray) -> np.ndarray:
     return np.where((classes == IGNORED) & ((rows + columns) // width % 4 > 0), 0, classes)
 
 
-def class_colors(classes: int) -> list[tuple[int, int, int]]:
-    """Red, green and blue of each class, 0 to 255; the background is black."""
-    return [tuple(round(255 * part) for part in color) for color in _colors(classes)]
-
-
 def _colors(classes: int) -> list[tuple[float, float, float]]:
     """As `class_colors`, 0 to 1."""
-    return [to_rgb("black"), *(to_rgb(COLORS[k % len(COLORS)]) for k in range(classes - 1))]
+    return [(red / 255, green / 255, blue / 255) for red, green, blue in class_colors(classes)]
 
 
 def _draw(axis: Axes, image: np.ndarray, overlay: np.ndarray | None, classes: int) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK as sitk
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -233,8 +232,8 @@ def by_predict(
     (scan,) = read_scans(",".join(map(str, scans)), "scan", ensemble)
     probabilities = ensemble.probabilities(scan.images, scan.geometry, scan.name)
     first, second = np.sort(probabilities, 0)[:-3:-1]
-    values = on_own_grid(scan, probabilities, ensemble).to_values()
-    return sitk.GetArrayFromImage(values).T, (first - second).min()
+    values = on_own_grid(scan, probabilities, ensemble).values
+    return values.T, (first - second).min()
 
 
 PREPARATIONS = st.builds(

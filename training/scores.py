@@ -13,6 +13,7 @@ from data.description import Labels
 from data.folder import DataFolder
 from data.geometry import Geometry
 from data.nifti import write_nifti
+from data.viewers import write_viewer_labels
 from data.volumes import Volume, like, to_scan
 from metrics import TOLERANCE_MM, annotated, dice, score_subject, summarize, unknown_classes
 from training.distributed import rank
@@ -50,6 +51,7 @@ def write_test(folder: Path, volumes: Sequence[Volume], data: DataFolder, cost: 
     """
     (folder / "predictions").mkdir(exist_ok=True)
     labels = data.labels
+    write_viewer_labels(folder / "predictions", labels)
     rows = []
     for volume in volumes:
         geometry = data.geometry[volume.subject]

@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from pydicom import uid
 from pydicom.sr.coding import Code
 
+from data.colors import class_colors
 from data.geometry import LONGEST
 from data.sources.dicom import DESCRIPTION, Series
 from data.sources.dicom_file import explain, numbers, read_file
@@ -82,19 +83,18 @@ def write_segmentation(
     classes: sitk.Image,
     series: Series,
     names: Sequence[str],
-    colors: Sequence[tuple[int, int, int]],
     checkpoints: Sequence[Path],
 ) -> None:
     """Write class indices on the grid of `series` as a binary segmentation that refers to the slices of the series.
 
-    Segment k is class k, called names[k], shown in colors[k], whether it is anywhere or not. Frames without a voxel
+    Segment k is class k, called names[k], whether it is anywhere or not. Frames without a voxel
     are left out. Raises InputError for slices that cannot be read, or that have not what a reference needs.
     """
     from highdicom.seg import Segmentation
     from highdicom.version import __version__
 
     sources = _read_sources(series, gap=classes.GetSpacing()[2])
-    algorithm = _algorithm(checkpoints)
+    algorithm, colors = _algorithm(checkpoints), class_colors(len(names))
     segments = [_describe(k, names[k], colors[k], algorithm) for k in range(1, len(names))]
     array = sitk.GetArrayFromImage(classes).astype(np.uint8)
     with explain(series.files[0]):

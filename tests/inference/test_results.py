@@ -13,7 +13,7 @@ from scipy.ndimage import map_coordinates
 
 from data.preparation import Preparation
 from data.volumes import largest_components, to_scan
-from inference.results import Segmentation, on_own_grid, read_masks, score, write_probabilities, write_segmentation
+from inference.results import Segmentation, on_own_grid, read_masks, score, write_probabilities
 from inference.scans import read_scans
 from tests.helpers.errors import assert_clear
 from tests.helpers.scans import read_array
@@ -31,8 +31,8 @@ def test_probabilities_of_resampled_slices_are_interpolated(trained, tmp_path, l
     probabilities = np.random.default_rng(0).dirichlet(np.full(4, 0.3), scan.images.shape[1:]).transpose(3, 0, 1, 2)
     probabilities = probabilities.astype(np.float32)
     result = on_own_grid(scan, probabilities, ensemble)
-    write_segmentation(tmp_path, result, colors=())
-    write_probabilities(tmp_path, scan, probabilities)
+    result.save(tmp_path / "s2.nii.gz")
+    write_probabilities(tmp_path, result)
 
     image = sitk.ReadImage(trained.image(2))
     spacing, direction = np.array(scan.geometry.spacing), np.reshape(scan.geometry.direction, (3, 3))
@@ -45,6 +45,7 @@ def test_probabilities_of_resampled_slices_are_interpolated(trained, tmp_path, l
     expected = np.where(inside, expected, np.eye(4)[0][:, None]).reshape(4, *image.GetSize()).transpose(0, 3, 2, 1)
     found = read_array(tmp_path / "s2_probabilities.nii.gz")
     np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_array_equal(result.probabilities, found)
     classes = found.argmax(0).astype(np.uint8)
     written = read_array(tmp_path / "s2.nii.gz")
     np.testing.assert_array_equal(written, largest_components(classes) if largest else classes)

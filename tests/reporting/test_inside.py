@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from data.colors import COLORS
 from data.folder import open_data
 from models import build_model
 from reporting.encoding import encode_classes
-from reporting.figures import COLORS
 from reporting.inside import deepest, look_inside
 from reporting.viewer import confusion
 from tests.helpers.browser import needs_browser, show

@@ -26,7 +26,6 @@ from utils import InputError
 
 highdicom = pytest.importorskip("highdicom")
 NAMES = ("background", "right kidney", "Leber, läsion", "spleen")
-COLORS = ((0, 0, 0), (255, 0, 0), (0, 128, 255), (0, 90, 0))
 CHECKPOINTS = [Path("runs/001-paper/best.pt"), Path("runs/002-paper/best.pt")]
 PIXELS = np.random.default_rng(0).integers(0, 4000, (6, 32, 33)).astype(np.uint16)
 
@@ -43,7 +42,7 @@ def write(path: Path, array: np.ndarray, folder: Path, names=NAMES, checkpoints=
     series = read_series(folder)
     classes = sitk.GetImageFromArray(array)
     classes.CopyInformation(series.image)
-    write_segmentation(path, classes, series, names, COLORS, checkpoints)
+    write_segmentation(path, classes, series, names, checkpoints)
     return series
 
 
@@ -159,7 +158,8 @@ def test_segments_say_what_they_are_and_what_found_them(tmp_path):
     algorithm = kidney.algorithm_identification
     assert algorithm.name == "Multi-scale self-guided attention"
     assert algorithm.version == "001-paper/best.pt, 002-paper/best.pt"
-    for segment, color in zip((kidney, own, spleen), COLORS[1:], strict=True):
+    orange, sky_blue, bluish_green = (230, 159, 0), (86, 180, 233), (0, 158, 115)  # as Okabe and Ito give them
+    for segment, color in zip((kidney, own, spleen), (orange, sky_blue, bluish_green), strict=True):
         shown = highdicom.color.CIELabColor.from_dicom_value(segment.RecommendedDisplayCIELabValue).to_rgb()
         np.testing.assert_allclose(shown, color, atol=2)
 
