@@ -221,3 +221,21 @@ def test_published_splits_follow_from_the_seed(file, protocol, subjects):
     published = json.loads((PUBLISHED / f"{file}.json").read_text())
     assert published == random_splits(subjects, counts, repeats, PAPER_SEED)
     assert len(published) == repeats
+
+
+@pytest.mark.parametrize(("name", "people"), [("chaos", 15), ("acdc", 74), ("hippocampus", 108)])
+def test_the_folds_of_the_replication_test_each_person_once(name, people):
+    """Those of a person, hippocampus 2k - 1 and 2k, are on one side."""
+
+    def person_of(subject: str) -> str | int:
+        return (int(subject.split("_")[1]) + 1) // 2 if name == "hippocampus" else subject
+
+    splits = [json.loads((PUBLISHED / "replication" / f"{name}-{k}.json").read_text()) for k in range(1, 6)]
+    subjects = sorted(chain(*splits[0].values()))
+    assert len(set(subjects)) == len(subjects)
+    assert sorted(chain(*(split["test"] for split in splits))) == subjects
+    assert len(set(map(person_of, subjects))) == people
+    for split in splits:
+        assert sorted(chain(*split.values())) == subjects
+        sides = [set(map(person_of, part)) for part in split.values()]
+        assert sum(map(len, sides)) == people

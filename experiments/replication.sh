@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# The replication (docs/results.md): all rows on five folds of a data set, each person tested once.
+# experiments/replication.sh chaos|acdc|hippocampus DIR [flags of reproduce.py, such as --jobs 2]
+# DIR is prepared as experiments/splits/replication/README.md says. The same command again goes on.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+name=$1 data=$2
+shift 2
+case $name in
+chaos | acdc) epochs=20 ;;
+hippocampus) epochs=6 ;;
+*) echo "error: $name: must be chaos, acdc or hippocampus" >&2; exit 2 ;;
+esac
+folds=$(printf "experiments/splits/replication/$name-%s.json," 1 2 3 4 5)
+# The modern recipe trains the paper's networks: their own guide, normalization and heads, with a smaller backbone.
+recipe=(--preset modern --no_neutral_guide --no_norm_by_scale --backbone resnet34 --epochs "$epochs" --seed 0)
+flags=(--data "$data" --split_files "${folds%,}" --out "reproduced/replication-$name" "${recipe[@]}" "$@")
+guided="--model ms_dual_guided --guidance --no_fine_decoder --norm_by_scale"
+.venv/bin/python reproduce.py I "${flags[@]}" --against MS-Dual \
+    --row "smp.Unet: --model smp.Unet" \
+    --row "MS-Dual-Guided, norms by scale: $guided" \
+    --row "MS-Dual-Guided, native: $guided --scales native --key_pooling 4 --semantic_channels 32" \
+    --row "MS-Dual, fine decoder: --model ms_dual_guided --no_guidance --fine_decoder"
+.venv/bin/python reproduce.py III-chaos "${flags[@]}" --only "U-Net,Attention U-Net,MS-Dual-Guided"
