@@ -65,7 +65,7 @@ class Options:
 def main(options: Options) -> None:
     """Segment, measure and score scan after scan; what is done is kept when a later one is bad."""
     check(options)
-    segmenter = Segmenter(options.checkpoint.split(","), tta=options.tta, batch=options.batch, device=options.device)
+    segmenter = Segmenter(files_of(options.checkpoint), tta=options.tta, batch=options.batch, device=options.device)
     channels = segmenter.ensemble.identity.channels
     if len(channels) > 1:
         print(f"channels, in the order of the files of a scan: {', '.join(channels)}")

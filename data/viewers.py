@@ -16,12 +16,12 @@ def write_viewer_labels(folder: Path, labels: Labels) -> None:
 
     Raises InputError where the folder has such files of other labels.
     """
-    for name, text in ((ITK_SNAP, _itk_snap(labels)), (SLICER, _slicer(labels))):
-        path = folder / name
-        if not path.exists():
-            write_text(path, text)
-        elif path.read_bytes() != text.encode():
+    texts = {folder / ITK_SNAP: _itk_snap(labels), folder / SLICER: _slicer(labels)}
+    for path, text in texts.items():
+        if path.exists() and path.read_bytes() != text.encode():
             raise InputError(f"{path}: is of segmentations with other labels; choose another folder, or remove it")
+    for path, text in texts.items():
+        write_text(path, text)
 
 
 def _itk_snap(labels: Labels) -> str:

@@ -78,11 +78,13 @@ class Segmentation:
     def save(self, path: str | Path) -> None:
         """Write the labels' values to `path`: NIfTI (.nii.gz) or, of a picture, a mask (.png).
 
-        Raises InputError for a name with another ending.
+        Raises InputError for a name with another ending, and for a file of the scan.
         """
         path, ending = Path(path), ".png" if self.scan.is_picture else ".nii.gz"
         if not path.name.endswith(ending):
             raise InputError(f"{path}: the name of a segmentation of {self.scan.name} must end with {ending}")
+        if path.resolve() in {file.resolve() for file in self.scan.files}:
+            raise InputError(f"{path}: is the scan itself, which results never replace; choose another name")
         if self.scan.is_picture:
             _write_mask(path, self)
         else:

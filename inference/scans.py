@@ -21,7 +21,7 @@ from data.geometry import LONGEST, Geometry
 from data.nifti import note
 from data.notes import OBLIQUE
 from data.png import PICTURES, read_image
-from data.preparation import Preparation, lie_of
+from data.preparation import Preparation, acquired_plane, lie_of
 from data.sources.dicom import Series, read_series
 from data.sources.dicom_file import is_dicom
 from data.volume_files import aligned, read_file
@@ -45,6 +45,8 @@ class Scan:
     """The header of the NIfTI file that it was read from, which its segmentation gets too."""
     colored: bool = False
     """Whether the first three channels are red, green and blue."""
+    files: Sequence[Path] = ()
+    """What it was read from."""
 
     @property
     def is_picture(self) -> bool:
@@ -82,7 +84,7 @@ def _parts(source: str) -> list[str]:
     """The folders of an input and its name, without the ending of a file."""
     path = files_of(source)[0]
     # Not resolved: a link is called as it is, not as what it leads to.
-    _root, *folders, name = Path(os.path.normpath(path.absolute())).parts
+    *folders, name = Path(os.path.normpath(path.absolute())).parts[1:] or ("",)
     if not path.is_dir():
         name = re.sub(r"(?i)\.gz$", "", name).rsplit(".", 1)[0]
     return [*folders, name]
@@ -117,18 +119,25 @@ def read_scans(source: str, name: str, ensemble: Ensemble) -> Iterator[Scan]:
 def scan_of(values: np.ndarray, spacing: Sequence[float], ensemble: Ensemble) -> Scan:
     """The values of a scan, (D, H, W) or (channels, D, H, W), and its spacing in mm, (D, H, W) -> the scan.
 
-    Its axes are taken to run towards head, back and left, as in an axial scan. Raises InputError for anything else.
+    Its axes are taken to run towards head, back and left, as in an axial scan. Raises InputError for anything else, and
+    where the distance of slices, which is the largest, is not that along D.
     """
     channels = values if values.ndim == 4 else values[None]
     if channels.ndim != 4 or not channels.size or channels.dtype.kind not in "buif":
         raise InputError(f"array: is {values.dtype} of shape {values.shape}; it must be numbers (D, H, W)")
-    if len(spacing) != 3 or not all(0 < length < LONGEST for length in spacing):
+    lengths = np.asarray(spacing)
+    if lengths.shape != (3,) or lengths.dtype.kind not in "iuf" or not (1 / LONGEST < lengths.min() < LONGEST > lengths.max()):
         raise OptionError(f"spacing {spacing}: must be three lengths in mm, of the axes D, H and W")
     known = {"b": np.uint8, "f": np.float64 if values.dtype.itemsize > 4 else np.float32}  # to SimpleITK
-    channels = channels.astype(known.get(values.dtype.kind, values.dtype))
+    channels = channels.astype(known.get(values.dtype.kind, values.dtype.newbyteorder("=")))
     volumes = [sitk.GetImageFromArray(channel) for channel in channels]
     for volume in volumes:
-        volume.SetSpacing([float(length) for length in spacing[::-1]])
+        volume.SetSpacing(lengths[::-1].astype(float).tolist())
+    if acquired_plane(volumes[0]) != "axial":
+        raise OptionError(
+            f"spacing {spacing}: is that of slices along H or W, not along D; an array must lie as an axial scan, so "
+            "turn it and its spacing into the order D, H and W, or name the scan's file"
+        )
     scan = _prepare("array", volumes, ensemble, Path("array"))
     check(scan, "array", ensemble)
     return scan
@@ -195,7 +204,7 @@ def _read_picture(name: str, files: Sequence[Path], ensemble: Ensemble) -> Scan:
     if min(images.shape[1:]) < 32:
         raise InputError(f"{files[0]}: is {columns} x {rows} pixels; the network needs 32 x 32")
     geometry = preparation.geometry_of_pictures((columns, rows, 1))
-    return Scan(name, images[:, None], [1], geometry, colored=len(channels[0]) == 3)
+    return Scan(name, images[:, None], [1], geometry, colored=len(channels[0]) == 3, files=files)
 
 
 def _read_volumes(name: str, files: Sequence[Path], ensemble: Ensemble) -> Scan:
@@ -205,7 +214,7 @@ def _read_volumes(name: str, files: Sequence[Path], ensemble: Ensemble) -> Scan:
     volumes = [
         aligned(image, path, first, files[0]) for path, file in zip(files, read, strict=True) for image in file.channels
     ]
-    return replace(_prepare(name, volumes, ensemble, files[0]), header=read[0].header)
+    return replace(_prepare(name, volumes, ensemble, files[0]), header=read[0].header, files=files)
 
 
 def _prepare(
@@ -246,7 +255,8 @@ def _read_slices(folder: Path, ensemble: Ensemble) -> Iterator[Scan]:
         colored = len(read_image(slices[0][1][0])) == 3
         with errors_begin(folder):
             geometry = described.geometry_of(subject, numbers, images.shape[2:])
-        yield Scan(subject, images, numbers, geometry, colored=colored)
+        files = [path for _, paths in slices for path in paths]
+        yield Scan(subject, images, numbers, geometry, colored=colored, files=files)
 
 
 def check_preparation(folder: Path, ours: Preparation | None, theirs: Preparation | None) -> None:

@@ -28,7 +28,9 @@ class Segmenter:
     ) -> None:
         if batch < 1:
             raise OptionError(f"batch {batch}: must be at least 1")
-        paths = [checkpoint] if isinstance(checkpoint, str | Path) else checkpoint
+        paths = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
+        if not paths:
+            raise InputError("no checkpoint is given; name the best.pt of a run")
         chosen = select_device(device)
         networks = [load_network(Path(path), chosen) for path in paths]
         for network in networks:
@@ -53,6 +55,9 @@ class Segmenter:
             if spacing is None:
                 raise OptionError("spacing: an array has none; give it in mm, of its axes D, H and W")
             return self.segment(scan_of(scan, spacing, self.ensemble))
+        if not isinstance(scan, str | Path):
+            kind = f"{type(scan).__module__}.{type(scan).__name__}"
+            raise InputError(f"scan: is of type {kind}; name its file or folder, or give a numpy array and its spacing")
         if spacing is not None:
             raise OptionError(f"spacing: {scan} has its own; omit it")
         source = str(scan)
