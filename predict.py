@@ -153,14 +153,17 @@ def write(options: Options, segmentation: Segmentation, output: OutputFolder) ->
 
 def write_as_dicom(options: Options, segmentation: Segmentation) -> list[Exception]:
     """Write what is wanted of a scan that was a DICOM series. What goes wrong is said in a line each, and returned."""
-    failures = []
+    failures, scan = [], segmentation.scan
+    if scan.series is None and (options.dicom or options.dicom_series):
+        print(printable(f"note: {scan.name}: is no DICOM folder, so its segmentation is not written as DICOM"))
+        return failures
     for kind, write_kind in (("dicom", write_dicom), ("dicom_series", write_dicom_series)):
         try:
             if getattr(options, kind):
                 write_kind(options.out, segmentation)
         except (InputError, OSError) as error:
             reason = error if isinstance(error, InputError) else f"{error.filename}: {error.strerror}"
-            print(printable(f"error: {segmentation.scan.name}: not written as DICOM: {reason}"), file=sys.stderr)
+            print(printable(f"error: {scan.name}: not written as DICOM: {reason}"), file=sys.stderr)
             failures.append(error)
     return failures
 

@@ -27,7 +27,7 @@ from utils import InputError, errors_begin, printable, read_json, some
 
 Files = Path | dict[int, Path]  # of a subject: a file or a DICOM folder, or number of a slice -> PNG file
 VOLUMES = (*(ending for ending in ENDINGS if ".img" not in ending), *OTHERS)
-BESIDE = (".json", ".csv", ".txt", ".npz", ".pkl", ".html")  # what programs write beside volumes
+BESIDE = (".json", ".csv", ".txt", ".ctbl", ".npz", ".pkl", ".html")  # what programs write beside volumes
 THEIRS = ("channel_names", "modality", "file_ending", "numTraining")  # keys of the Decathlon and of nnU-Net
 
 

@@ -24,8 +24,8 @@ def main(model, *scans, out):
     how, wanted = about["preparation"], session.get_inputs()[0].shape[1]
     if how is None or how["spacing"] or how["normalize"] == "none":
         sys.exit(f"{model}: its slices were resampled, or are pictures, or of unknown origin; use predict.py")
-    if Path(out).exists():
-        sys.exit(f"{out}: is there; choose another name")
+    if Path(out).exists() or not Path(out).parent.is_dir() or not out.endswith((".nii", ".nii.gz")):
+        sys.exit(f"{out}: must be NAME.nii.gz, in a folder that exists, and not replace a file; choose another name")
     files = [nib.load(scan) for scan in scans]
     affine, shape, steps = files[0].affine, files[0].shape[:3], nib.affines.voxel_sizes(files[0].affine)
     axes = affine[:3, :3] / steps
@@ -76,4 +76,4 @@ def grey(volume, how):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:-1], out=sys.argv[-1])
+    sys.exit(__doc__) if len(sys.argv) < 4 else main(*sys.argv[1:-1], out=sys.argv[-1])

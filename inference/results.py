@@ -128,17 +128,15 @@ def _write_mask(path: Path, segmentation: Segmentation) -> None:
 def write_dicom(out: Path, segmentation: Segmentation) -> None:
     """Write the DICOM segmentation NAME.seg.dcm of a scan that was a series."""
     scan, names = segmentation.scan, segmentation.labels.names
-    if scan.series is not None:
-        path, made_by = out / file_of("dicom", scan.name), segmentation.checkpoints
-        dicom_seg_writer.write_segmentation(path, segmentation.image, scan.series, names, made_by)
+    path, made_by = out / file_of("dicom", scan.name), segmentation.checkpoints
+    dicom_seg_writer.write_segmentation(path, segmentation.image, scan.series, names, made_by)
 
 
 def write_dicom_series(out: Path, segmentation: Segmentation) -> None:
     """Write the series NAME_dicom of a scan that was one, in the labels' values."""
     scan = segmentation.scan
-    if scan.series is not None:
-        values = like(segmentation.image, segmentation.values)
-        write_series(out / file_of("dicom_series", scan.name), values, scan.series)
+    values = like(segmentation.image, segmentation.values)
+    write_series(out / file_of("dicom_series", scan.name), values, scan.series)
 
 
 def write_probabilities(out: Path, segmentation: Segmentation) -> None:

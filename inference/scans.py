@@ -76,7 +76,7 @@ def scan_names(sources: Sequence[str]) -> list[str]:
 
 
 def files_of(source: str) -> list[Path]:
-    """The files of an input, one a channel, separated by commas; what lies under the whole name is one file."""
+    """Files separated by commas, such as those of a scan's channels; what lies under the whole name is one file."""
     return [Path(source)] if Path(source).exists() else [Path(file) for file in source.split(",")]
 
 
@@ -126,7 +126,8 @@ def scan_of(values: np.ndarray, spacing: Sequence[float], ensemble: Ensemble) ->
     if channels.ndim != 4 or not channels.size or channels.dtype.kind not in "buif":
         raise InputError(f"array: is {values.dtype} of shape {values.shape}; it must be numbers (D, H, W)")
     lengths = np.asarray(spacing)
-    if lengths.shape != (3,) or lengths.dtype.kind not in "iuf" or not (1 / LONGEST < lengths.min() < LONGEST > lengths.max()):
+    are_numbers = lengths.shape == (3,) and lengths.dtype.kind in "iuf"
+    if not (are_numbers and ((lengths > 1 / LONGEST) & (lengths < LONGEST)).all()):
         raise OptionError(f"spacing {spacing}: must be three lengths in mm, of the axes D, H and W")
     known = {"b": np.uint8, "f": np.float64 if values.dtype.itemsize > 4 else np.float32}  # to SimpleITK
     channels = channels.astype(known.get(values.dtype.kind, values.dtype.newbyteorder("=")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import runpy
 import shutil
 import subprocess
@@ -327,9 +328,12 @@ def test_what_the_example_does_not_do(tiny_file, tmp_path):
             by_example(file, bad, out=tmp_path / "found.nii.gz")
         assert not (tmp_path / "found.nii.gz").exists()
     main, before = runpy.run_path(str(EXAMPLE))["main"], scan.read_bytes()
-    with pytest.raises(SystemExit, match="is there"):
-        main(str(file), str(scan), out=str(scan))
+    for out in (scan, tmp_path / "missing" / "found.nii.gz", tmp_path / "found.png"):
+        with pytest.raises(SystemExit, match=f"^{re.escape(str(out))}: must be NAME.nii.gz"):
+            main(str(file), str(scan), out=str(out))
     assert scan.read_bytes() == before
+    done = subprocess.run([sys.executable, EXAMPLE, file], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (1, runpy.run_path(str(EXAMPLE))["__doc__"].strip())
 
 
 def test_the_example_is_short():

@@ -52,3 +52,7 @@ def test_descriptions_of_other_labels_stay(tmp_path):
         write_viewer_labels(tmp_path, Labels.indexed(NAMES, (0, 1, 2, 3)))
     assert_clear(caught.value, str(tmp_path / "labels_itksnap.txt"), "other labels")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "labels_itksnap.txt").unlink()
+    with pytest.raises(InputError, match="labels_slicer"):
+        write_viewer_labels(tmp_path, Labels.indexed(NAMES, (0, 1, 2, 3)))
+    assert [path.name for path in tmp_path.iterdir()] == ["labels_slicer.ctbl"]

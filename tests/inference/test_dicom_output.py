@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,15 @@ def test_without_highdicom_no_scan_is_segmented(trained, tmp_path, monkeypatch, 
     line = error_of(capsys, predict.main, options(trained, tmp_path / "out", tmp_path / "in"))
     assert line == "error: --dicom: needs highdicom, which is not installed; pip install highdicom"
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_dicom_folder_is_told(trained, tmp_path, capsys):
+    options = predict.Options(str(trained.checkpoint), (str(trained.test_scan),), tmp_path, device="cpu")
+    predict.main(options)
+    assert "note" not in capsys.readouterr().out
+    predict.main(replace(options, dicom_series=True))
+    assert "note: image_s3: is no DICOM folder, so its segmentation is not written as DICOM" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*dicom*"))
 
 
 def test_segments_are_scored_by_their_names(trained, tmp_path):

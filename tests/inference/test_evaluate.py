@@ -271,7 +271,8 @@ def test_slices_are_compared_with_their_own(make_data, tmp_path, change):
 
 def test_subjects_are_matched_by_name(pair, capsys):
     (pair["predictions"] / "c.nii.gz").write_bytes((pair["predictions"] / "a.nii.gz").read_bytes())
-    for name in ("dataset.json", "plans.json", "summary.json", "a.npz"):  # as nnU-Net leaves them
+    # As nnU-Net leaves them, and as predict.py does.
+    for name in ("dataset.json", "plans.json", "summary.json", "a.npz", "labels_itksnap.txt", "labels_slicer.ctbl"):
         (pair["predictions"] / name).write_text("{}")
     rows = score(**pair, **NAMED)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]

@@ -18,6 +18,7 @@ import predict
 import prepare
 from config import Config
 from inference.networks import load_network
+from inference.segmenter import Segmenter
 from main import main
 from tests.helpers import networks
 from tests.helpers.errors import assert_clear, assert_one_line
@@ -145,6 +146,20 @@ def test_a_mask_is_the_argmax_in_training_codes(photos, tmp_path, capsys):
         assert picture.mode == "P"
         colors = np.asarray(picture.convert("RGB"))
     assert {tuple(color) for color in colors.reshape(-1, 3).tolist()} == {(0, 0, 0), (0xE6, 0x9F, 0)}
+
+
+def test_a_mask_never_replaces_its_picture(photos, tmp_path):
+    """Named itself, found in a folder of pictures, or prepared in a split."""
+    segmenter = Segmenter(photos.checkpoint, device="cpu")
+    pictures = Path(shutil.copytree(photos.root / "photos" / "images", tmp_path / "images"))
+    slices = Path(shutil.copytree(photos.root / "data" / "test", tmp_path / "test"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
+    for source in (pictures / "a.png", pictures, slices):
+        for scan in segmenter.scans(str(source), "a"):
+            path = next((slices / "Img").iterdir()) if source == slices else pictures / f"{scan.name}.png"
+            with pytest.raises(InputError, match="is the scan itself"):
+                segmenter.segment(scan).save(path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
 
 
 def test_the_prepared_picture_gives_the_same_mask(photos):

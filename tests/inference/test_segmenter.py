@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -57,6 +58,13 @@ def test_an_array_is_the_axial_scan_of_its_values(segmenter, tmp_path, dtype):
     assert array.dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", [">i2", ">u4", ">f4", ">f8"])
+def test_the_order_of_bytes_does_not_matter(segmenter, dtype):
+    values = np.random.default_rng(0).integers(0, 300, (3, 34, 40))
+    swapped = segmenter(values.astype(dtype), (7.7, 0.8, 1.25))
+    np.testing.assert_array_equal(swapped.probabilities, segmenter(values, (7.7, 0.8, 1.25)).probabilities)
+
+
 def test_several_networks_are_averaged(trained, segmenter):
     one, two = segmenter(trained.test_scan), Segmenter([trained.checkpoint] * 2, device="cpu")(trained.test_scan)
     np.testing.assert_allclose(two.probabilities, one.probabilities, atol=1e-6)
@@ -68,6 +76,11 @@ ARRAYS = {
     "two lengths": (GOOD, (1, 1), ["spacing (1, 1)"]),
     "no length": (GOOD, (1, 0, 1), ["spacing (1, 0, 1)"]),
     "NaN as spacing": (GOOD, (1, np.nan, 1), ["spacing (1, nan, 1)"]),
+    "one number": (GOOD, 1.25, ["spacing 1.25"]),
+    "words": (GOOD, ("1", "1", "1"), ["spacing ('1', '1', '1')"]),
+    "an array of nibabel": (GOOD.T, (1.25, 0.8, 7.7), ["spacing (1.25, 0.8, 7.7)", "order D, H and W"]),
+    "an array of SimpleITK with its spacing as it is": (GOOD, (0.8, 0.8, 7.7), ["order D, H and W"]),
+    "slices along H": (GOOD, (1.25, 7.7, 0.8), ["order D, H and W"]),
     "a slice": (GOOD[0], (1, 1, 1), ["array", "(34, 40)"]),
     "five axes": (GOOD[None, None], (1, 1, 1), ["array", "(1, 1, 3, 34, 40)"]),
     "nothing": (GOOD[:0], (1, 1, 1), ["array", "(0, 34, 40)"]),
@@ -101,8 +114,25 @@ def test_what_is_not_one_scan_is_refused(trained, segmenter, tmp_path):
         segmenter(trained.test_scan).save(tmp_path / "result.png")
     assert_clear(caught.value, str(tmp_path / "result.png"), "must end with .nii.gz")
     assert not list(tmp_path.glob("result*"))
+    for scan in (nib.load(trained.test_scan), sitk.ReadImage(trained.test_scan), GOOD.tolist()):
+        with pytest.raises(InputError, match=r"^scan: is of type (nibabel|SimpleITK|builtins)\..*; name its file"):
+            segmenter(scan)
+    with pytest.raises(InputError, match="holds no DICOM"):
+        segmenter(Path("/").absolute())
+    with pytest.raises(InputError, match="no checkpoint is given"):
+        Segmenter([])
     with pytest.raises(OptionError, match=r"^batch 0: must be at least 1"):
         Segmenter(trained.checkpoint, batch=0)
+
+
+def test_a_result_never_replaces_its_scan(trained, segmenter, tmp_path):
+    scan = Path(shutil.copy(trained.test_scan, tmp_path / "scan.nii.gz"))
+    (tmp_path / "link.nii.gz").symlink_to(scan)
+    for read, written in ((scan, scan), (tmp_path / "link.nii.gz", scan), (scan, tmp_path / "link.nii.gz")):
+        with pytest.raises(InputError) as caught:
+            segmenter(read).save(written)
+        assert_clear(caught.value, str(written), "is the scan itself")
+    assert scan.read_bytes() == trained.test_scan.read_bytes()
 
 
 @pytest.mark.slow
