@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from experiments.results import COST
 from inference.evaluation import Evaluation, Sources
-from metrics import format_table, summarize
+from metrics import summarize
 from reporting.figures import harmless
 from reporting.run_page import write_page
+from reporting.score_table import format_table
 from reporting.segmentation import scored
 from training.environment import environment
 from training.scores import is_image, score_volume, write_scores

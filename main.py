@@ -18,8 +18,8 @@ if __name__ == "__main__":  # --help and mistakes in flags do not wait for PyTor
 import time
 
 from inference.segmentation import check_finite, segment_split
-from metrics import format_table
 from reporting.run_report import RunReport
+from reporting.score_table import format_table
 from training.device import Machine, peak_memory
 from training.distributed import barrier, broadcast_statistics, from_first, on_any, process_group, rank
 from training.environment import environment

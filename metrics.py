@@ -20,7 +20,6 @@ what is not annotated: every metric is NaN, as of a class that both lack.
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -300,7 +299,7 @@ def shown_metrics(summary: dict[str, Any]) -> list[Metric]:
     in_mm = [key for key in ("nsd", "msd") if f"{key}_mm" in overall]
     all_in_mm = bool(in_mm) and all(overall[f"{key}_mm"]["n"] == overall[key]["n"] for key in in_mm)
     unit = "mm" if all_in_mm else "pixels" if summary.get("per_image") else "voxels"
-    worst_case = any(part["missed"] or part["spurious"] for part in _parts(summary).values())
+    worst_case = any(part["missed"] or part["spurious"] for part in parts_of(summary).values())
     return [metric for metric in metrics_in(unit, worst_case) if metric.key in overall]
 
 
@@ -312,55 +311,9 @@ def mean_title(classes: Iterable[str]) -> str:
     return title
 
 
-def format_table(summary: dict[str, Any], width: int = 80) -> str:
-    """`summary` as text: a line per class, one of the means over classes, and one per region, in the metrics' units.
-
-    The blocks are overlaps; distances with the number of subjects where the class was found, missed and spurious; and
-    where a class was, distances in the worst case.
-    """
-    shown = shown_metrics(summary)
-    overlaps = [metric for metric in shown if metric.unit == "%"]
-    worst = [metric for metric in shown if metric.key.startswith(SHOWN_WORST_CASE)]
-    distances = [metric for metric in shown if metric not in overlaps and metric not in worst]
-    lines = _format_block(summary, overlaps, {"n": "dsc"}, width)
-    lines += [
-        "",
-        *_format_block(summary, distances, {"found": "msd", "missed": "missed", "spurious": "spurious"}, width),
-    ]
-    if worst:
-        lines += ["", *_format_block(summary, worst, {"n": worst[0].key}, width)]
-        note = "Worst case: where truth or prediction lacks a class, its distance is the diagonal of the image."
-        lines += textwrap.wrap(note, width)
-    return "\n".join(lines)
-
-
-def _parts(summary: dict[str, Any]) -> dict[str, Any]:
+def parts_of(summary: dict[str, Any]) -> dict[str, Any]:
     """The statistics of classes and regions by name."""
     return summary["per_class"] | summary.get("per_region", {})
-
-
-def _format_block(summary: dict[str, Any], metrics: list[Metric], counts: dict[str, str], width: int) -> list[str]:
-    """A table of metrics as lines. `counts` are columns before them: title -> key of what is counted."""
-    rows = [["class", *counts, *(metric.title for metric in metrics)]]
-    mean = {mean_title(_parts(summary)): summary["overall"]}
-    for name, statistics in (summary["per_class"] | mean | summary.get("per_region", {})).items():
-        cells = [_format_count(statistics.get(key, "")) for key in counts.values()]
-        rows.append([name, *cells, *(_format_cell(statistics[metric.key], metric.scale) for metric in metrics)])
-    return _align(rows, width)
-
-
-def _align(rows: list[list[str]], width: int) -> list[str]:
-    """Rows of cells as lines of at most `width` columns, with a rule below the first; long names are shortened."""
-    sizes = [max(map(len, column)) for column in zip(*(cells for _, *cells in rows), strict=True)]
-    room = width - sum(sizes) - len(sizes)
-    names = [_shorten(name, room) for name, *_ in rows]
-    longest = max(map(len, names))
-    lines = []
-    for name, (_, *cells) in zip(names, rows, strict=True):
-        padded = [cell.rjust(size) for cell, size in zip(cells, sizes, strict=True)]
-        lines.append(" ".join([name.ljust(longest), *padded]).rstrip())
-    lines.insert(1, "-" * (longest + sum(sizes) + len(sizes)))
-    return lines
 
 
 def _check_shapes(prediction: NDArray[Any], target: NDArray[Any]) -> None:
@@ -449,22 +402,3 @@ def _percentile(values: NDArray[np.float64], percentile: float) -> float:
 
 def _unique(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
-
-
-def _format_count(counted: dict[str, float] | int | str) -> str:
-    """A number, or the n of a metric's statistics."""
-    return str(counted["n"] if isinstance(counted, dict) else counted)
-
-
-def _format_cell(statistics: dict[str, float], scale: float) -> str:
-    mean, std = scale * statistics["mean"], scale * statistics["std"]
-    left = "     -" if math.isnan(mean) else f"{mean:6.2f}"
-    return left + (" " * 8 if math.isnan(std) else f" ± {std:5.2f}")
-
-
-def _shorten(name: str, length: int) -> str:
-    """`name` with its middle left out: names of structures differ at either end (left kidney, lung upper lobe)."""
-    if len(name) <= length:
-        return name
-    tail = (length - 1) // 2
-    return f"{name[: length - 1 - tail]}…{name[len(name) - tail :]}"

@@ -17,7 +17,7 @@ from pathlib import Path
 import tyro
 
 from data.sources.dicom_seg_writer import check_writable
-from data.viewers import write_viewer_labels
+from data.viewers import check_viewer_labels, write_viewer_labels
 from inference.output import OPTIONAL, OutputFolder, file_of
 from inference.results import (
     Segmentation,
@@ -30,8 +30,9 @@ from inference.results import (
 )
 from inference.scans import Scan, files_of, scan_names
 from inference.segmenter import Segmenter
-from metrics import format_table, summarize
+from metrics import summarize
 from reporting.figures import harmless, save_montage
+from reporting.score_table import format_table
 from utils import InputError, errors_begin, printable, user_errors
 
 
@@ -81,6 +82,7 @@ def main(options: Options) -> None:
         for scan in scans_of(source, name, truth, segmenter):
             output.claim(scan.name, scan.is_picture)
             if not scan.is_picture:
+                check_viewer_labels(options.out, segmenter.labels)
                 write_viewer_labels(options.out, segmenter.labels)
             segmentation = segmenter.segment(scan)
             write(options, segmentation, output)

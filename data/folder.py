@@ -1,13 +1,8 @@
-"""The data set on disk: SPLIT/Img/Subj_<X>slice_<Y>.png with its mask of the same name in SPLIT/GT.
-
-X is any identifier of letters, digits, underscores and dashes; Y any integer. More channels lie in Img_2, Img_3, ...
-The root may hold a dataset.json (data/description.py).
-"""
+"""The data set on disk: its slices (data/listing.py) and its dataset.json (data/description.py), read and checked."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -21,19 +16,15 @@ from config import AugmentationConfig
 from data.dataset import Slice, SliceDataset, digest_of, natural
 from data.description import Description, Labels, is_list_of_names, read_description
 from data.geometry import Geometry
+from data.listing import SPLITS, list_splits
 from data.masks import MaskValues, check_background, check_colors, extremes
 from data.mirror import mirror_of
 from data.notes import Brightness, class_notes, group_notes, image_notes, lost_notes, number_notes, plane_notes
 from data.png import read_mask, read_pair
 from data.preparation import Preparation
 from data.volumes import MAX_SPAN
-from utils import IGNORED, LONGEST_NAME, InputError, errors_begin, printable, some
+from utils import IGNORED, InputError, errors_begin, some
 
-SPLITS = ("train", "val", "test")
-LONGEST_SUBJECT = LONGEST_NAME - len(".nii.gz")  # as the name of a segmentation
-SUBJECT = re.compile(rf"[A-Za-z0-9_-]{{1,{LONGEST_SUBJECT}}}")
-NAME = re.compile(r"Subj_([A-Za-z0-9_-]+)slice_(-?[0-9]+)\.png")
-CHANNEL = re.compile(r"Img_[0-9]+")
 CHAOS_LABELS = {"background": 0, "liver": 63, "right kidney": 126, "left kidney": 189, "spleen": 252}
 
 
@@ -161,7 +152,7 @@ def open_data(
     size than the slices have.
     """
     described = read_description(root / "dataset.json")
-    found, notes = _list_splits(root, splits)
+    found, notes = list_splits(root, splits)
     notes += group_notes(described.groups, {item.subject for items in found.values() for item in items})
     if subjects:
         found, left_out = _split_anew(found, subjects, root)
@@ -230,112 +221,6 @@ def _scan(item: Slice, in_colors: bool) -> _Scan:
 def _checked(item: Slice, scan: _Scan, classes: set[int | None]) -> Slice:
     """A slice with what is known of it."""
     return item._replace(shape=scan.shape, digest=scan.digest, classes=tuple(sorted(classes - {0, IGNORED})))
-
-
-def _list_splits(root: Path, splits: Sequence[str]) -> tuple[dict[str, list[Slice]], list[str]]:
-    """Split -> its paired slices; and notes. No subject is in two splits."""
-    found, notes = {}, []
-    for split in splits:
-        found[split], foreign = _list_split(root / split)
-        if foreign:
-            example = printable(foreign[0])
-            notes.append(f"{root / split}: {len(foreign)} PNG files with other names are left out, such as {example}")
-    _check_subjects(found, root)
-    return found, notes
-
-
-def _list_split(folder: Path) -> tuple[list[Slice], list[str]]:
-    """The paired slices of one split, and the names of the PNG files that are none."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; a data set has train, val and test, each with Img and GT")
-    masks, foreign = _list_folder(folder / "GT")
-    channels = [_list_folder(path)[0] for path in _channel_folders(folder)]
-    if not masks and not channels[0]:
-        raise InputError(
-            f"{folder}: holds no slices; put Subj_<X>slice_<Y>.png into Img and, with the same names, into GT"
-        )
-    for images in channels:
-        for key in images.keys() - masks.keys():
-            raise InputError(f"{images[key]}: has no mask; add {folder / 'GT' / images[key].name} or remove the image")
-    for key, mask in masks.items():
-        for k, images in enumerate(channels, 1):
-            if key not in images:
-                name = folder / ("Img" if k == 1 else f"Img_{k}") / mask.name
-                raise InputError(f"{mask}: has no image; add {name} or remove the mask")
-    slices = [Slice(*key, tuple(images[key] for images in channels), mask) for key, mask in masks.items()]
-    return slices, foreign
-
-
-def list_images(folder: Path) -> dict[str, list[tuple[int, tuple[Path, ...]]]]:
-    """Subject -> (number, image files, one a channel) in the order of numbers: of a split, or of a folder of slices.
-
-    Raises InputError where there are none, or a channel lacks a slice.
-    """
-    folders = _channel_folders(folder) if (folder / "Img").is_dir() else [folder]
-    channels = [_list_folder(path)[0] for path in folders]
-    if not channels[0]:
-        raise InputError(f"{folders[0]}: holds no slices named Subj_<X>slice_<Y>.png")
-    subjects: dict[str, list[tuple[int, tuple[Path, ...]]]] = {}
-    for key in sorted(channels[0], key=lambda key: (natural(key[0]), key[1])):
-        for path, images in zip(folders, channels, strict=True):
-            if key not in images:
-                raise InputError(f"{path / channels[0][key].name}: is missing; each channel needs every slice")
-        subjects.setdefault(key[0], []).append((key[1], tuple(images[key] for images in channels)))
-    return subjects
-
-
-def _channel_folders(folder: Path) -> list[Path]:
-    """Img, Img_2, Img_3, ... Raises InputError where one between them is missing."""
-    found = sorted(path.name for path in folder.iterdir() if CHANNEL.fullmatch(path.name))
-    wanted = [f"Img_{k}" for k in range(2, len(found) + 2)]
-    for name in wanted:
-        if name not in found:
-            raise InputError(
-                f"{folder / name}: is missing, but there is {', '.join(found)}; "
-                "the channels are Img, Img_2, Img_3, and so on"
-            )
-    return [folder / name for name in ("Img", *wanted)]
-
-
-def _list_folder(folder: Path) -> tuple[dict[tuple[str, int], Path], list[str]]:
-    """(subject, number) -> file, and the names of the PNG files that follow no such pattern."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; images belong into Img, masks into GT")
-    found: dict[tuple[str, int], Path] = {}
-    foreign = []
-    for path in sorted(folder.iterdir()):
-        match = NAME.fullmatch(path.name)
-        if match is None:
-            if path.suffix.lower() == ".png" and not path.name.startswith("."):
-                foreign.append(path.name)
-            continue
-        if not SUBJECT.fullmatch(match[1]):
-            raise InputError(f"{path}: the subject's name has more than {LONGEST_SUBJECT} letters; rename its files")
-        key = (match[1], int(match[2]))
-        if key in found:
-            raise InputError(f"{path}: the same slice as {found[key].name}; keep one of the two")
-        found[key] = path
-    return found, foreign
-
-
-def check_subject(name: str) -> None:
-    """Raises InputError for a subject's name that no file can carry."""
-    if not SUBJECT.fullmatch(name):
-        raise InputError(
-            f"subject {name!r} must be of letters, digits, underscores and dashes, of at most {LONGEST_SUBJECT}; "
-            "rename it"
-        )
-
-
-def _check_subjects(splits: dict[str, list[Slice]], root: Path) -> None:
-    home: dict[str, str] = {}
-    for split, slices in splits.items():
-        for subject in {item.subject for item in slices}:
-            if subject in home:
-                raise InputError(
-                    f"{root}: subject {subject} is in {home[subject]} and in {split}; keep all its slices in one split"
-                )
-            home[subject] = split
 
 
 def check_groups(split: Mapping[str, Iterable[str]], groups: Mapping[str, str]) -> None:

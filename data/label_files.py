@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import SimpleITK as sitk
 
 from data.description import Description, Labels, numbered, parse_groups
-from data.folder import infer_labels, list_images
+from data.folder import infer_labels
 from data.geometry import Geometry
+from data.listing import list_images
 from data.masks import MaskValues, check_colors
 from data.nifti import ENDINGS, note
 from data.notes import number_notes

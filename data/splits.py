@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from data.dataset import natural
 from data.description import parse_groups
-from data.folder import SPLITS, check_subject
+from data.listing import SPLITS, check_subject
 from utils import InputError, OptionError, errors_begin, read_json, some
 
 Split = dict[str, list[str]]

@@ -12,16 +12,20 @@ ITK_SNAP, SLICER = "labels_itksnap.txt", "labels_slicer.ctbl"
 
 
 def write_viewer_labels(folder: Path, labels: Labels) -> None:
-    """Write the label descriptions of the segmentations in `folder`, for ITK-SNAP and for 3D Slicer.
+    """Write the label descriptions of the segmentations in `folder`, for ITK-SNAP and for 3D Slicer."""
+    for path, text in _descriptions(folder, labels).items():
+        write_text(path, text)
 
-    Raises InputError where the folder has such files of other labels.
-    """
-    texts = {folder / ITK_SNAP: _itk_snap(labels), folder / SLICER: _slicer(labels)}
-    for path, text in texts.items():
+
+def check_viewer_labels(folder: Path, labels: Labels) -> None:
+    """Raises InputError where `folder` has label descriptions of other labels."""
+    for path, text in _descriptions(folder, labels).items():
         if path.exists() and path.read_bytes() != text.encode():
             raise InputError(f"{path}: is of segmentations with other labels; choose another folder, or remove it")
-    for path, text in texts.items():
-        write_text(path, text)
+
+
+def _descriptions(folder: Path, labels: Labels) -> dict[Path, str]:
+    return {folder / ITK_SNAP: _itk_snap(labels), folder / SLICER: _slicer(labels)}
 
 
 def _itk_snap(labels: Labels) -> str:

@@ -36,7 +36,9 @@ class VolumeFile(NamedTuple):
 def read_file(path: Path) -> VolumeFile:
     """The volumes of a file. Raises InputError for a file that is missing, damaged or something else."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file; correct the name, or copy the file there")
+        raise InputError(
+            f"{path}: no such file; correct the name, or copy it: each label needs its image, and each channel one"
+        )
     if path.stat().st_size == 0:
         raise InputError(f"{path}: is empty; copy it again")
     if path.name.lower().endswith(ENDINGS):
@@ -107,7 +109,7 @@ def _read_other(path: Path) -> sitk.Image:
     ending = path.suffix.lower()
     if ending not in OTHERS:
         known = ", ".join((".nii", ".nii.gz", ".hdr with .img", *OTHERS))
-        raise InputError(f"{path}: is no file of a known kind ({known}); convert it to NIfTI, or of DICOM name the folder")
+        raise InputError(f"{path}: is no file of a known kind ({known}); convert it to NIfTI, or name a DICOM folder")
     reader_name, forbidden = OTHERS[ending]
     _check_header(path, ending, forbidden)
     reader = sitk.ImageFileReader()

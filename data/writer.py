@@ -15,8 +15,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.description import IGNORE, Labels
-from data.folder import DataFolder, check_subject, open_data
+from data.folder import DataFolder, open_data
 from data.geometry import Geometry
+from data.listing import check_subject
 from data.png import read_mask
 from data.preparation import Preparation
 from data.sources import Source

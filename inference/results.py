@@ -15,8 +15,8 @@ from PIL import Image
 
 from data.colors import class_colors
 from data.description import Labels
-from data.folder import list_images
 from data.geometry import Geometry
+from data.listing import list_images
 from data.masks import MaskValues, check_colors
 from data.nifti import write_nifti
 from data.png import PICTURES, read_mask, unpack_color

@@ -16,8 +16,8 @@ import SimpleITK as sitk
 from data.channels import check_order
 from data.dataset import natural
 from data.description import Description, read_description
-from data.folder import list_images
 from data.geometry import LONGEST, Geometry
+from data.listing import list_images
 from data.nifti import note
 from data.notes import OBLIQUE
 from data.png import PICTURES, read_image

@@ -20,7 +20,6 @@ from metrics import (
     METRICS,
     average_symmetric_surface_distance,
     dice,
-    format_table,
     hausdorff_distance,
     mean_surface_distance,
     metrics_in,
@@ -32,6 +31,7 @@ from metrics import (
     summarize,
     volume_similarity,
 )
+from reporting.score_table import format_table
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 REFERENCE = Path(__file__).parent / "reference" / "metrics.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.description import Labels
-from data.viewers import write_viewer_labels
+from data.viewers import check_viewer_labels, write_viewer_labels
 from tests.helpers.errors import assert_clear
 from utils import InputError
 
@@ -43,16 +43,13 @@ def test_slicer_reads_six_words_a_line(tmp_path):
     assert [int(opacity) for *_, opacity in rows] == [0, 255, 255, 255]
 
 
-def test_descriptions_of_other_labels_stay(tmp_path):
+def test_descriptions_of_other_labels_are_refused(tmp_path):
+    check_viewer_labels(tmp_path, LABELS)
     write_viewer_labels(tmp_path, LABELS)
-    write_viewer_labels(tmp_path, LABELS)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert before.keys() == {"labels_itksnap.txt", "labels_slicer.ctbl"}
-    with pytest.raises(InputError) as caught:
-        write_viewer_labels(tmp_path, Labels.indexed(NAMES, (0, 1, 2, 3)))
-    assert_clear(caught.value, str(tmp_path / "labels_itksnap.txt"), "other labels")
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    (tmp_path / "labels_itksnap.txt").unlink()
-    with pytest.raises(InputError, match="labels_slicer"):
-        write_viewer_labels(tmp_path, Labels.indexed(NAMES, (0, 1, 2, 3)))
-    assert [path.name for path in tmp_path.iterdir()] == ["labels_slicer.ctbl"]
+    check_viewer_labels(tmp_path, LABELS)
+    assert {path.name for path in tmp_path.iterdir()} == {"labels_itksnap.txt", "labels_slicer.ctbl"}
+    for name in ("labels_itksnap.txt", "labels_slicer.ctbl"):  # each, where it is alone
+        with pytest.raises(InputError) as caught:
+            check_viewer_labels(tmp_path, Labels.indexed(NAMES, (0, 1, 2, 3)))
+        assert_clear(caught.value, str(tmp_path / name), "other labels")
+        (tmp_path / name).unlink()

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from data.folder import LONGEST_SUBJECT, open_data
+from data.folder import open_data
+from data.listing import LONGEST_SUBJECT
 from data.preparation import Preparation
 from data.sources import Case
 from data.splits import read_split

@@ -20,10 +20,11 @@ from experiments import statistics
 from experiments.formats import latex, markdown, plain
 from experiments.results import MEAN, parse_rows, read_result
 from experiments.tables import Table
-from metrics import METRICS, format_table, summarize
+from metrics import METRICS, summarize
 from reporting.comparison import write_comparison
 from reporting.figures import harmless, save_boxes, save_curves, save_montage
 from reporting.run_page import read_tables
+from reporting.score_table import format_table
 from tests.helpers.pages import held, write_run
 from tests.helpers.results import scores_of as scored
 from utils import InputError, read_csv, write_csv

@@ -15,7 +15,7 @@ import pytest
 
 import reproduce
 from config import parse_config
-from data.folder import list_images
+from data.listing import list_images
 from experiments.launching import Run
 from experiments.rows import ROWS
 from experiments.tables import PAPER

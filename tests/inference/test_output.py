@@ -144,7 +144,9 @@ def test_a_failure_of_a_series_stops_neither_the_other_scans_nor_the_tables(
             raise error
 
     monkeypatch.setattr(predict, "write_dicom_series", write)
-    scans = copied(trained, tmp_path / "in", "a", "b")
+    scans = [tmp_path / "in" / name for name in "ab"]
+    for path in scans:
+        write_dicom(path / "1.dcm", np.random.default_rng(0).integers(0, 500, (34, 40)), slice_position(0))
     with pytest.raises(SystemExit) as ending:
         run(trained.checkpoint, *scans, out=tmp_path / "out", dicom_series=True)
     assert ending.value.code == code
