@@ -345,6 +345,7 @@ PRESETS = {
     "modern": Config.of(
         preset="modern",
         backbone="resnet34",
+        **NATIVE,
         guidance=False,
         norm_by_scale=True,
         neutral_guide=True,

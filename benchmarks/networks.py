@@ -16,18 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.run import peak, resident
-from config import NATIVE, PRESETS, Config
+from config import PRESETS, Config
 from losses import GuidedLoss
 from models import build_model
 from training.device import choose_dtype
 
 MODERN = PRESETS["modern"]
+QUARTER = MODERN.change(scales="quarter", key_pooling=1, semantic_channels=256)
 NETWORKS: dict[str, Config] = {
     "U-Net (`smp.Unet`, ResNet-34)": MODERN.change(model="smp.Unet"),
-    "MS-Dual": MODERN,
-    "MS-Dual, native": MODERN.change(**NATIVE),
-    "MS-Dual-Guided": MODERN.change(guidance=True),
-    "MS-Dual-Guided, native": MODERN.change(guidance=True, **NATIVE),
+    "MS-Dual, quarter": QUARTER,
+    "MS-Dual, native": MODERN,
+    "MS-Dual-Guided, quarter": QUARTER.change(guidance=True),
+    "MS-Dual-Guided, native": MODERN.change(guidance=True),
 }
 BATCH = 2
 

@@ -16,16 +16,16 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.networks import MODERN, autocast
+from benchmarks.networks import MODERN, QUARTER, autocast
 from benchmarks.run import measure_rate
-from config import NATIVE, Config
+from config import Config
 from models import build_model
 from models.attention import AttentionLayer
 from models.backbone import Backbone
 from models.ms_dual_guided import FineDecoder
 from models.semantic import SemanticModule
 
-NETWORKS = {"quarter": MODERN.change(guidance=True), "native": MODERN.change(guidance=True, **NATIVE)}
+NETWORKS = {"quarter": QUARTER.change(guidance=True), "native": MODERN.change(guidance=True)}
 PARTS = {Backbone: "backbone", AttentionLayer: "attention", SemanticModule: "semantic module", FineDecoder: "decoder"}
 BATCH, TURNS = 8, 9
 

@@ -12,13 +12,14 @@ hippocampus) epochs=6 ;;
 *) echo "error: $name: must be chaos, acdc or hippocampus" >&2; exit 2 ;;
 esac
 folds=$(printf "experiments/splits/replication/$name-%s.json," 1 2 3 4 5)
-# The modern recipe trains the paper's networks: their own guide, normalization and heads, with a smaller backbone.
-recipe=(--preset modern --no_neutral_guide --no_norm_by_scale --backbone resnet34 --epochs "$epochs" --seed 0)
+# The modern recipe trains the paper's networks, with a smaller backbone.
+recipe=(--preset modern --backbone resnet34 --epochs "$epochs" --seed 0)
 flags=(--data "$data" --split_files "${folds%,}" --out "reproduced/replication-$name" "${recipe[@]}" "$@")
-guided="--model ms_dual_guided --guidance --no_fine_decoder --norm_by_scale"
+guided="--model ms_dual_guided --guidance --no_fine_decoder --no_neutral_guide --norm_by_scale"
+quarter="--scales quarter --key_pooling 1 --semantic_channels 256"
 .venv/bin/python reproduce.py I "${flags[@]}" --against MS-Dual \
     --row "smp.Unet: --model smp.Unet" \
-    --row "MS-Dual-Guided, norms by scale: $guided" \
-    --row "MS-Dual-Guided, native: $guided --scales native --key_pooling 4 --semantic_channels 32" \
-    --row "MS-Dual, fine decoder: --model ms_dual_guided --no_guidance --fine_decoder"
+    --row "MS-Dual-Guided, norms by scale: $guided $quarter" \
+    --row "MS-Dual-Guided, native: $guided" \
+    --row "MS-Dual, fine decoder: --model ms_dual_guided --no_guidance --fine_decoder $quarter"
 .venv/bin/python reproduce.py III-chaos "${flags[@]}" --only "U-Net,Attention U-Net,MS-Dual-Guided"

@@ -29,11 +29,25 @@ IDENTITY = {
     "position_attention": True,
     "channel_attention": True,
     "fine_decoder": False,
+    "neutral_guide": False,
+    "norm_by_scale": False,
+    "scales": "quarter",
+    "key_pooling": 1,
+    "semantic_channels": 256,
 }
+
+
+def flags_of(values: dict[str, bool | int | str]) -> list[str]:
+    """Field -> value as flags of main.py: --guidance or --no_guidance, --scales quarter."""
+    flags = []
+    for name, value in values.items():
+        flags += [f"--{name}" if value else f"--no_{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
+    return flags
+
+
 STEPS = {"1 step": 1, "2 steps": 2, "3 steps": 3, "5 steps": 5}
 for title, steps in STEPS.items():
-    parts = [f"--{name}" if present else f"--no_{name}" for name, present in IDENTITY.items()]
-    whole = ["--model", "ms_dual_guided", "--steps", str(steps), *parts]
+    whole = ["--model", "ms_dual_guided", "--steps", str(steps), *flags_of(IDENTITY)]
     ending = "" if steps == 2 else f" ({title})"
     ROWS[f"MS-Dual{ending}"] = [*whole, "--no_guidance"]
     ROWS[f"MS-Dual-Guided{ending}"] = whole

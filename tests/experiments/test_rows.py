@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import BatchNorm2d
 
 from config import PRESETS, parse_config
 from experiments.rows import ROWS, STEPS, own_rows
 from models import MSDualGuided, build_model
+from models.attention import PositionAttention
 from models.semantic import SemanticModule
 
 
@@ -25,9 +27,14 @@ def test_no_preset_changes_what_a_row_is(preset, no_initialization):
             assert all((step.semantic is not None) == guided for step in model.steps), row
             assert (model.raw_heads is None) == ("deep supervision" in row), row
             assert model.decoder is None, row
-            encoders = any(isinstance(part, SemanticModule) for part in model.modules())
-            assert encoders == (guided and "encoder-decoder" not in row), row
+            encoders = [part for part in model.modules() if isinstance(part, SemanticModule)]
+            assert bool(encoders) == (guided and "encoder-decoder" not in row), row
+            assert all(module.encoder[0].out_channels == 256 for module in encoders), row
+            assert all(isinstance(module.encoder[1], BatchNorm2d) for module in encoders), row
             assert len(model.steps) == next((n for text, n in STEPS.items() if text in row), 2), row
+            assert not model.native, row
+            assert all(part.pooling == 1 for part in model.modules() if isinstance(part, PositionAttention)), row
+            assert not config.network.neutral_guide, row
 
 
 def test_own_rows_by_hand():
