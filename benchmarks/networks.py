@@ -20,6 +20,7 @@ from config import PRESETS, Config
 from losses import GuidedLoss
 from models import build_model
 from training.device import choose_dtype
+from training.optimization import Optimization
 
 MODERN = PRESETS["modern"]
 QUARTER = MODERN.change(scales="quarter", key_pooling=1, semantic_channels=256)
@@ -75,14 +76,14 @@ def _slices(size: int) -> tuple[Tensor, Tensor]:
 
 
 def _training_step(model: nn.Module, image: Tensor, target: Tensor) -> Callable[[], None]:
-    criterion, optimizer = GuidedLoss(dice=MODERN.loss.dice), torch.optim.Adam(model.parameters(), fused=True)
+    criterion, optimization = GuidedLoss(dice=MODERN.loss.dice), Optimization(model, MODERN.optimization, 1)
+    taken = torch.tensor(False)
 
     def step() -> None:
         with autocast():
             output = model.train()(image)
         criterion(output, target).total.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        optimization.step(taken)
 
     return step
 

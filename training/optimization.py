@@ -65,7 +65,11 @@ class Optimization:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.parameters = list(network.parameters())
-        self.optimizer = torch.optim.Adam(self.parameters, options.lr, options.betas, fused=True)
+        # Adam on the CPU copies gradients that are not contiguous, such as those in channels_last, which takes longer than
+        # what it computes. So it sees the weights with their axes in the order of the memory.
+        self.axes = [sorted(range(p.ndim), key=p.stride, reverse=True) for p in self.parameters]
+        self.weights = [p.detach().permute(axes) for p, axes in zip(self.parameters, self.axes, strict=True)]
+        self.optimizer = torch.optim.Adam(self.weights, options.lr, options.betas, fused=True)
         self.scale = LossScale(self.parameters[0].device) if dtype == torch.float16 else None
         self.per_iteration = options.schedule == "one_cycle"
         if self.per_iteration:
@@ -103,6 +107,9 @@ class Optimization:
         The device decides: fused Adam takes `found_inf`, as PyTorch's GradScaler gives it, and leaves everything as it
         was where that is not 0.
         """
+        for weight, parameter, axes in zip(self.weights, self.parameters, self.axes, strict=True):
+            weight.grad = None if parameter.grad is None else parameter.grad.permute(axes)
+            parameter.grad = None
         self.optimizer.found_inf = skip.float()
         if self.scale is not None:
             self.optimizer.grad_scale = self.scale.factor  # by which the gradients are divided
@@ -147,7 +154,7 @@ class Optimization:
 
     def _check_moments(self, state: dict[int, dict[str, Tensor]]) -> None:
         for index, moments in state.items():
-            weight = self.parameters[index]
+            weight = self.weights[index]
             if moments.keys() != {"step", "exp_avg", "exp_avg_sq"}:
                 raise ValueError(f"the optimizer's moments of weight {index} are incomplete")
             for name, value in moments.items():

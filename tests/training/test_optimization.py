@@ -26,9 +26,10 @@ def gradients(network: nn.Module, number: int) -> None:
     network(x).square().sum().backward()
 
 
-def test_the_optimizer_is_adam_by_hand():
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_optimizer_is_adam_by_hand(layout):
     """Kingma & Ba (2015), Algorithm 1, with the paper's rate and moments; no decay of weights, no clipping."""
-    network = small_network()
+    network = small_network().to(memory_format=layout)
     optimization = Optimization(network, OptimizationConfig(), iterations=4)
     weights = [p.detach().numpy().copy() for p in network.parameters()]
     first, second = ([np.zeros_like(w) for w in weights] for _ in range(2))
@@ -45,6 +46,25 @@ def test_the_optimizer_is_adam_by_hand():
         optimization.step(torch.tensor(False))
         for ours, expected in zip(network.parameters(), weights, strict=True):
             np.testing.assert_allclose(ours.detach().numpy(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_steps_are_those_of_pytorch_s_adam_bit_for_bit():
+    """With weights in channels_last, whose axes of size 1 may have any stride, and one that gets no gradient."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 1), nn.ConvTranspose2d(6, 1, 2), nn.PReLU(), nn.Linear(5, 3)
+    ours = nn.ModuleList(layers).to(memory_format=torch.channels_last)
+    theirs = copy.deepcopy(ours)
+    optimization = Optimization(ours, OptimizationConfig(), 10)
+    adam = torch.optim.Adam(theirs.parameters(), 1e-3, (0.9, 0.99), fused=True)
+    for _ in range(3):
+        for mine, other in list(zip(ours.parameters(), theirs.parameters(), strict=True))[:-1]:
+            grad = torch.randn(mine.shape)
+            mine.grad, other.grad = grad.clone(), grad.clone(memory_format=torch.preserve_format)
+        optimization.step(torch.tensor(False))
+        adam.step()
+        assert all(parameter.grad is None for parameter in ours.parameters())
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(mine, other, rtol=0, atol=0)
 
 
 def test_one_cycle_follows_its_cosines_also_over_skipped_steps():
