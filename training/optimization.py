@@ -65,8 +65,8 @@ class Optimization:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.parameters = list(network.parameters())
-        # Adam on the CPU copies gradients that are not contiguous, such as those in channels_last, which takes longer than
-        # what it computes. So it sees the weights with their axes in the order of the memory.
+        # Adam on the CPU copies gradients that are not contiguous, as in channels_last, which takes longer than what it
+        # computes. So it sees the weights with their axes in the order of the memory.
         self.axes = [sorted(range(p.ndim), key=p.stride, reverse=True) for p in self.parameters]
         self.weights = [p.detach().permute(axes) for p, axes in zip(self.parameters, self.axes, strict=True)]
         self.optimizer = torch.optim.Adam(self.weights, options.lr, options.betas, fused=True)
