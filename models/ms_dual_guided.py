@@ -79,15 +79,15 @@ class FineDecoder(nn.Module):
     """From the maps of a step and Res-1 to logits at the image's size, as the last two levels of a U-Net.
 
     The paper has none: its logits are at H/4. Here the sum of the scales, each enlarged to the next finer one, then to
-    H/2, goes beside Res-1 through two 3x3 convolutions (32 and 16 channels), and what comes out, enlarged to H, through
+    H/2, goes beside Res-1 through two 3x3 convolutions (64 and 16 channels), and what comes out, enlarged to H, through
     another (16) and a 1x1 head.
     """
 
     def __init__(self, first_channels: int, classes: int) -> None:
         super().__init__()
-        half, quarter = WIDTH // 2, WIDTH // 4
-        self.merge = nn.Sequential(conv_bn_prelu(WIDTH + first_channels, half, 3), conv_bn_prelu(half, quarter, 3))
-        self.head = nn.Sequential(conv_bn_prelu(quarter, quarter, 3), nn.Conv2d(quarter, classes, 1))
+        narrow = WIDTH // 4  # at H, where a channel costs most
+        self.merge = nn.Sequential(conv_bn_prelu(WIDTH + first_channels, WIDTH, 3), conv_bn_prelu(WIDTH, narrow, 3))
+        self.head = nn.Sequential(conv_bn_prelu(narrow, narrow, 3), nn.Conv2d(narrow, classes, 1))
 
     def forward(self, refined: list[Tensor], first: Tensor, image: Tensor) -> Tensor:
         """Scales (B, 64, H_s, W_s), Res-1 (B, 64, H/2, W/2), image (B, C, H, W) -> logits (B, classes, H, W)."""
