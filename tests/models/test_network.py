@@ -259,8 +259,8 @@ def test_fine_decoder_predicts_by_its_own_map():
     """Eval is the last of the maps, and single pixels of Res-1's resolution show in it, which they do not at H/4."""
     torch.manual_seed(0)
     model, paper = (build_model(SMALL.change(fine_decoder=fine)).double().eval() for fine in (True, False))
-    convolutions = (64 + 64) * 32 * 9 + 32 * 16 * 9 + 16 * 16 * 9 + 16 * 5 + (32 + 16 + 16 + 5)
-    added = convolutions + 2 * (32 + 16 + 16) + 3  # batch normalization, PReLU
+    convolutions = (64 + 64) * 64 * 9 + 64 * 16 * 9 + 16 * 16 * 9 + 16 * 5 + (64 + 16 + 16 + 5)
+    added = convolutions + 2 * (64 + 16 + 16) + 3  # batch normalization, PReLU
     assert sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in paper.parameters()) == added
     image = torch.rand(1, 1, 50, 70, dtype=torch.float64)
     with torch.inference_mode():
