@@ -11,7 +11,6 @@ import importlib.util
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -41,7 +40,7 @@ from inference.segmentation import segment_subjects, segment_volume
 from losses import GuidedLoss
 from metrics import dice, score_subject
 from models import build_model
-from training.device import Machine
+from training.device import Machine, peak_memory
 from training.epoch import Epoch, Training, train_one_epoch
 from training.optimization import Optimization
 from training.setup import training_loader
@@ -248,7 +247,7 @@ def peak(before: int) -> float:
     """GiB at the most, of a GPU or of this process without the bytes that it had `before`."""
     if DEVICE.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 2**30
+    return peak_memory(DEVICE) - before / 2**30
 
 
 def _labels(slices: int, size: int) -> np.ndarray:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -165,6 +168,20 @@ def test_other_errors_are_not_called_out_of_memory(monkeypatch):
     with pytest.raises(MemoryError, match="fewer slices"), budget.explain_out_of_memory():
         raise torch.OutOfMemoryError("CUDA out of memory")
     assert 2**28 < available_bytes(torch.device("cpu")) < 2**50
+
+
+@pytest.mark.slow
+def test_peak_memory_is_that_of_this_program_alone():
+    """Not of the program that started it; getrusage would tell of that, too."""
+    before = np.ones(3 * 2**28, np.uint8)  # of this process, which is larger
+    code = (
+        "import numpy as np, torch; from training.device import peak_memory; cpu = torch.device('cpu'); "
+        "first = peak_memory(cpu); taken = np.ones(2**28, np.uint8); print(first, peak_memory(cpu) - first)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    first, more = map(float, result.stdout.split())
+    assert 0.1 < first < before.nbytes / 2**30
+    assert more == pytest.approx(0.25, abs=0.02)
 
 
 def test_cached_files_of_a_control_group_count_as_free(tmp_path, monkeypatch):
