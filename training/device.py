@@ -118,5 +118,5 @@ def peak_memory(device: torch.device) -> float:
     """The most memory so far in GiB: that PyTorch has taken on a GPU, else that this process has taken."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / 2**30
-    # Not by getrusage: a program starts there with what the process had that started it.
+    # Not by getrusage, whose figure a program inherits from the process that started it.
     return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**20

@@ -173,14 +173,14 @@ def test_other_errors_are_not_called_out_of_memory(monkeypatch):
 @pytest.mark.slow
 def test_peak_memory_is_that_of_this_program_alone():
     """Not of the program that started it; getrusage would tell of that, too."""
-    before = np.ones(3 * 2**28, np.uint8)  # of this process, which is larger
+    held = np.ones(3 * 2**28, np.uint8)  # by this process, which is larger
     code = (
         "import numpy as np, torch; from training.device import peak_memory; cpu = torch.device('cpu'); "
         "first = peak_memory(cpu); taken = np.ones(2**28, np.uint8); print(first, peak_memory(cpu) - first)"
     )
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     first, more = map(float, result.stdout.split())
-    assert 0.1 < first < before.nbytes / 2**30
+    assert 0.1 < first < held.nbytes / 2**30
     assert more == pytest.approx(0.25, abs=0.02)
 
 
