@@ -7,8 +7,10 @@ cd "$(dirname "$0")/.."
 name=$1 data=$2
 shift 2
 case $name in
-chaos | acdc) epochs=20 ;;
-hippocampus) epochs=6 ;;
+# 800 to 900 batches of 8 slices each
+chaos) epochs=20 ;;
+acdc) epochs=15 ;;
+hippocampus) epochs=2 ;;
 *) echo "error: $name: must be chaos, acdc or hippocampus" >&2; exit 2 ;;
 esac
 folds=$(printf "experiments/splits/replication/$name-%s.json," 1 2 3 4 5)
