@@ -62,7 +62,7 @@ class GuidedLoss(nn.Module):
         """
         with torch.autocast(target.device.type, enabled=False):
             maps = [at_least_float32(logits) for logits in (*output.raw, *output.refined)]
-            losses = [self.of_map(logits, at_centres(target, logits).long(), counted) for logits in maps]
+            losses = [self.of_map(*around_centres(logits, target), counted) for logits in maps]
             segmentation = torch.stack(losses).sum()
             guided = segmentation.new_zeros(())
             for latents, of_next_step in pairwise(output.latents):
@@ -86,15 +86,23 @@ class GuidedLoss(nn.Module):
         return loss
 
 
-def at_centres(target: Tensor, logits: Tensor) -> Tensor:
-    """The target (B, H, W) at the centres of the squares of pixels that logits stand for (`Output`): (B, h, w).
+def around_centres(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """A map (B, classes, h, w) and the target (B, H, W) that it is held against, as (B', classes, h, w), (B', h, w).
 
-    Squares whose centre lies outside of the image are UNCOUNTED.
+    A logit stands for a square of pixels (`Output`). It is held against the four pixels around the centre of the
+    square, each as an element of the batch (B' = 4 B): one of them alone is off the centre, and would teach the network
+    to segment half a pixel away. A square of one pixel is held against this one (B' = B). Pixels outside of the image
+    are UNCOUNTED.
     """
     rows, columns = logits.shape[-2:]
     stride = 2 ** ceil(log2(target.shape[-2] / rows))  # rows = ceil(H / stride), and H is at least the largest stride
+    if stride == 1:
+        return logits, target.long()
     padding = (0, columns * stride - target.shape[-1], 0, rows * stride - target.shape[-2])
-    return F.pad(target, padding, value=UNCOUNTED)[:, stride // 2 :: stride, stride // 2 :: stride]
+    padded = F.pad(target.long(), padding, value=UNCOUNTED)
+    central = (stride // 2 - 1, stride // 2)
+    targets = [padded[:, i::stride, j::stride] for i in central for j in central]
+    return logits.repeat(4, 1, 1, 1), torch.cat(targets)
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

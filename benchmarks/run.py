@@ -114,12 +114,13 @@ def measure_epoch(way: str, size: int = 256, slices: int = 4 * BATCH) -> dict[st
         loader = slice_loader(train_set, batches, workers, MACHINE.pin_memory)
         model = _network(way)
         optimization = Optimization(model, OptimizationConfig(), len(batches))
+        plain_optimizer = torch.optim.Adam(model.parameters(), 1e-3, (0.9, 0.99))
         waiting: list[float] = []
 
         def plain_way() -> None:
             model.train()
             for image, target in read_batches(loader):
-                plain.train_step(model, optimization.optimizer, image.to(DEVICE), target.to(DEVICE))
+                plain.train_step(model, plain_optimizer, image.to(DEVICE), target.to(DEVICE))
             subjects = {}
             for subject, indices in val_set.subjects().items():
                 pairs = [val_set[index] for index in indices]

@@ -108,6 +108,7 @@ class Optimization:
         was where that is not 0.
         """
         for weight, parameter, axes in zip(self.weights, self.parameters, self.axes, strict=True):
+            weight.data = parameter.detach().permute(axes)  # a forward pass may exchange its storage
             weight.grad = None if parameter.grad is None else parameter.grad.permute(axes)
             parameter.grad = None
         self.optimizer.found_inf = skip.float()

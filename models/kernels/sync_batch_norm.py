@@ -8,18 +8,29 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from models.network import at_least_float32
+from models.network import BatchNorm, at_least_float32
+from utils import OptionError
 
 
 def synchronize_batch_norm(model: nn.Module) -> None:
-    """Let every batch normalization of `model` take its statistics over the batches of all processes."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.__class__ = SyncBatchNorm
+    """Let every batch normalization of `model` take its statistics over the batches of all processes.
+
+    Raises OptionError for one that does more, such as timm's BatchNormAct2d with its activation, or lacks something.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.BatchNorm2d):
+            continue
+        complete = module.affine and module.track_running_stats and module.momentum is not None
+        if type(module) not in (nn.BatchNorm2d, BatchNorm) or not complete:
+            raise OptionError(
+                f"sync_batch_norm: {name} of the network, a {type(module).__name__}, is no BatchNorm2d with weights, "
+                "running statistics and a momentum; leave this option out, or take another network or backbone"
+            )
+        module.__class__ = SyncBatchNorm
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """What torch.nn.SyncBatchNorm computes, on the CPU too, which that one refuses."""
+    """What torch.nn.SyncBatchNorm computes, on the CPU too, which that one refuses; with weights and momentum."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape; B may differ between processes."""

@@ -6,17 +6,23 @@ import pytest
 from torch import nn
 
 from benchmarks import run
+from losses import GuidedLoss
 from tests.helpers.networks import TinyNetwork
 
 
 @pytest.fixture(autouse=True)
-def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is measured."""
+def networks(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """What is measured: networks with weights of 0.1."""
+    built: list[nn.Module] = []
 
     def network(way: str, steps: int = 2) -> nn.Module:
-        return TinyNetwork(1, run.CLASSES).to(**run.CHANNELS_LAST)
+        built.append(TinyNetwork(1, run.CLASSES).to(**run.CHANNELS_LAST))
+        for weight in built[-1].parameters():
+            nn.init.constant_(weight, 0.1)
+        return built[-1]
 
     monkeypatch.setattr(run, "_network", network)
+    return built
 
 
 def test_a_step_is_measured():
@@ -32,6 +38,13 @@ def test_inference_is_measured():
 def test_an_epoch_is_measured():
     found = run.measure_epoch("fast", size=64, slices=6)
     assert found["seconds"][0] > found["waiting"] + found["start"] > 0
+
+
+@pytest.mark.parametrize("way", ["plain", "fast"])
+def test_a_measured_epoch_trains_all_weights(way, networks, monkeypatch):
+    monkeypatch.setattr(run.plain, "plain_loss", GuidedLoss())  # the plain one wants a network with guidance
+    run.measure_epoch(way, size=64, slices=6)
+    assert all((weight != 0.1).any() for weight in networks[0].parameters())
 
 
 def test_the_scores_of_a_subject_are_measured():

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import PRESETS, Config
-from losses import GuidedLoss, at_centres
+from losses import GuidedLoss, around_centres
 from models import MSDualGuided, build_model, recompute_activations
 from models import backbone as backbone_module
 from models.attention import ChannelAttention, PositionAttention
@@ -23,7 +23,7 @@ from models.backbone import BACKBONES, Backbone
 from models.kernels import blocked_attention as kernel
 from models.kernels.blocked_attention import blocked_attention, fused_attention
 from models.kernels.prelu import PReLU
-from models.network import resized
+from models.network import Output, resized
 from utils import InputError, OptionError
 
 SMALL = Config.of(backbone="resnet18")
@@ -66,16 +66,31 @@ def test_parameters_of_the_blocks():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(32, 70), st.integers(32, 70), st.sampled_from([1, 4, 8, 16, 32]), st.integers(0, 2**32 - 1))
-def test_a_map_is_held_against_the_centres_of_its_squares(height, width, stride, seed):
+@given(st.integers(32, 70), st.integers(32, 70), st.sampled_from([1, 2, 4, 8, 16, 32]), st.integers(0, 2**32 - 1))
+def test_a_map_is_held_against_the_pixels_around_the_centres_of_its_squares(height, width, stride, seed):
     target = torch.from_numpy(np.random.default_rng(seed).integers(0, 5, (2, height, width)))
-    rows, columns = math.ceil(height / stride), math.ceil(width / stride)
-    found = at_centres(target, torch.empty(2, 5, rows, columns))
-    for i in range(rows):
-        for j in range(columns):
-            y, x = i * stride + stride // 2, j * stride + stride // 2
+    logits = torch.randn(2, 5, math.ceil(height / stride), math.ceil(width / stride))
+    copies, found = around_centres(logits, target)
+    for b, slice_copies in enumerate(zip(copies.split(2), found.split(2), strict=True)):
+        assert torch.equal(slice_copies[0], logits)
+        for i, j in np.ndindex(*logits.shape[-2:]):
+            # The centre of a square of an even side lies between four pixels.
+            y, x = (k * stride + (stride - 1) / 2 for k in (i, j))
+            y, x = math.floor(y) if b < 2 else math.ceil(y), math.floor(x) if b % 2 == 0 else math.ceil(x)
             inside = y < height and x < width
-            assert found[:, i, j].tolist() == (target[:, y, x].tolist() if inside else [-100, -100])
+            assert slice_copies[1][:, i, j].tolist() == (target[:, y, x].tolist() if inside else [-100, -100])
+    assert len(found) == (2 if stride == 1 else 8)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4, 8, 16, 32])
+def test_the_loss_of_a_map_does_not_lean_to_a_side(stride):
+    """As the bilinear enlargement does not: mirrored logits lose against the mirrored target what they lost before."""
+    target = torch.randint(0, 3, (2, 64, 96))
+    logits = torch.randn(2, 3, 64 // stride, 96 // stride, dtype=torch.float64)
+    loss = GuidedLoss(dice=1.0)
+    found = loss(Output.of_logits(logits), target).total
+    for axis in (-1, -2):
+        torch.testing.assert_close(loss(Output.of_logits(logits.flip(axis)), target.flip(axis)).total, found)
 
 
 @pytest.mark.parametrize("dtype, rounding", [(torch.float64, 1e-12), (torch.bfloat16, 0.01)])

@@ -86,6 +86,19 @@ def test_one_cycle_follows_its_cosines_also_over_skipped_steps():
         assert moved == (number % 3 != 1)
 
 
+def test_a_weight_whose_storage_the_network_exchanges_is_trained():
+    """As by `self.weight.data = self.weight.data.clamp(min=0)`, a usual constraint, in the forward pass."""
+    networks = [small_network() for _ in range(2)]
+    optimizations = [Optimization(network, OptimizationConfig(), 4) for network in networks]
+    for number in range(3):
+        for parameter in networks[0].parameters():
+            parameter.data = parameter.data.clone()
+        for network, optimization in zip(networks, optimizations, strict=True):
+            gradients(network, number)
+            optimization.step(torch.tensor(False))
+    torch.testing.assert_close(networks[0].state_dict(), networks[1].state_dict(), rtol=0, atol=0)
+
+
 def test_a_resumed_optimization_goes_on_bit_for_bit():
     options = OptimizationConfig(lr=0.01, schedule="one_cycle", epochs=3)
     results = []
