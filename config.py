@@ -118,7 +118,8 @@ class NetworkConfig(Group):
     """Start the guiding convolution as a factor of one everywhere, so that the network begins as MS-Dual. The released
     code starts it with random weights, as all others."""
     deep_supervision: bool = True
-    """Supervise the raw maps and those of all steps but, of several, the first; without it the last step's alone."""
+    """Supervise the raw maps and the maps of each step but the first, of a single step its own; without it the last
+    step's alone."""
     fine_decoder: bool = False
     """Predict by a decoder from the refined maps and Res-1 to the image's own size, supervised beside the other maps.
     The released code predicts by the mean of the last step's maps, at a quarter of it."""
@@ -224,8 +225,8 @@ class MachineConfig(Group):
     recompute: bool = False
     """Keep fewer activations and compute them again in the backward pass: less memory, more time, the same results."""
     workers: Annotated[int, Range(0)] | Literal["auto"] = "auto"
-    """Processes that load and augment slices; 0 does it in the training process. auto: 2 beside a GPU; none on the CPU,
-    whose cores and memory the training needs. The results are the same."""
+    """Processes that load and augment slices; 0 does it in the training process. auto: beside a GPU one less than the
+    cores, eight at most; none on the CPU, whose cores and memory the training needs. The results are the same."""
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def _shared(network: TrainedNetwork) -> tuple[object, ...]:
 
 
 def load_network(path: Path, device: torch.device) -> TrainedNetwork:
-    """The network of a checkpoint. Raises InputError for a file that is no checkpoint of main.py."""
+    """The network of a checkpoint. Raises InputError for a file that is no checkpoint of this version."""
     checkpoint = load_checkpoint(path, device)
     with content_of(path):
         config = Config.from_dict(checkpoint["config"])

@@ -49,7 +49,6 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "daf_cam": partial(DAF, attention="channel"),
     "daf_dual": partial(DAF, attention="dual"),
 }
-OF_GUIDANCE = {"encoder_decoder", "neutral_guide", "semantic_channels", "norm_by_scale"}
 
 
 def build_model(config: Config) -> nn.Module:
@@ -88,12 +87,11 @@ def check_network(options: NetworkConfig) -> None:
 
 
 def unused_options(options: NetworkConfig) -> set[str]:
-    """The fields of `options` that its network does not take, or that do nothing beside its other options."""
+    """The fields of `options` that its network does not take."""
     taken = _options_of(options) | {"model"}
     if "backbone" in taken and not is_own(options.model):
         taken.add("pretrained")
-    unused = set(asdict(options)) - taken
-    return unused if options.guidance else unused | OF_GUIDANCE
+    return set(asdict(options)) - taken
 
 
 def describe_network(options: NetworkConfig) -> str:

@@ -39,10 +39,13 @@ def fitting(
 ) -> dict[str, Tensor]:
     """`weights` without the classifiers, the first convolutions (`stems`) spread over `channels`.
 
-    Raises ValueError, with the names, where they are not those of `expected`, in name, shape or kind.
+    Counters of batches, which files from before PyTorch 0.4.1 lack and nothing here reads, are 0 where they are
+    missing. Raises ValueError, with the names, where the rest are not those of `expected`, in name, shape or kind.
     """
     heads = tuple(f"{name}." for name in classifiers)
     given, wanted = ({k: v for k, v in each.items() if not str(k).startswith(heads)} for each in (weights, expected))
+    counters = [name for name in wanted if name.endswith("num_batches_tracked")]
+    given = dict.fromkeys(counters, torch.tensor(0)) | given
     wrong = [f"{name} is missing" for name in wanted.keys() - given.keys()]
     wrong += [f"{name} is unknown" for name in given.keys() - wanted.keys()]
     for name in given.keys() & wanted.keys():

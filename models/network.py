@@ -110,7 +110,7 @@ class Network(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalization that takes its running statistics where one value per channel has none of its own."""
+    """Batch normalization that uses its running statistics for a single value per channel, which has no variance."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""

@@ -113,6 +113,13 @@ def test_flags_without_effect_are_named():
     ]
     assert idle_flags(parse_config(["--preset", "modern", "--model", "smp.Unet"])) == []
     assert idle_flags(parse_config(["--steps", "3", "--no_guidance"])) == []
+    flags = ["--no_encoder_decoder", "--semantic_channels", "32", "--gamma", "0.5", "--steps", "1", "--beta", "1"]
+    flags += ["--no_position_attention", "--key_pooling", "4"]
+    assert idle_flags(parse_config(flags)) == [
+        "--semantic_channels, --gamma without effect: only with --encoder_decoder",
+        "--beta without effect: only with two or more --steps",
+        "--key_pooling without effect: only with --position_attention",
+    ]
 
 
 def test_the_length_of_a_cycle_cannot_change(tmp_path):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from config import LONGEST_TEXT
 from utils import InputError, atomic_path, is_out_of_memory
 
+CHECKPOINT = "checkpoint of this version of main.py"
 LONGEST_NUMBER = 64  # bits
 # What the pickle in a checkpoint names besides the storages of its tensors.
 GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")
@@ -64,7 +65,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu", foreign: boo
             raise InputError(f"{path}: is no file; name a checkpoint, such as best.pt of a run")
         with path.open("rb") as file:
             most = _check_pickles(path, file, foreign)
-            with content_of(path, "file of weights that torch.save wrote" if foreign else "checkpoint of main.py"):
+            with content_of(path, "file of weights that torch.save wrote" if foreign else CHECKPOINT):
                 content = torch.load(file, map_location=device, weights_only=True)
                 _check_plain(content, most, foreign)
     except FileNotFoundError:
@@ -187,7 +188,7 @@ def load_newest(folder: Path, device: torch.device | str = "cpu") -> tuple[Path,
 
 
 @contextlib.contextmanager
-def content_of(path: Path, kind: str = "checkpoint of main.py") -> Iterator[None]:
+def content_of(path: Path, kind: str = CHECKPOINT) -> Iterator[None]:
     """Raises InputError, naming the file, for what goes wrong in the block because of a checkpoint's content."""
     try:
         yield

@@ -24,7 +24,7 @@ from utils import duration, seed_everything
 
 SKIPPED, BROKEN, STOPPED = -3, -2, -1  # positions of the flags in what `agree` returns
 LAG = 4  # iterations after which the host reads what a GPU made of one
-REMEDY = "the last good checkpoint is kept; start again with a lower --lr or with --amp off"
+REMEDY = "last.pt is from before; begin another run with a lower --lr or with --amp off, from its weights by --init"
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Epoch:
     slices: int = 0
     """Slices that were trained on."""
     skipped: int = 0
-    """Iterations that were left out."""
+    """Iterations that were left out, but for those that only the scale of the loss made overflow."""
     seconds: float = 0.0
     """Time that it took before it was interrupted."""
     lr: float = 0.0

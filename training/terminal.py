@@ -104,25 +104,29 @@ def line(title: str, text: str) -> str:
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Numbers that are trained."""
+    """Numbers in its weights."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def idle_flags(config: Config) -> list[str]:
     """Lines on flags that were given and do nothing."""
     network = config.network
-    guided = network.model == "ms_dual_guided" and network.guidance
-    unused = unused_options(network)
-    if not guided and not is_own(network.model):
-        unused |= {"beta", "gamma"}
-    reason = f"not of --model {network.model}"
-    if network.model == "ms_dual_guided":
-        reason = "only with --guidance"
-    lines = [_idle(config, unused, reason)]
-    if config.optimization.schedule == "one_cycle":
-        lines.append(_idle(config, {"plateau_epochs", "plateau_factor"}, "only with --schedule plateau"))
-    if not config.augmentation.flip_probability:
-        lines.append(_idle(config, {"mirror", "mirror_axis"}, "only with flips"))
+    ours = network.model == "ms_dual_guided"
+    guided = ours and network.guidance
+    of_guidance = {"encoder_decoder", "neutral_guide", "semantic_channels", "norm_by_scale", "beta", "gamma"}
+    of_semantic_module = {"semantic_channels", "norm_by_scale", "gamma"}
+    of_others = unused_options(network) | (set() if ours or is_own(network.model) else {"beta", "gamma"})
+    plateau = {"plateau_epochs", "plateau_factor"}
+    cases = [
+        (True, of_others, f"not of --model {network.model}"),
+        (ours and not guided, of_guidance, "only with --guidance"),
+        (guided and not network.encoder_decoder, of_semantic_module, "only with --encoder_decoder"),
+        (guided and network.steps == 1, {"beta"}, "only with two or more --steps"),
+        (ours and not network.position_attention, {"key_pooling"}, "only with --position_attention"),
+        (config.optimization.schedule != "plateau", plateau, "only with --schedule plateau"),
+        (not config.augmentation.flip_probability, {"mirror", "mirror_axis"}, "only with flips"),
+    ]
+    lines = [_idle(config, fields, reason) for holds, fields, reason in cases if holds]
     return [text for text in lines if text]
 
 
@@ -138,7 +142,9 @@ def epoch_line(progress: Progress, epochs: int) -> str:
     row, recent = progress.log[-1], [row["seconds"] for row in progress.log[-5:]]
     left = (epochs - row["epoch"]) * sum(recent) / len(recent)
     number = f"epoch {row['epoch']:{len(str(epochs))}}/{epochs}"
-    score = f"val DSC {100 * row['val_dsc']:5.2f} (best {100 * progress.best:5.2f})"
+    score = f"val DSC {100 * row['val_dsc']:5.2f}"
+    if progress.best >= 0:  # there was a score
+        score += f" (best {100 * progress.best:5.2f})"
     time = duration(row["seconds"])
     if left > 0:
         time += f", {duration(left)} left"

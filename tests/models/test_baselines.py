@@ -218,9 +218,6 @@ def test_a_network_takes_the_options_that_its_constructor_names():
     assert {"channels", "classes", "model"}.isdisjoint(unused["unet"])
     assert unused["unet"] - unused["daf"] == {"backbone", "pretrained", "variant"}
     assert unused["unet"] - unused["smp.Unet"] == {"backbone", "pretrained"}
-    assert unused_options(Config.of(guidance=False).network) == {
-        "encoder_decoder", "neutral_guide", "semantic_channels", "norm_by_scale",
-    }  # fmt: skip
     assert describe_network(Config.of(model="unet").network) == "unet"
     assert describe_network(Config.of(guidance=False).network) == "ms_dual_guided without guidance, resnext101_32x4d"
     assert describe_network(Config.of(model="smp.Unet").network) == "smp.Unet, resnext101_32x4d"

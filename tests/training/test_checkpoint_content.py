@@ -154,7 +154,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_named_mutations_are_refused(whole, tmp_path, case):
     torch.save(set_at(load_checkpoint(whole / "best.pt"), *REFUSED[case]), tmp_path / "best.pt")
-    with pytest.raises(InputError, match=r"best\.pt: no checkpoint of main\.py \(.+\)$"):
+    with pytest.raises(InputError, match=r"best\.pt: no checkpoint of this version of main\.py \(.+\)$"):
         load_network(tmp_path / "best.pt", CPU)
 
 
@@ -174,7 +174,7 @@ def test_named_mutations_of_what_a_run_goes_on_from(whole, schedule, tmp_path, w
     (tmp_path / "run").mkdir()
     torch.save(set_at(load_checkpoint(whole / "last.pt"), where, value), tmp_path / "run" / "last.pt")
     shutil.copy(whole / "previous.pt", tmp_path / "run")
-    with pytest.raises(InputError, match=r"last\.pt: no checkpoint of main\.py"):
+    with pytest.raises(InputError, match=r"last\.pt: no checkpoint of this version of main\.py"):
         training(tmp_path / "run", schedule)
 
 

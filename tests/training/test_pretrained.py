@@ -40,6 +40,15 @@ def test_all_tensors_of_a_file_arrive(network, tmp_path, suffix):
     assert torch.equal(network.reduce[0][0].weight, reduce)
 
 
+def test_files_from_before_batches_were_counted_arrive(network, tmp_path):
+    weights = {k: v for k, v in timm.create_model("test_resnet").state_dict().items() if "num_batches" not in k}
+    torch.save(weights, tmp_path / "old.pth")
+    start_from_pretrained(network, str(tmp_path / "old.pth"))
+    found = network.backbone.encoder.state_dict()
+    assert all(torch.equal(found[name], weights[name]) for name in found.keys() & weights.keys())
+    assert {found[name].item() for name in found.keys() - weights.keys()} == {0}
+
+
 class Harmful:
     def __reduce__(self):
         return Path.touch, (Path("touched"),)

@@ -184,7 +184,7 @@ def test_what_cannot_be_taken_is_refused_in_a_line(tmp_path, archive):
         ({"backbone.1.num_batches_tracked": torch.tensor(3)}, "none of its 1 tensors fits"),
         ([torch.zeros(3)], "no file of weights that torch.save wrote"),
         ({"net": fitting}, "holds no state dict, neither alone nor under model, state_dict, model_state_dict"),
-        ({"model": fitting, "config": {}, "data": {}}, "no checkpoint of main.py"),
+        ({"model": fitting, "config": {}, "data": {}}, "no checkpoint of this version of main.py"),
     ):
         torch.save(content, path, **kind)
         network = network_of(0, config)
