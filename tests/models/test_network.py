@@ -496,19 +496,6 @@ def test_networks_without_blocks_cannot_recompute():
         recompute_activations(build_model(Config.of(model="unet")))
 
 
-def test_loss_weights_and_ignored_pixels():
-    torch.manual_seed(0)
-    output = build_model(SMALL)(torch.rand(2, 1, 48, 48))
-    target = torch.randint(0, 5, (2, 48, 48))
-    terms = GuidedLoss(2.0, 3.0, 5.0)(output, target)
-    torch.testing.assert_close(terms.total, 2 * terms.segmentation + 3 * terms.guided + 5 * terms.reconstruction)
-    target[:, 24:] = -100
-    cropped = sum(
-        -x.log_softmax(1)[:, :, :24].gather(1, target[:, None, :24]).mean() for x in output.raw + output.refined
-    )
-    torch.testing.assert_close(GuidedLoss()(output, target).segmentation, cropped)
-
-
 @pytest.mark.parametrize("options", [{"steps": 0}, {"position_attention": False, "channel_attention": False}])
 def test_impossible_options_are_refused(options):
     with pytest.raises(OptionError):

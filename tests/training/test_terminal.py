@@ -51,6 +51,8 @@ def test_the_time_left_follows_from_the_last_epochs():
         "epoch  3/13  loss 12.345  val DSC 50.00 (best 75.00)  lr 1.0e-03  1 min 00 s, 10 min 00 s left"
     )
     assert epoch_line(Progress(Epoch(3), 0.75, log), 3).endswith("1 min 00 s")
+    unscored = [log[0] | {"val_dsc": float("nan")}]
+    assert "val DSC   nan  lr" in epoch_line(Progress(Epoch(1), log=unscored), 2)
 
 
 @pytest.mark.slow
