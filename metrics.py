@@ -199,9 +199,10 @@ def score_subject(
     TOLERANCE_MM for the others.
     """
     _check_shapes(prediction, target)
-    if prediction.ndim == 3 and len(prediction) == 1:  # a slice has no face above and below
-        prediction, target = prediction[0], target[0]
-        spacing = None if spacing is None else spacing[1:]
+    if prediction.ndim == 3 and prediction.shape.count(1) == 1:  # a slice has no face above and below
+        across = prediction.shape.index(1)
+        prediction, target = prediction.squeeze(across), target.squeeze(across)
+        spacing = None if spacing is None else [length for axis, length in enumerate(spacing) if axis != across]
     unknown = unknown_classes(target, len(class_names))
     both = np.stack(annotated(prediction, target))
     if both.size and not (both.min() >= 0 and both.max() < len(class_names)):

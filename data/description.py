@@ -192,6 +192,25 @@ def read_description(path: Path) -> Description:
     return Description(labels, geometry, preparation, tuple(channels), lost, groups)
 
 
+def split_of(source: Path) -> Path:
+    """The folder of a source; of Img or GT in a split, the split."""
+    folder = source if source.is_dir() else source.parent
+    return folder.absolute().parent if folder.absolute().name in ("Img", "GT") else folder.absolute()
+
+
+def description_beside(source: Path) -> Path:
+    """The dataset.json in a folder or the one above it, of a split first the one above; also where a link leads to.
+
+    Where there is none, where it would be.
+    """
+    places = []
+    for folder in (split_of(source), split_of(source.resolve())):
+        here, above = folder / "dataset.json", folder.parent / "dataset.json"
+        is_split = (folder / "GT").is_dir() or (folder / "Img").is_dir()
+        places += [above, here] if is_split else [here, above]
+    return next((place for place in places if place.exists()), places[0])
+
+
 def numbered(names: Collection[str]) -> dict[str, int]:
     """Class -> its index; IGNORE, which may stand anywhere, gets the number after the last one."""
     classes = [name for name in names if name != IGNORE]

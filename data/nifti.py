@@ -35,20 +35,19 @@ TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MILLIMETRES = {1: ("metre", 1000.0), 3: ("micrometre", 0.001)}  # NIfTI's code of a unit -> its name and length
 FURTHEST = 2**26  # bytes before the voxels
 MOST_NOTES = 3  # of one kind
-NOTED: defaultdict[str, set[Path]] = defaultdict(set)  # kind of note -> files
+NOTED: defaultdict[str, set[tuple[Path, str]]] = defaultdict(set)  # kind of note -> files and notes
 FIRST_BYTES = 544  # hold the header of either version
 
 
 def note(path: Path, text: str) -> None:
-    """Print a note on a file, once; of notes that differ in numbers alone, those on the first files."""
-    kind = re.sub(r"[0-9.]+", "", text)
-    files = NOTED[kind]
-    if path in files:
+    """Print a note on a file, once; of notes that differ in numbers alone, the first."""
+    notes = NOTED[re.sub(r"[0-9.]+", "", text)]
+    if (path, text) in notes:
         return
-    files.add(path)
-    if len(files) <= MOST_NOTES:
+    notes.add((path, text))
+    if len(notes) <= MOST_NOTES:
         tqdm.write(printable(f"note: {path}: {text}"))
-    elif len(files) == MOST_NOTES + 1:
+    elif len(notes) == MOST_NOTES + 1:
         tqdm.write(printable(f"note: {path} and others: the same"))
 
 
@@ -87,19 +86,30 @@ def to_image(values: np.ndarray, header: nib.Nifti1Header, path: Path) -> sitk.I
     """
     affine = TO_LPS @ _affine(header, path)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    direction = affine[:3, :3] / spacing
-    shear = np.abs(direction.T @ direction - np.eye(3)).max()
+    direction = right_angles(affine[:3, :3] / spacing, path)
+    image = sitk.GetImageFromArray(values.T)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(affine[:3, 3].tolist())
+    image.SetDirection(direction.ravel().tolist())
+    return image
+
+
+def right_angles(direction: np.ndarray, path: Path) -> np.ndarray:
+    """The axes at right angles that are nearest to those of a volume, (3, 3), with a note where these are others.
+
+    Raises InputError for axes that are no unit vectors, or more than MAX_SHEAR off a right angle.
+    """
+    cosines = direction.T @ direction
+    if np.abs(np.diag(cosines) - 1).max() > MAX_SHEAR:
+        raise InputError(f"{path}: its axes are no unit vectors; export it with lengths in the spacing alone")
+    shear = np.abs(cosines - np.diag(np.diag(cosines))).max()
     off = f"its axes are off a right angle by {math.degrees(math.asin(min(1, shear))):.2g} degrees"
     if shear > MAX_SHEAR:
         raise InputError(f"{path}: {off}; resample it onto a grid of right angles, such as with flirt or SimpleITK")
     if shear > 1e-5:
         note(path, f"{off}; they are taken as right ones, and a segmentation of it has its own axes again")
-    left, _, right = np.linalg.svd(direction)  # the nearest axes at right angles
-    image = sitk.GetImageFromArray(values.T)
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(affine[:3, 3].tolist())
-    image.SetDirection((left @ right).ravel().tolist())
-    return image
+    left, _, right = np.linalg.svd(direction)
+    return left @ right
 
 
 def write_nifti(path: Path, image: sitk.Image, header: nib.Nifti1Header | None = None) -> None:

@@ -99,7 +99,8 @@ class Preparation:
         if label is not None:
             turned = oriented(label, axes)
             mask = sitk.GetArrayFromImage(resample(turned, grid, smooth=False))
-        return Slices(np.stack([self._grey(channel) for channel in channels]), mask, geometry)
+        inside = self._inside(original)
+        return Slices(np.stack([self._grey(channel, inside) for channel in channels]), mask, geometry)
 
     @property
     def of_pictures(self) -> bool:
@@ -126,17 +127,26 @@ class Preparation:
         fitted = fit_grid(original, self.size, None)
         return Geometry(size=fitted.size, origin=tuple(map(float, fitted.origin)), original=original)
 
-    def _grey(self, volume: np.ndarray) -> np.ndarray:
+    def _inside(self, original: Grid) -> tuple[slice, slice]:
+        """The rows and columns of slices that are not padded."""
+        columns, rows, _ = fit_grid(original, None, self.spacing).size
+        first = [0 if self.size is None else (n - self.size) // 2 for n in (rows, columns)]
+        return tuple(slice(max(0, -start), n - start) for start, n in zip(first, (rows, columns), strict=True))
+
+    def _grey(self, volume: np.ndarray, inside: tuple[slice, slice]) -> np.ndarray:
+        """Greys of slices (D, H, W); what says which value is black and which is white lies `inside`."""
         if not np.isfinite(volume).all():
             raise InputError("an image holds NaN or infinite values; correct the scan")
         if self.window is not None:
             center, width = self.window
             return stretch(volume, center - width / 2, center + width / 2, self.bits)
+        scan = volume[:, *inside]
         if self.normalize == "volume":
-            return stretch(volume, volume.min(), volume.max(), self.bits)
+            return stretch(volume, scan.min(), scan.max(), self.bits)
         if self.normalize == "percentiles":
-            return stretch(volume, *np.percentile(volume, (0.5, 99.5)), self.bits)
-        return np.stack([stretch(pixels, pixels.min(), pixels.max(), self.bits) for pixels in volume])
+            return stretch(volume, *np.percentile(scan, (0.5, 99.5)), self.bits)
+        slices = zip(volume, scan, strict=True)
+        return np.stack([stretch(pixels, part.min(), part.max(), self.bits) for pixels, part in slices])
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON keeps it."""

@@ -13,7 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from data.geometry import MAX_VOXELS
-from data.nifti import ENDINGS, MAX_CHANNELS, read_nifti, to_image
+from data.nifti import ENDINGS, MAX_CHANNELS, note, read_nifti, right_angles, to_image
 from data.volumes import itk_path, itk_reason, turned
 from utils import InputError
 
@@ -22,6 +22,10 @@ OTHERS = {
     ".mha": ("MetaImageIO", ()),
     ".nrrd": ("NrrdImageIO", (b"data file", b"datafile", b"line skip", b"byte skip")),
 }
+
+
+LONGEST_HEADER = 2**16  # bytes
+SPACINGS = {".mha": ("elementspacing", "elementsize"), ".nrrd": ("spacings", "space directions")}  # fields, in order
 
 
 class VolumeFile(NamedTuple):
@@ -47,9 +51,8 @@ def read_file(path: Path) -> VolumeFile:
             return VolumeFile([to_image(values, header, path)], header)
         return VolumeFile([to_image(values[..., k], header, path) for k in range(values.shape[3])], header)
     image = _read_other(path)
-    if image.GetDimension() == 3:
-        return VolumeFile([image], None)
-    return VolumeFile([image[..., k] for k in range(image.GetSize()[3])], None)
+    channels = [image] if image.GetDimension() == 3 else [image[..., k] for k in range(image.GetSize()[3])]
+    return VolumeFile([_straight(channel, path) for channel in channels], None)
 
 
 def read_label(path: Path) -> sitk.Image:
@@ -72,7 +75,7 @@ def as_label(image: sitk.Image, path: Path) -> sitk.Image:
 def aligned(image: sitk.Image, path: Path, other: sitk.Image, other_path: Path) -> sitk.Image:
     """The image with its axes in the order and sense of another one's, on whose voxels its own must lie.
 
-    Raises InputError where they do not; headers are float32, so a hundredth of a voxel is let pass.
+    Raises InputError where they do not.
     """
     image = turned_like(image, other)
     check_same_grid(image, path, other, other_path)
@@ -111,7 +114,7 @@ def _read_other(path: Path) -> sitk.Image:
         known = ", ".join((".nii", ".nii.gz", ".hdr with .img", *OTHERS))
         raise InputError(f"{path}: is no file of a known kind ({known}); convert it to NIfTI, or name a DICOM folder")
     reader_name, forbidden = OTHERS[ending]
-    _check_header(path, ending, forbidden)
+    _check_fields(_header(path, ending, forbidden), ending, path)
     reader = sitk.ImageFileReader()
     reader.SetImageIO(reader_name)
     reader.SetFileName(itk_path(path))
@@ -131,14 +134,57 @@ def _read_other(path: Path) -> sitk.Image:
     return image
 
 
-def _check_header(path: Path, ending: str, forbidden: tuple[bytes, ...]) -> None:
-    """A header leads to no other file: ITK would read any of them, and takes its name for a format of text."""
+def _straight(image: sitk.Image, path: Path) -> sitk.Image:
+    direction = np.reshape(image.GetDirection(), (3, 3))
+    straight = right_angles(direction, path)
+    if np.abs(direction - straight).max() > 1e-5:
+        image.SetDirection(straight.ravel().tolist())
+    return image
+
+
+def _header(path: Path, ending: str, forbidden: tuple[bytes, ...]) -> dict[str, str]:
+    """The fields of a header, in small letters.
+
+    Raises InputError for one that leads to other files: ITK would read any of them, and takes their names for a format.
+    """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if ending == ".mha":  # nowhere else, whatever ITK takes for the end of the header
-            alone = len(re.findall(rb"(?i)elementdatafile", content)) == 1
-            alone &= content.find(b"\nElementDataFile = LOCAL\n") > 0
+            end = content.find(b"\nElementDataFile = LOCAL\n")
+            alone = len(re.findall(rb"(?i)elementdatafile", content)) == 1 and 0 < end < LONGEST_HEADER
         else:
-            head = content[: 2**16].partition(b"\n\n")[0].lower()
-            alone = len(head) < 2**16 and not any(word in head for word in forbidden)
+            blank = re.search(rb"\r?\n\r?\n", content[:LONGEST_HEADER])
+            end = blank.start() if blank else 0
+            alone = blank is not None and not any(word in content[:end].lower() for word in forbidden)
+        head = content[: max(0, end)].decode("latin-1").lower()
     if not alone:
         raise InputError(f"{path}: does not hold its own voxels; convert it to NIfTI")
+    pairs = [line.split("=" if ending == ".mha" else ":", 1) for line in head.splitlines()]
+    return {pair[0].strip(): pair[1].strip() for pair in pairs if len(pair) == 2}
+
+
+def _check_fields(fields: dict[str, str], ending: str, path: Path) -> None:
+    """Raises InputError where ITK would make up a spacing, or leave out a unit or a scale."""
+    spacing = next((fields[name] for name in SPACINGS[ending] if name in fields), "")
+    numbers = [part for part in re.split(r"[\s(),]+", spacing) if part]
+    if len(numbers) < 3 or "nan" in numbers:
+        raise InputError(
+            f"{path}: does not say how large its voxels are; export it with a spacing, or convert it to NIfTI"
+        )
+    unit = " ".join(fields.get(name, "") for name in ("distanceunits", "space units", "units"))
+    if not set(re.findall(r"[^\s\"]+", unit)) <= {"mm", "?"}:
+        raise InputError(f"{path}: its unit is {unit.strip()}; export it in mm")
+    scale = [fields.get(f"elementtointensityfunction{name}", "") for name in ("slope", "offset")]
+    if any(text and _number(text) != neutral for text, neutral in zip(scale, (1, 0), strict=True)):
+        raise InputError(
+            f"{path}: its values are to be scaled, which is not done; export it with ElementToIntensity"
+            "FunctionSlope 1 and Offset 0"
+        )
+    if ending == ".nrrd" and not re.match(r"r.*a.*s|l.*a.*s|l.*p.*s", fields.get("space", "")):
+        note(path, "does not say in which space it lies; its axes are taken as left, posterior, superior, as in ITK")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

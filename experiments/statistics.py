@@ -15,6 +15,8 @@ from metrics import METRICS
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+EXACT = 50  # pairs up to which p is exact
+DECIMALS = 9  # of a difference; what is beyond is rounding, which must not break ties
 
 
 def interval(scores: np.ndarray, groups: Sequence[str]) -> tuple[float, float]:
@@ -79,10 +81,25 @@ def _widening(table: np.ndarray, spread: float) -> float:
 
 
 def wilcoxon(differences: np.ndarray) -> float:
-    """p of the two-sided Wilcoxon signed-rank test; exact for few pairs without ties. NaN without pairs, 1 if all 0."""
+    """p of the two-sided Wilcoxon signed-rank test: exact for up to 50 pairs that differ, with ties, too.
+
+    Pairs that are equal are left out. NaN without pairs, 1 if all are equal.
+    """
     if not differences.size:
         return math.nan
-    return float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
+    differences = np.round(differences, DECIMALS)
+    differences = differences[differences != 0]
+    if not differences.size:
+        return 1.0
+    if differences.size > EXACT:
+        return float(stats.wilcoxon(differences).pvalue)
+    ranks = np.rint(2 * stats.rankdata(np.abs(differences))).astype(int)  # twice the ranks, which ties make halves
+    ways = np.ones(1)  # [s]: so many choices of signs give the positive ranks the sum s
+    for rank in ranks:
+        ways = np.pad(ways, (0, rank)) + np.pad(ways, (rank, 0))
+    found = ranks[differences > 0].sum()
+    tail = min(ways[: found + 1].sum(), ways[found:].sum())
+    return float(min(1.0, 2 * tail / 2.0**differences.size))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -158,7 +175,7 @@ def _scores(result: Result, column: Column, subjects: Sequence[str]) -> np.ndarr
 
 def _groups(result: Result, subjects: Sequence[str]) -> list[str]:
     """The group of each subject; a subject without one is its own."""
-    return [result.groups.get(subject, f"subject {subject}") for subject in subjects]
+    return [result.groups.get(subject, subject) for subject in subjects]
 
 
 def _means(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:

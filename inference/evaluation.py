@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from data.dataset import natural
-from data.description import Description, Labels, read_description
+from data.description import Description, Labels, description_beside, read_description, split_of
 from data.geometry import Geometry, Grid
 from data.label_files import (
     Files,
@@ -104,7 +104,7 @@ class Evaluation:
         self.labels, self.groups = self._read_labels()
         if sources.groups:
             self.groups = read_groups(sources.groups, list(self.truths), of_others=True)
-        images, split = sources.images, _split_of(sources.truth)
+        images, split = sources.images, split_of(sources.truth)
         if images is None and mask_files(self.truths) and (split / "Img").is_dir():
             images = split
         self.sources = replace(self.sources, images=images)
@@ -156,7 +156,7 @@ class Evaluation:
 
     def _masks_of_data_set(self) -> list[Path]:
         """All masks of the data set that the truth is a split of: what values mean, they say together."""
-        split = _split_of(self.sources.truth)
+        split = split_of(self.sources.truth)
         return sorted(split.parent.glob("*/GT/Subj_*slice_*.png")) if (split / "GT").is_dir() else []
 
     def subjects(self) -> list[str]:
@@ -198,21 +198,6 @@ class Evaluation:
                 print(printable(f"note: no image of {subject}: {error}"))
         rows, columns = compared.volume.target.shape[1:]
         return np.zeros((len(compared.numbers), 1, rows, columns), np.float32)
-
-
-def _split_of(source: Path) -> Path:
-    """The folder of a source; of Img or GT the split."""
-    folder = source if source.is_dir() else source.parent
-    return folder.absolute().parent if folder.absolute().name in ("Img", "GT") else folder.absolute()
-
-
-def description_beside(source: Path) -> Path:
-    """The dataset.json in a folder or the one above it; where there is none, where it would be."""
-    folder = _split_of(source)
-    places = [folder / "dataset.json", folder.parent / "dataset.json"]
-    if (folder / "GT").is_dir():
-        places.reverse()
-    return next((place for place in places if place.exists()), places[0])
 
 
 # ---------------------------------------------------------------- on one grid

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from data.colors import class_colors
-from data.description import Labels
+from data.description import Labels, description_beside, read_description
 from data.geometry import Geometry
 from data.listing import list_images
 from data.masks import MaskValues, check_colors
@@ -27,7 +27,7 @@ from data.volume_files import aligned, read_label
 from data.volumes import assemble, like, to_scan
 from inference.networks import Ensemble
 from inference.output import file_of
-from inference.scans import Scan, check_preparation, description_of, description_path
+from inference.scans import Scan, check_preparation
 from metrics import score_subject
 from utils import InputError, atomic_path
 
@@ -217,7 +217,7 @@ def _size(picture: np.ndarray) -> str:
 def read_masks(segmentation: Segmentation, folder: Path) -> list[np.ndarray]:
     """Class indices (H, W) of the scan's slices from a GT folder. Raises InputError for masks that are not theirs."""
     scan, labels = segmentation.scan, segmentation.labels
-    described = description_of(folder)
+    described = read_description(description_beside(folder))
     theirs = described.labels
     if theirs and (theirs.names, theirs.codes) != (labels.names, labels.codes):
         raise InputError(f"{folder}: its dataset.json gives other labels than the network was trained on")
@@ -234,7 +234,7 @@ def read_masks(segmentation: Segmentation, folder: Path) -> list[np.ndarray]:
     stored = {number: read_mask(masks[number]) for number in scan.numbers}
     if not reader.colors:
         values = [MaskValues.of(mask, masks[number]) for number, mask in stored.items()]
-        check_colors(values, description_path(folder))
+        check_colors(values, description_beside(folder))
     classes = []
     for number in scan.numbers:
         mask = reader.to_classes(stored[number], masks[number])

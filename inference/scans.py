@@ -15,7 +15,7 @@ import SimpleITK as sitk
 
 from data.channels import check_order
 from data.dataset import natural
-from data.description import Description, read_description
+from data.description import description_beside, read_description
 from data.geometry import LONGEST, Geometry
 from data.listing import list_images
 from data.nifti import note
@@ -242,7 +242,7 @@ def _read_slices(folder: Path, ensemble: Ensemble) -> Iterator[Scan]:
 
     Raises InputError where that says that scans became slices in another way than those of the network.
     """
-    described = description_of(folder)
+    described = read_description(description_beside(folder))
     network = ensemble.identity
     check_preparation(folder, network.preparation, described.preparation)
     if described.channels and network.channels and described.channels != network.channels:
@@ -287,16 +287,3 @@ def _stack(subject: str, files: Sequence[Sequence[Path]]) -> np.ndarray:
                 )
         slices.append(np.concatenate(images))
     return np.stack(slices, 1)
-
-
-def description_of(folder: Path) -> Description:
-    """What the dataset.json says that a folder of slices belongs to."""
-    return read_description(description_path(folder))
-
-
-def description_path(folder: Path) -> Path:
-    """The dataset.json that a folder of slices belongs to: a split, or Img or GT in one."""
-    split = folder.resolve()
-    if split.name in ("Img", "GT"):
-        split = split.parent
-    return split.parent / "dataset.json"

@@ -275,7 +275,8 @@ def test_two_ellipsoids_in_a_whole_volume_equal_medpy():
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_rows_of_a_subject_are_the_scores_of_its_masks(data):
-    shape = data.draw(hnp.array_shapes(min_dims=2, max_dims=3, max_side=5).filter(lambda s: len(s) == 2 or s[0] > 1))
+    shapes = hnp.array_shapes(min_dims=2, max_dims=3, max_side=5)
+    shape = data.draw(shapes.filter(lambda s: len(s) == 2 or s.count(1) != 1))  # one axis of one: a slice
     dtype = data.draw(st.sampled_from([np.uint8, np.int64]))
     prediction, target = (data.draw(hnp.arrays(dtype, shape, elements=st.integers(0, 3))) for _ in range(2))
     spacing = data.draw(st.none() | st.just((3.0, 0.5, 1.5)[: len(shape)]))
@@ -339,6 +340,17 @@ def test_the_worst_case_is_the_diagonal_of_the_whole_image():
     # A single slice has the diagonal of its two axes.
     (row, *_) = score_subject(prediction[1:2], target[1:2], names, (2, 0.5, 1))
     assert (row["msd_worst"], row["hd95_worst_mm"]) == (pytest.approx(math.sqrt(180)), pytest.approx(math.sqrt(72)))
+
+
+def test_a_single_slice_is_scored_in_2d_whichever_axis_it_lies_across():
+    rng = np.random.default_rng(0)
+    a, b = (np.kron(rng.random((5, 6)) > 0.5, np.ones((4, 4), bool)) for _ in range(2))
+    flat = score(a, b, (0.5, 2.0))
+    for across in range(3):
+        prediction, target = (np.expand_dims(each.astype(np.uint8), across) for each in (a, b))
+        spacing = np.insert([0.5, 2.0], across, 7.0)
+        (row,) = score_subject(prediction, target, ["background", "x"], spacing)
+        assert {key: row[key] for key in flat} == pytest.approx(flat)
 
 
 def test_equal_to_stored_values_of_other_libraries():

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from data.nifti import NOTED, to_image, write_nifti
+from data.nifti import NOTED, note, to_image, write_nifti
 from data.volume_files import aligned, read_file, read_label
 from tests.helpers.errors import assert_clear
 from utils import InputError
@@ -301,6 +301,14 @@ def test_voxels_that_begin_nowhere_are_a_line(tmp_path, offset):
     assert_clear(caught.value, "a.nii", "voxels begin at byte")
 
 
+def test_notes_on_one_folder_are_told_apart(capsys):
+    for subject in (1, 2, 3, 2, 4, 5):
+        note(Path("GT"), f"subject {subject}: 1 slice numbers are missing")
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[3] for line in said[:3]] == ["1:", "2:", "3:"]
+    assert said[3:] == ["note: GT and others: the same"]
+
+
 @pytest.mark.parametrize(("shear", "refused"), [(1e-4, False), (5e-3, False), (0.05, True)])
 def test_a_slight_shear_is_taken_with_a_note(tmp_path, capsys, shear, refused):
     affine = AFFINE.copy()
@@ -365,8 +373,8 @@ def test_a_grid_that_lies_elsewhere_is_refused():
 # ---------------------------------------------------------------- other formats
 
 
-META = "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\n"
-NRRD = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 2 2 2\nencoding: raw\n"
+META = "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementSpacing = 1 2 3\nElementType = MET_UCHAR\n"
+NRRD = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 2 2 2\nspacings: 1 2 3\nencoding: raw\n"
 
 
 @pytest.mark.parametrize("ending", [".mha", ".nrrd"])
@@ -378,6 +386,62 @@ def test_formats_of_one_file_are_read(tmp_path, ending):
         ours = read_label(tmp_path / f"a{ending}")
         np.testing.assert_array_equal(sitk.GetArrayFromImage(ours), sitk.GetArrayFromImage(image))
         assert ours.GetSpacing() == image.GetSpacing()
+
+
+def write_by_hand(path: Path, header: str) -> None:
+    end = "ElementDataFile = LOCAL\n" if path.suffix == ".mha" else "\n"
+    path.write_bytes((header + end).encode() + bytes(range(8)))
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "spacing", "said"),
+    [
+        ("a.mha", META, (1, 2, 3), ""),
+        ("a.mha", META.replace("Spacing", "Size"), (1, 2, 3), ""),
+        ("a.mha", "DistanceUnits = mm\nElementToIntensityFunctionSlope = 1.0\n" + META, (1, 2, 3), ""),
+        ("a.mha", META + "TransformMatrix = 1 0 0 0.001 1 0 0 0 1\n", (1, 2, 3), "off a right angle by 0.057 degrees"),
+        ("a.nrrd", NRRD, (1, 2, 3), "in which space"),
+        ("a.nrrd", NRRD.replace("\n", "\r\n"), (1, 2, 3), "in which space"),
+        (
+            "a.nrrd",
+            NRRD.replace(
+                "spacings: 1 2 3", "space: right-anterior-superior\nspace directions: (1,0,0) (0,2,0) (0,0,3)"
+            ),
+            (1, 2, 3),
+            "",
+        ),
+    ],
+)
+def test_headers_by_hand_say_how_large_voxels_are(tmp_path, capsys, name, header, spacing, said):
+    write_by_hand(tmp_path / name, header)
+    image = read_label(tmp_path / name)
+    assert image.GetSpacing() == spacing
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image).ravel(), range(8))
+    printed = capsys.readouterr().out
+    assert said in printed and bool(said) == ("note" in printed)
+    axes = np.reshape(image.GetDirection(), (3, 3))
+    np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "words"),
+    [
+        ("a.mha", META.replace("ElementSpacing = 1 2 3\n", ""), "how large its voxels are"),
+        ("a.nrrd", NRRD.replace("spacings: 1 2 3\n", ""), "how large its voxels are"),
+        ("a.nrrd", NRRD.replace("1 2 3", "nan nan NaN"), "how large its voxels are"),
+        ("a.mha", "DistanceUnits = um\n" + META, "its unit is um"),
+        ("a.nrrd", NRRD + 'space units: "cm" "cm" "cm"\n', 'its unit is "cm"'),
+        ("a.mha", "ElementToIntensityFunctionSlope = 2\n" + META, "are to be scaled"),
+        ("a.mha", "ElementToIntensityFunctionOffset = -1024\n" + META, "are to be scaled"),
+        ("a.mha", META + "TransformMatrix = 1 0 0 0.25 0.97 0 0 0 1\n", "off a right angle by 14 degrees"),
+        ("a.mha", META + "TransformMatrix = 2 0 0 0 1 0 0 0 1\n", "no unit vectors"),
+    ],
+)
+def test_headers_whose_lengths_or_values_would_be_made_up_are_refused(tmp_path, name, header, words):
+    write_by_hand(tmp_path / name, header)
+    with pytest.raises(InputError) as caught:
+        read_file(tmp_path / name)
+    assert_clear(caught.value, name, words)
 
 
 def test_a_large_mha_file_without_line_breaks_in_its_voxels_is_read_at_once(tmp_path):

@@ -202,3 +202,22 @@ def test_percentiles_are_those_of_the_sorted_voxels(bits):
     expected = np.rint(((volume - low) / (high - low)).clip(0, 1) * (2**bits - 1))
     ours = Preparation(normalize="percentiles", bits=bits).apply([sitk.GetImageFromArray(volume)]).images[0]
     assert (ours == expected).mean() > 0.999 and np.abs(ours - expected).max() <= 1
+
+
+@pytest.mark.parametrize("normalize", ["slice", "volume", "percentiles"])
+@pytest.mark.parametrize(("size", "spacing"), [(64, None), (47, None), (33, None), (50, (1.4, 1.0))])
+def test_padding_changes_no_grey_of_the_scan(normalize, size, spacing):
+    volume = np.random.default_rng(1).normal(100, 30, (3, 40, 33)) + np.array([0, 50, 100])[:, None, None]
+    scan = [sitk.GetImageFromArray(volume)]
+    (whole,) = Preparation(normalize=normalize, spacing=spacing).apply(scan)[0]
+    (padded,) = Preparation(normalize=normalize, spacing=spacing, size=size).apply(scan)[0]
+    rows, columns = (-((n - size) // 2) for n in whole.shape[1:])
+    if rows >= 0:
+        np.testing.assert_array_equal(
+            padded[:, rows : rows + whole.shape[1], columns : columns + whole.shape[2]], whole
+        )
+        assert padded[:, :rows].max(initial=0) == 0 and padded[:, :, :columns].max(initial=0) == 0
+    else:  # cropped: what is left is the scan
+        kept = volume[:, -rows : size - rows]
+        expected = Preparation(normalize=normalize).apply([sitk.GetImageFromArray(kept)])[0][0]
+        np.testing.assert_array_equal(padded, expected)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from data.folder import open_data
 from data.geometry import Geometry
 from data.png import read_image
 from inference.networks import Ensemble
@@ -80,6 +82,16 @@ def test_other_scales_than_those_of_the_training_are_worth_a_warning(trained, ca
         for line, part in zip(lines, expected, strict=True):
             assert line.startswith("warning: s3: ")
             assert part in line
+
+
+def test_slices_beside_their_dataset_json_have_its_geometry(trained, tmp_path):
+    """In one folder with it; in a split; and in a folder that is only linked."""
+    shutil.copytree(trained.data / "test" / "Img", tmp_path / "flat")
+    shutil.copy(trained.data / "dataset.json", tmp_path / "flat")
+    (tmp_path / "link").symlink_to(trained.data / "test")
+    expected = open_data(trained.data).geometry["s3"]
+    for source in (tmp_path / "flat", trained.data / "test", trained.data / "test" / "Img", tmp_path / "link"):
+        assert [scan.geometry for scan in read_scans(str(source), "", trained.ensemble())] == [expected], source
 
 
 def test_slices_with_channels_of_other_names_are_refused(trained):
