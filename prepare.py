@@ -269,7 +269,7 @@ class Nifti(NamedOptions, ScanOptions):
     key = "nifti"
 
     def find(self) -> Source:
-        return find_pairs(self.source, self.image.split(","), self.label, _texts(self.names))
+        return find_pairs(self.source, _texts(self.image), self.label, _texts(self.names))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +286,7 @@ class Png(NamedOptions):
     key = "png"
 
     def find(self) -> Source:
-        source = find_pictures(self.source, self.image.split(","), self.mask, _texts(self.names))
+        source = find_pictures(self.source, _texts(self.image), self.mask, _texts(self.names))
         turned = source.turned()
         if turned:
             print(

@@ -9,6 +9,7 @@ python reproduce.py compare "Mine=runs/a,runs/b" runs/c   the same table and tes
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ import tyro
 
 from config import GROUP_OF, parse_config
 from data.dataset import natural
+from data.description import Labels
 from data.folder import DataFolder, Identity, open_data
 from data.splits import Split, fold_splits, random_splits, read_groups, read_split, split_counts
 from experiments.formats import latex, markdown, parameters_latex, parameters_markdown, parameters_table, plain
@@ -97,6 +99,7 @@ class Fold:
     split_file: Path | None
     groups: dict[str, str]
     """Subject -> group, by which the fold was split."""
+    labels: Labels
 
 
 def reproduce(options: Options, flags: list[str]) -> None:
@@ -115,7 +118,7 @@ def reproduce(options: Options, flags: list[str]) -> None:
     each = folds(options)
     groups = merged_groups([fold.groups for fold in each])
     runs = plan_runs(options, rows, each, flags)
-    _check_given(given, runs)
+    _check_given(given, runs, each[0])
     to_go_on = [run for run in runs if check(run)]
     check_data(runs)
     for run in to_go_on:
@@ -126,11 +129,11 @@ def reproduce(options: Options, flags: list[str]) -> None:
         run_all(runs, manifest, options.jobs or 1)
     else:
         submit_all(runs, manifest, options.jobs, slurm_options(options.slurm))
-    write_table(options, [run for run in runs if run.finished()], folder, groups)
-    unlock_folder(options.out)
     failed = [run for run in runs if not run.finished()]
     for run in failed:
         print(f"failed: {run.row}, {run.fold}: {run.error} ({run.folder})", file=sys.stderr)
+    write_table(options, [run for run in runs if run.finished()], folder, groups)
+    unlock_folder(options.out)
     if failed:
         raise SystemExit(1)
 
@@ -157,9 +160,16 @@ def given_runs(options: Options, rows: Collection[str]) -> list[Run]:
     return found
 
 
-def _check_given(given: list[Run], runs: list[Run]) -> None:
+def _check_given(given: list[Run], runs: list[Run], fold: Fold) -> None:
+    """Raises InputError for a run that is trained here, or that has other classes or regions than the data."""
     trained = {run.folder.resolve(): run.row for run in runs}
+    scored = {*fold.labels.names[1:], *fold.labels.regions}
     for run in given:
+        result = read_result(run.row, [run.folder])
+        if {*result.classes, *result.regions} != scored:
+            raise InputError(
+                f"--rows {run.folder}: has other classes or regions than {fold.data}; leave it out, or name runs on this data"
+            )
         if run.folder.resolve() in trained:
             raise InputError(f"--rows {run.folder}: is a run of the row {trained[run.folder.resolve()]} already")
 
@@ -241,7 +251,11 @@ def folds(options: Options) -> list[Fold]:
             found += _own_folds(options, data, name)
             continue
         opened = open_data(data, whole_groups=not anew)  # any mistake in the data shows here, not in every run
-        found += _split_folds(options, data, name, opened) if anew else [Fold(name, data, None, opened.groups)]
+        found += (
+            _split_folds(options, data, name, opened)
+            if anew
+            else [Fold(name, data, None, opened.groups, opened.labels)]
+        )
     return found
 
 
@@ -255,7 +269,7 @@ def _own_folds(options: Options, data: Path, name: str) -> list[Fold]:
         split = read_split(path)
         with errors_begin(path):
             opened = open_data(data, subjects=split)
-        found.append(Fold(f"{name}-{path.stem}", data, path, opened.groups))
+        found.append(Fold(f"{name}-{path.stem}", data, path, opened.groups, opened.labels))
     return found
 
 
@@ -276,7 +290,7 @@ def _split_folds(options: Options, data: Path, name: str, opened: DataFolder) ->
             raise InputError(f"{path}: was split from other subjects or groups than {data} has; choose another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, split)
-        found.append(Fold(of_fold, data, path, groups))
+        found.append(Fold(of_fold, data, path, groups, opened.labels))
     return found
 
 
@@ -297,7 +311,7 @@ def slurm_options(text: str) -> dict[str, Any]:
     for name, equals, _ in pairs:
         if not (name and equals):
             raise InputError(f'--slurm {text}: must be NAME=VALUE pairs, such as "timeout_min=1440 gpus_per_node=1"')
-    return {name: int(value) if value.isdigit() else value for name, _, value in pairs}
+    return {name: int(value) if value.isdecimal() else value for name, _, value in pairs}
 
 
 def write_table(options: Options, runs: list[Run], folder: Path, groups: dict[str, str]) -> None:
@@ -376,7 +390,14 @@ def main(arguments: list[str]) -> None:
         own -= {"seed"}
     unknown = [flag for flag in rest if flag.startswith("--") and field_of(flag) not in own]
     if unknown:
-        raise InputError(f"{unknown[0]}: no flag of reproduce.py, and none of main.py that may be given to all rows")
+        name = field_of(unknown[0])
+        if name in {"model", "steps", *IDENTITY}:
+            raise InputError(f"{unknown[0]}: says what a row is; give it in a --row of its own")
+        close = difflib.get_close_matches(name, own, 1)
+        remedy = f"; perhaps you meant --{close[0]}" if close else ""
+        raise InputError(
+            f"{unknown[0]}: no flag of reproduce.py, and none of main.py that may be given to all rows{remedy}"
+        )
     reproduce(options, rest)
 
 

@@ -333,7 +333,7 @@ def _to_classes(stored: np.ndarray, known: dict[int, int], path: Path, key: str)
         value, where = _first_unknown(classes, stored)
         raise InputError(
             f"{path}: unknown mask value {value} {where}; "
-            f"known are {list(known)}. Correct the mask, or list its values under {key} in dataset.json"
+            f"known are {list(known)}. Correct the mask, or name a class for it, as under {key} in dataset.json"
         )
     return classes.astype(np.uint8)
 

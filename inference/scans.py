@@ -104,6 +104,8 @@ def read_scans(source: str, name: str, ensemble: Ensemble) -> Iterator[Scan]:
         scans = iter([_read_volumes(name, files, ensemble)])
     elif (path / "Img").is_dir() or any(path.glob("Subj_*.png")):
         scans = _read_slices(path, ensemble)
+    elif (path / "test" / "Img").is_dir():
+        raise InputError(f"{path}: is a whole data set; name a split of it, such as {path / 'test'}")
     elif pictures := _list_pictures(path):
         scans = (_read_picture(picture.stem, [picture], ensemble) for picture in pictures)
     else:

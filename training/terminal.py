@@ -72,7 +72,7 @@ def describe_data(data: DataFolder) -> dict[str, str]:
         subjects = {item.subject for item in slices}
         splits.append(f"{name} {len(subjects)} subjects, {len(slices)} slices")
     return {
-        "data": f"{channels}, slices of up to {data.size[0]} x {data.size[1]} pixels",
+        "data": f"{channels}, slices of up to {data.size[1]} x {data.size[0]} pixels",
         "": "; ".join(splits),
         "classes": f"{len(data.labels.names)}: {', '.join(data.labels.names)}",
     }

@@ -151,7 +151,8 @@ def find_pairs(
         images = [_either(folder / pattern.replace("{subject}", subject)) for pattern in image_patterns]
         files[subject] = (images, label)
     channels = pattern_names(image_patterns)
-    return _found(folder, files, f"labels named {label_pattern}", names=names, channels=channels)
+    remedy = ", or a pattern for other names"
+    return _found(folder, files, f"labels named {label_pattern}", remedy, names=names, channels=channels)
 
 
 def find_named(folder: Path, pattern: str) -> dict[str, Path]:
@@ -232,7 +233,8 @@ def find_msd(folder: Path) -> VolumeFiles:
             count = len(channels) or last + 1
             images = [_either(folder / "imagesTr" / f"{_stem(label)}_{k:04d}.nii.gz") for k in range(count)]
         files[subject] = (images, label)
-    return _found(folder, files, "labelsTr/CASE.nii.gz", known=_msd_classes(folder), channels=channels)
+    what, remedy = "labelsTr/CASE.nii.gz, nor CASE.nii", "; files of other kinds are for the source nifti"
+    return _found(folder, files, what, remedy, known=_msd_classes(folder), channels=channels)
 
 
 def _glob(folder: Path, pattern: str) -> list[Path]:
@@ -308,9 +310,11 @@ def _msd_classes(folder: Path) -> dict[int, str] | None:
     return {value: name if value else "background" for value, name in pairs} or None
 
 
-def _found(folder: Path, files: dict[str, tuple[list[Path], Path]], what: str, **options: Any) -> VolumeFiles:
+def _found(
+    folder: Path, files: dict[str, tuple[list[Path], Path]], what: str, more: str = "", **options: Any
+) -> VolumeFiles:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     if not files:
-        raise InputError(f"{folder}: holds no {what}; name the folder above them")
+        raise InputError(f"{folder}: holds no {what}; name the folder above them{more}")
     return VolumeFiles(folder, files, **options)

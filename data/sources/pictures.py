@@ -157,9 +157,16 @@ def find_pictures(
         raise InputError(f"{folder}: no such folder")
     masks = _find(folder, mask_pattern)
     if not masks:
-        raise InputError(f"{folder}: holds no masks named {mask_pattern}; name the folder above them")
+        raise InputError(
+            f"{folder}: holds no masks named {mask_pattern}; name the folder above them, or a pattern for other names"
+        )
     taken = set(masks.values())  # where images and masks lie in one folder, a pattern of images may fit masks
     found = [*(_find(folder, pattern, taken) for pattern in image_patterns), masks]
+    for pattern, images in zip(image_patterns, found, strict=False):
+        if not images:
+            raise InputError(
+                f"{folder}: holds no images named {pattern}; correct the pattern, or name the folder above them"
+            )
     files: dict[str, dict[int, list[Path | None]]] = {}
     for subject, number in sorted(set().union(*found)):
         files.setdefault(subject, {})[number] = [of_pattern.get((subject, number)) for of_pattern in found]

@@ -11,7 +11,9 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import reproduce
 from config import parse_config
@@ -20,6 +22,7 @@ from experiments.launching import Run
 from experiments.rows import ROWS
 from experiments.tables import PAPER
 from main import main
+from tests.helpers.errors import assert_clear
 from tests.helpers.processes import ended
 from tests.helpers.results import scores_of
 from tests.helpers.runs import ON_CPU, TINY
@@ -82,13 +85,24 @@ def test_compare_keeps_names_and_folders(finished, make_run, tmp_path, capsys):
 
 def test_finished_runs_stand_beside_the_rows_of_a_table(finished, make_data, tmp_path, monkeypatch, no_pictures):
     monkeypatch.setattr(reproduce, "run_all", lambda *_: None)  # no row of the table is trained
-    out = tmp_path / "out"
+    data, out = make_data(), tmp_path / "out"
+    for path in data.glob("*/GT/*.png"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 3, (40, 48), np.uint8)).save(path)
+    (data / "dataset.json").write_text('{"labels": {"background": 0, "liver": 1, "spleen": 2}}')
     rows = ["--rows", f"Mine={finished['DAF']}", f"Ours={finished['MS-Dual-Guided']}", "--against", "Mine"]
     with pytest.raises(SystemExit):
-        reproduce.main(["I", "--data", str(make_data()), "--out", str(out), "--only", "DAF,PAM", *rows])
+        reproduce.main(["I", "--data", str(data), "--out", str(out), "--only", "DAF,PAM", *rows])
     assert {row["row"] for row in read_csv(out / "table-I" / "table.csv")} == {"Mine", "Ours"}
     text = (out / "table-I" / "table.md").read_text()
     assert "Paired tests are against Mine." in text and "Table I: Ablation on CHAOS" in text
+
+
+def test_rows_of_other_data_are_refused_before_any_training(finished, make_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "run_all", lambda *_: pytest.fail("a training was started"))
+    arguments = ["I", "--data", str(make_data()), "--out", str(tmp_path / "out"), "--rows", f"Mine={finished['DAF']}"]
+    with pytest.raises(InputError) as caught:
+        reproduce.main(arguments)
+    assert_clear(caught.value, str(finished["DAF"]), "has other classes or regions")
 
 
 # ---------------------------------------------------------------- splits
@@ -217,13 +231,19 @@ def test_groups_of_the_flag_count_in_the_tests(finished, tmp_path, no_pictures):
     [
         (["I"], "--data: name a prepared data set"),
         (["I", "--data", "dataset", "--only", "DAF,Best"], "--only Best: no row of Table I; it has DAF, PAM"),
-        (["I", "--data", "dataset", "--epoch", "3"], "--epoch: no flag of reproduce.py"),
-        (["I", "--data", "dataset", "--no-deep-supervision"], "--no-deep-supervision: no flag of reproduce.py"),
-        (["I", "--data", "dataset", "--no_deep_supervision"], "--no_deep_supervision: no flag of reproduce.py"),
-        (["I", "--data", "dataset", "--guidance"], "--guidance: no flag of reproduce.py"),
-        (["I", "--data", "dataset", "--fine_decoder"], "--fine_decoder: no flag of reproduce.py"),
-        (["I", "--data", "dataset", "--model=unet"], "--model=unet: no flag of reproduce.py"),
-        (["I", "--data", "dataset", "--steps", "1"], "--steps: no flag of reproduce.py"),
+        (["I", "--data", "dataset", "--epoch", "3"], "all rows; perhaps you meant --epochs"),
+        (
+            ["I", "--data", "dataset", "--no-deep-supervision"],
+            "--no-deep-supervision: says what a row is",
+        ),
+        (
+            ["I", "--data", "dataset", "--no_deep_supervision"],
+            "--no_deep_supervision: says what a row is",
+        ),
+        (["I", "--data", "dataset", "--guidance"], "--guidance: says what a row is"),
+        (["I", "--data", "dataset", "--fine_decoder"], "--fine_decoder: says what a row is"),
+        (["I", "--data", "dataset", "--model=unet"], "--model=unet: says what a row is"),
+        (["I", "--data", "dataset", "--steps", "1"], "--steps: says what a row is"),
         (["I", "--data", "dataset", "--backbone", "vgg"], "--backbone vgg: must be resnet18, "),
         (["I", "--data", "dataset", "--folds", "-2"], "--folds -2, --repeats 1: must be"),
         (["I", "--data", "dataset", "--split", "10,2,2", "--repeats", "0"], "--repeats 0: must be"),

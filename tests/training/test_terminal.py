@@ -33,7 +33,7 @@ def test_duration():
 def test_the_summary_fits_80_columns_and_names_everything(names, path):
     labels = Labels.indexed(("background", *names), tuple(range(len(names) + 1)))
     slices = [SimpleNamespace(subject=subject) for subject in ("1", "2", "2")]
-    facts = {"labels": labels, "channels": 2, "channel_names": ("t1", "flair"), "size": (96, 128)}
+    facts = {"labels": labels, "channels": 2, "channel_names": ("t1", "flair"), "size": (128, 96)}
     data = SimpleNamespace(**facts, splits={"train": slices})
     rows = describe_data(data) | {"network": "unet", "results": "runs/001", "path": path}
     text = "\n".join(line(title, row) for title, row in rows.items())

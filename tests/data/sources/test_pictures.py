@@ -283,7 +283,7 @@ MISTAKES = {
     "no sign between": (lambda s: None, ["--image", "{subject}{slice}.png"], ["must have a sign between them"]),
     "a pattern elsewhere": (lambda s: None, ["--image", "../{subject}.png"], ["must hold {subject} once"]),
     "another kind": (lambda s: None, ["--image", "images/{subject}.tif"], ["must end in .png"]),
-    "another image": (lambda s: None, ["--image", "x/{subject}.png"], ["_seg.png: has no image"]),
+    "another image": (lambda s: None, ["--image", "x/{subject}.png"], ["holds no images named x/{subject}.png"]),
     "masks as JPEG": (
         lambda s: [save(s / f"masks/{name}.jpg", blob(0)) for name in "abcd"],
         ["--mask", "masks/{subject}.jpg"], [".jpg: a mask as JPEG", "PNG"],
