@@ -168,7 +168,7 @@ def _check_given(given: list[Run], runs: list[Run], fold: Fold) -> None:
         result = read_result(run.row, [run.folder])
         if {*result.classes, *result.regions} != scored:
             raise InputError(
-                f"--rows {run.folder}: has other classes or regions than {fold.data}; leave it out, or name runs on this data"
+                f"--rows {run.folder}: has other classes or regions than {fold.data}; leave it out, or name others"
             )
         if run.folder.resolve() in trained:
             raise InputError(f"--rows {run.folder}: is a run of the row {trained[run.folder.resolve()]} already")

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -132,6 +133,13 @@ def test_changed_files_keep_the_style(copy: Path):
 
 
 @pytest.mark.slow
+def test_changed_files_keep_the_rules_of_the_house(copy: Path):
+    (copy / "tests").mkdir()
+    shutil.copy(ROOT / "tests" / "test_house.py", copy / "tests")
+    run(copy, "-m", "pytest", "-q", "tests/test_house.py")
+
+
+@pytest.mark.slow
 def test_the_commands_with_a_network_and_a_loss_of_ones_own(tmp_path: Path):
     """Run in a folder that has nothing but the page's files; of the data, two slices a subject."""
     data = tmp_path / "data"
@@ -175,6 +183,8 @@ def test_training_with_all_additions(copy: Path, tmp_path: Path):
     training = ["--data", str(data), "--out", str(out), "--device", "cpu", *flags.split()]
     commands = f"prepare.main({preparing}); main.main(parse_config({training}))"
     run(copy, "-c", f"import main, prepare; from config import parse_config; {commands}")  # torch is loaded once
+    last = torch.load(out / "last.pt", weights_only=True)
+    assert len(last["optimization"]["optimizer"]["state"]) == 10  # tensors of weights, which were trained
     config = json.loads((out / "config.json").read_text())
     assert (config["preset"], config["model"], config["steps"]) == ("small", "plain", 1)
     assert (config["weight_decay"], config["focal"], config["erase_probability"]) == (0.01, 1.0, 0.5)
