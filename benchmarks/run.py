@@ -393,7 +393,7 @@ def markdown(report: dict[str, Any]) -> str:
         memory = ""
         if "memory_ratio" in found:
             plain_gib, fast_gib = (found[way]["memory_gib"] for way in ("plain", "fast"))
-            memory = f"{fast_gib:.2f} of {plain_gib:.2f} GiB, {found['memory_ratio']:.2f}x"
+            memory = f"{fast_gib:.2f} GiB instead of {plain_gib:.2f}, {found['memory_ratio']:.2f}x"
         lines.append(f"| {title} | {cells[0]} | {cells[1]} | {found['speedup']:.1f}x | {memory} |")
         if case == "inference":
             thrice, once = sum(found["plain"]["seconds"]), found["fast"]["median"]
