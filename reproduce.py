@@ -30,6 +30,7 @@ from experiments.results import merged_groups, parse_rows, read_result
 from experiments.rows import IDENTITY, ROWS, field_of, own_rows, slug
 from experiments.tables import PAPER, Table
 from models import build_model, check_network, own_class
+from reporting.comparison import read_rows
 from reporting.figures import harmless, save_boxes, save_curves
 from training.checkpoint import content_of, load_checkpoint
 from training.setup import open_data_of
@@ -372,7 +373,7 @@ def compare(options: Compare) -> None:
     if not options.runs:
         raise InputError('no runs to compare; name their folders, such as "Mine=runs/a,runs/b" runs/c')
     rows = parse_rows(options.runs)
-    table = Table("Comparison", [read_result(row.name, row.folders) for row in rows], options.against)
+    table = read_rows(rows, options.against)
     make_folder(options.out)
     folders = [{"row": row.name, "folders": [str(folder) for folder in row.folders]} for row in rows]
     write_json(options.out / "manifest.json", folders)

@@ -13,14 +13,18 @@ import re
 import secrets
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+from tqdm import tqdm
 
 IGNORED = 255  # in class indices: pixels that nobody annotated
 UNCOUNTED = -100  # in targets of training: such pixels and those that pad a batch, which losses leave out
+MOST_NOTES = 3  # of one kind
+NOTED: defaultdict[str, set[tuple[Path, str]]] = defaultdict(set)  # kind of note -> files and notes
 
 
 class InputError(ValueError):
@@ -50,6 +54,18 @@ STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 def printable(text: str) -> str:
     """`text` in one line: line breaks, control characters and bytes that are no text, as names may hold, escaped."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def note(path: Path, text: str) -> None:
+    """Print a note on a file, once; of notes that differ in numbers alone, the first."""
+    notes = NOTED[re.sub(r"[0-9.]+", "", text)]
+    if (path, text) in notes:
+        return
+    notes.add((path, text))
+    if len(notes) <= MOST_NOTES:
+        tqdm.write(printable(f"note: {path}: {text}"))
+    elif len(notes) == MOST_NOTES + 1:
+        tqdm.write(printable(f"note: {path} and others: the same"))
 
 
 @contextlib.contextmanager

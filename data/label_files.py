@@ -15,7 +15,7 @@ from data.folder import infer_labels
 from data.geometry import Geometry
 from data.listing import list_images
 from data.masks import MaskValues, check_colors
-from data.nifti import ENDINGS, note
+from data.nifti import ENDINGS
 from data.notes import number_notes
 from data.png import PICTURES, read_mask
 from data.sources.dicom import read_series
@@ -24,7 +24,7 @@ from data.sources.dicom_seg import is_segmentation, read_named, segmentation_in
 from data.sources.nifti import find_named
 from data.volume_files import OTHERS, as_label, read_label
 from data.volumes import assemble, to_scan
-from utils import InputError, errors_begin, printable, read_json, some
+from utils import InputError, errors_begin, note, printable, read_json, some
 
 Files = Path | dict[int, Path]  # of a subject: a file or a DICOM folder, or number of a slice -> PNG file
 VOLUMES = (*(ending for ending in ENDINGS if ".img" not in ending), *OTHERS)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import gzip
 import math
-import re
 import zlib
-from collections import defaultdict
 from itertools import product
 from pathlib import Path
 from typing import BinaryIO
@@ -19,10 +17,9 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 from nibabel.spatialimages import HeaderDataError
-from tqdm import tqdm
 
 from data.geometry import LONGEST, MAX_VOXELS
-from utils import InputError, atomic_path, printable
+from utils import InputError, atomic_path, note
 
 ENDINGS = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
 MAX_CHANNELS = 64  # volumes along the fourth axis; more are a film
@@ -34,21 +31,7 @@ FORMS_DIFFER = 0.1  # mm at any corner
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MILLIMETRES = {1: ("metre", 1000.0), 3: ("micrometre", 0.001)}  # NIfTI's code of a unit -> its name and length
 FURTHEST = 2**26  # bytes before the voxels
-MOST_NOTES = 3  # of one kind
-NOTED: defaultdict[str, set[tuple[Path, str]]] = defaultdict(set)  # kind of note -> files and notes
 FIRST_BYTES = 544  # hold the header of either version
-
-
-def note(path: Path, text: str) -> None:
-    """Print a note on a file, once; of notes that differ in numbers alone, the first."""
-    notes = NOTED[re.sub(r"[0-9.]+", "", text)]
-    if (path, text) in notes:
-        return
-    notes.add((path, text))
-    if len(notes) <= MOST_NOTES:
-        tqdm.write(printable(f"note: {path}: {text}"))
-    elif len(notes) == MOST_NOTES + 1:
-        tqdm.write(printable(f"note: {path} and others: the same"))
 
 
 def read_nifti(path: Path) -> tuple[np.ndarray, nib.Nifti1Header]:

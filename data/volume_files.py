@@ -13,9 +13,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from data.geometry import MAX_VOXELS
-from data.nifti import ENDINGS, MAX_CHANNELS, note, read_nifti, right_angles, to_image
+from data.nifti import ENDINGS, MAX_CHANNELS, read_nifti, right_angles, to_image
 from data.volumes import itk_path, itk_reason, turned
-from utils import InputError
+from utils import InputError, note
 
 # Ending -> its reader in ITK, and what its header must not hold: names of other files, or offsets into one.
 OTHERS = {

@@ -34,7 +34,7 @@ from utils import InputError, atomic_path
 
 @dataclass(frozen=True)
 class Segmentation:
-    """A segmented scan. All but `slices` is on the scan's own grid."""
+    """A segmented scan: `image` and its probabilities on the scan's own grid, the others on that of its slices."""
 
     scan: Scan
     labels: Labels

@@ -18,7 +18,6 @@ from data.dataset import natural
 from data.description import description_beside, read_description
 from data.geometry import LONGEST, Geometry
 from data.listing import list_images
-from data.nifti import note
 from data.notes import OBLIQUE
 from data.png import PICTURES, read_image
 from data.preparation import Preparation, acquired_plane, lie_of
@@ -26,7 +25,7 @@ from data.sources.dicom import Series, read_series
 from data.sources.dicom_file import is_dicom
 from data.volume_files import aligned, read_file
 from inference.networks import Ensemble
-from utils import InputError, OptionError, errors_begin
+from utils import InputError, OptionError, errors_begin, note
 
 
 @dataclass(frozen=True)

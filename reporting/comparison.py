@@ -79,11 +79,13 @@ def _differences(rows: Sequence[Row]) -> dict[str, list[str | None]]:
     known = [_configurations(row) for row in rows]
     names = dict.fromkeys(name for of_row in known for config in of_row for name in config)
     found = {}
-    for name in names.keys() - {"out", "resume"}:
+    for name in names:
+        if name in ("out", "resume"):
+            continue
         texts = [", ".join(dict.fromkeys(str(config.get(name)) for config in of_row)) for of_row in known]
         if len({text for text in texts if text}) > 1:
             found[name] = [text or None for text in texts]
-    return {name: found[name] for name in names if name in found}
+    return found
 
 
 def _configurations(row: Row) -> list[dict[str, Any]]:

@@ -165,7 +165,7 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
     return hours, dice
 
 
-class Row(NamedTuple):
+class GridRow(NamedTuple):
     """A row of a qualitative grid: its label, an image (1 or 3, H, W), and class indices (H, W) to show over it."""
 
     label: str
@@ -173,7 +173,7 @@ class Row(NamedTuple):
     overlays: list[np.ndarray]
 
 
-def save_grid(path: Path, rows: Sequence[Row], titles: Sequence[str], names: Sequence[str]) -> None:
+def save_grid(path: Path, rows: Sequence[GridRow], titles: Sequence[str], names: Sequence[str]) -> None:
     """Write a figure (PDF, PNG) of rows of image and overlays under `titles`, as wide as a page or a column of it.
 
     Each row is cut to the square around all that is marked in it.

@@ -62,7 +62,7 @@ def _segment_row(row: Row, device: str) -> dict[str, tuple[Pictures, Volume]]:
     return found
 
 
-def _line(dataset: Pictures, ours: Volume, volumes: Sequence[Volume]) -> figures.Row:
+def _line(dataset: Pictures, ours: Volume, volumes: Sequence[Volume]) -> figures.GridRow:
     """A subject at the slice where its segmentations together have the most wrong pixels."""
     indices, positions = dataset.subjects()[ours.subject], dataset.positions(ours.subject)
     truth = ours.target[positions]
@@ -71,4 +71,4 @@ def _line(dataset: Pictures, ours: Volume, volumes: Sequence[Volume]) -> figures
     k = int(np.argmax(wrong))
     image = dataset.picture(indices[k])
     overlays = [array[positions[k]] for array in (ours.target, *(volume.prediction for volume in volumes))]
-    return figures.Row(f"subject {ours.subject}, slice {dataset.slices[indices[k]].number}", image, overlays)
+    return figures.GridRow(f"subject {ours.subject}, slice {dataset.slices[indices[k]].number}", image, overlays)

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from data.nifti import NOTED, note, to_image, write_nifti
+from data.nifti import to_image, write_nifti
 from data.volume_files import aligned, read_file, read_label
 from tests.helpers.errors import assert_clear
-from utils import InputError
+from utils import NOTED, InputError, note
 
 AFFINE = np.diag([-1.5, 1.25, 4.0, 1.0])
 AFFINE[:3, 3] = 30, -20, 7
