@@ -162,7 +162,8 @@ class Run:
         }
 
     def close(self) -> None:
-        """Let others into the folder."""
+        """Let others into the folder; a finished run needs no checkpoint in reserve."""
+        (self.folder / "previous.pt").unlink(missing_ok=True)
         unlock_folder(self.folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -68,7 +69,10 @@ def test_resumed_equals_uninterrupted_also_from_the_checkpoint_before(data, tmp_
     flags = ("--batch_size", "4", "--plateau_epochs", "1")
     straight = run(data, tmp_path / "straight", "--epochs", "3", *flags)
     resumed = run(data, tmp_path / "resumed", "--epochs", "1", *flags)
+    shutil.copy(resumed / "last.pt", tmp_path / "first.pt")
     main(parse_config(["--out", str(resumed), "--resume", "--epochs", "2"]))
+    assert not (resumed / "previous.pt").exists()
+    shutil.move(tmp_path / "first.pt", resumed / "previous.pt")  # as if the second epoch had just ended
     content = bytearray((resumed / "last.pt").read_bytes())
     middle = slice(len(content) // 2, len(content) // 2 + 256)  # more than what may lie between two parts
     content[middle] = bytes(byte ^ 1 for byte in content[middle])
