@@ -101,6 +101,7 @@ class Fold:
     groups: dict[str, str]
     """Subject -> group, by which the fold was split."""
     labels: Labels
+    """Of the data set."""
 
 
 def reproduce(options: Options, flags: list[str]) -> None:
@@ -252,11 +253,10 @@ def folds(options: Options) -> list[Fold]:
             found += _own_folds(options, data, name)
             continue
         opened = open_data(data, whole_groups=not anew)  # any mistake in the data shows here, not in every run
-        found += (
-            _split_folds(options, data, name, opened)
-            if anew
-            else [Fold(name, data, None, opened.groups, opened.labels)]
-        )
+        if anew:
+            found += _split_folds(options, data, name, opened)
+        else:
+            found.append(Fold(name, data, None, opened.groups, opened.labels))
     return found
 
 

@@ -57,8 +57,7 @@ class SliceDataset(Dataset):
 
     Item i is the image, float32 (channels, H, W) in [0, 1], and the target, class indices int64 (H, W), IGNORED where
     nobody annotated it. An augmentation is drawn from (seed, epoch, i) alone, so that an epoch is the same for any
-    number of workers. Raises InputError for files whose size or channels have
-    changed since they were checked.
+    number of workers. Raises InputError for files whose size or channels have changed since they were checked.
     """
 
     def __init__(
