@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
     found = measure(NETWORKS, options.size, options.turns)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         memory = {name: pool.apply(peak_memory, (config, options.size)) for name, config in NETWORKS.items()}
-    print("| network | training step | | inference of a slice | | memory |\n|---|---:|---:|---:|---:|---:|")
+    print("| network | training iteration | | inference of a slice | | memory |\n|---|---:|---:|---:|---:|---:|")
     for name, cost in found.items():
         print(
             f"| {name} | {cost.step:.2f} s | {cost.step_ratio:.1f}x "
