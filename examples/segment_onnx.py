@@ -38,12 +38,12 @@ def main(model, *scans, out):
     acquired = nib.aff2axcodes(affine)[steps.argmax()] if steps.max() >= 1.2 * sorted(steps)[1] else "S"
     plane = list(AXES)["SIAPLR".index(acquired) // 2] if how["axis"] == "acquired" else how["axis"]
     own, turned = io_orientation(affine), axcodes2ornt(AXES[plane])
-    upright = [apply_orientation(channel, ornt_transform(own, turned)).T for channel in channels]
+    upright = [apply_orientation(channel, ornt_transform(own, turned)).T.astype(np.float64) for channel in channels]
     before, sides = upright[0].shape[1:], [how["size"] or side for side in upright[0].shape[1:]]
     if min(sides) < 32:
         sys.exit(f"{scans[0]}: has slices of {sides[1]} x {sides[0]} pixels; the network needs 32 x 32")
     first = [(old - new) // 2 for old, new in zip(before, sides, strict=True)]
-    images = np.stack([grey(cut(volume, first, sides, volume.min()), how) for volume in upright], 1)
+    images = np.stack([grey(cut(each, first, sides, np.nan), each.min(), how) for each in upright], 1)
     batches = [images[k : k + 8] for k in range(0, len(images), 8)]
     classes = np.concatenate([session.run(None, {"image": batch})[0].argmax(1) for batch in batches])
     for k in np.unique(classes[classes > 0]) if about["largest_component"] else ():
@@ -63,16 +63,16 @@ def cut(volume, first, sides, outside):
     return np.pad(volume, [(0, 0), *margins], constant_values=outside)[:, rows, columns]
 
 
-def grey(volume, how):
-    """A volume (slices, rows, columns) or a slice, stretched to whole numbers, as float32 from 0 to 1."""
+def grey(volume, outside, how):
+    """A volume (slices, rows, columns) or a slice, padded with NaN, which is `outside`, as float32 from 0 to 1."""
     if how["normalize"] == "slice" and not how["window"] and volume.ndim == 3:
-        return np.stack([grey(pixels, how) for pixels in volume])
-    low, high = np.percentile(volume, (0.5, 99.5) if how["normalize"] == "percentiles" else (0, 100))
+        return np.stack([grey(pixels, outside, how) for pixels in volume])
+    low, high = np.nanpercentile(volume, (0.5, 99.5) if how["normalize"] == "percentiles" else (0, 100))
     if how["window"]:  # center and width
         low, high = (how["window"][0] + sign * how["window"][1] / 2 for sign in (-1, 1))
-    most = 2 ** how["bits"] - 1
+    most, volume = 2 ** how["bits"] - 1, np.nan_to_num(volume, nan=outside)
     scale = most / (float(high) - float(low)) if high > low else 0.0
-    return np.rint(((volume.astype(np.float64) - low) * scale).clip(0, most)).astype(np.float32) / np.float32(most)
+    return np.rint(((volume - low) * scale).clip(0, most)).astype(np.float32) / np.float32(most)
 
 
 if __name__ == "__main__":
