@@ -151,8 +151,8 @@ def find_pairs(
         images = [_either(folder / pattern.replace("{subject}", subject)) for pattern in image_patterns]
         files[subject] = (images, label)
     channels = pattern_names(image_patterns)
-    remedy = ", or a pattern for other names"
-    return _found(folder, files, f"labels named {label_pattern}", remedy, names=names, channels=channels)
+    more = ", or a pattern for other names"
+    return _found(folder, files, f"labels named {label_pattern}", more, names=names, channels=channels)
 
 
 def find_named(folder: Path, pattern: str) -> dict[str, Path]:
@@ -233,8 +233,8 @@ def find_msd(folder: Path) -> VolumeFiles:
             count = len(channels) or last + 1
             images = [_either(folder / "imagesTr" / f"{_stem(label)}_{k:04d}.nii.gz") for k in range(count)]
         files[subject] = (images, label)
-    what, remedy = "labelsTr/CASE.nii.gz, nor CASE.nii", "; files of other kinds are for the source nifti"
-    return _found(folder, files, what, remedy, known=_msd_classes(folder), channels=channels)
+    what, more = "labelsTr/CASE.nii.gz, nor CASE.nii", "; files of other kinds are for the source nifti"
+    return _found(folder, files, what, more, known=_msd_classes(folder), channels=channels)
 
 
 def _glob(folder: Path, pattern: str) -> list[Path]:
