@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.run import peak, resident
-from config import PRESETS, Config
+from config import PRESETS, Config, MachineConfig
 from losses import GuidedLoss
 from models import build_model
-from training.device import choose_dtype
+from training.device import Machine
 from training.optimization import Optimization
 
 MODERN = PRESETS["modern"]
@@ -32,6 +32,7 @@ NETWORKS: dict[str, Config] = {
     "MS-Dual-Guided, native": MODERN.change(guidance=True),
 }
 BATCH = 2
+MACHINE = Machine.of(MachineConfig(device="cpu"))
 
 
 class Cost(NamedTuple):
@@ -80,7 +81,7 @@ def _training_step(model: nn.Module, image: Tensor, target: Tensor) -> Callable[
     taken = torch.tensor(False)
 
     def step() -> None:
-        with autocast():
+        with MACHINE.autocast():
             output = model.train()(image)
         criterion(output, target).total.backward()
         optimization.step(taken)
@@ -90,14 +91,8 @@ def _training_step(model: nn.Module, image: Tensor, target: Tensor) -> Callable[
 
 @torch.inference_mode()
 def _infer(model: nn.Module, image: Tensor) -> None:
-    with autocast():
+    with MACHINE.autocast():
         model.eval()(image)
-
-
-def autocast() -> torch.autocast:
-    """What main.py computes in on this machine."""
-    dtype = choose_dtype("auto", torch.device("cpu"))
-    return torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
 
 
 def _timed(run: Callable[[], None]) -> float:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.networks import MODERN, QUARTER, autocast
+from benchmarks.networks import MACHINE, MODERN, QUARTER
 from benchmarks.run import measure_rate
 from config import Config
 from models import build_model
@@ -72,7 +72,7 @@ def measure(config: Config, size: int) -> dict[str, tuple[float, float]]:
     seconds = Meter(timed, time.perf_counter)
     turns = []
     for _ in range(TURNS + 2):
-        with autocast():
+        with MACHINE.autocast():
             timed(image)
         turns.append(seconds.take())
     return {

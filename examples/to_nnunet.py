@@ -18,7 +18,7 @@ import SimpleITK as sitk
 from data.folder import DataFolder, open_data
 from data.splits import read_split
 from data.volumes import assemble
-from utils import IGNORED, InputError, user_errors, write_json
+from utils import IGNORED, InputError, note, user_errors, write_json
 
 
 def main(data: Path, out: Path, split_files: Sequence[Path]) -> None:
@@ -40,6 +40,10 @@ def main(data: Path, out: Path, split_files: Sequence[Path]) -> None:
     }
     write_json(out / "dataset.json", described)
     write_json(out / "splits_final.json", [{"train": split["train"], "val": split["val"]} for split in splits])
+    spacings = [folder.geometry[subject].spacing for subject in subjects]
+    if any(spacing and spacing[2] < max(spacing[:2]) for spacing in spacings):
+        # nnU-Net's 2d takes the planes across the largest spacing, whatever the slices are.
+        note(data, "slices closer than their pixels: nnU-Net's 2d needs its plan as docs/evaluation.md says for them")
 
 
 def write_split(folder: DataFolder, split: str, out: Path) -> list[str]:

@@ -16,7 +16,7 @@ from utils import InputError
 LABELS = {"background": 0, "liver": 63, "spleen": 252, "left kidney": 126, "right kidney": 189}
 
 
-def test_slices_become_the_volumes_that_nnu_net_reads(make_data, tmp_path):
+def test_slices_become_the_volumes_that_nnu_net_reads(make_data, tmp_path, capsys):
     """Voxel for voxel, against Pillow; what nobody annotated is nnU-Net's ignore label."""
     data = make_data({"train": ["1", "a_2"], "val": ["3"], "test": ["4"]}, numbers=(1, 2, 3))
     place = {"spacing": [1.5, 0.8, 7.0], "size": [48, 40, 3], "origin": [10, -5, 3], "direction": [*np.eye(3).ravel()]}
@@ -48,6 +48,17 @@ def test_slices_become_the_volumes_that_nnu_net_reads(make_data, tmp_path):
     assert about["labels"] == {name: k for k, name in enumerate([*LABELS, "ignore"])}
     assert (about["numTraining"], about["channel_names"]) == (4, {"0": "channel 0"})
     assert json.loads((tmp_path / "raw" / "splits_final.json").read_text()) == [{"train": ["a_2", "3"], "val": ["4"]}]
+    assert capsys.readouterr().out == ""
     with pytest.raises(InputError) as caught:
         main(data, tmp_path / "raw", [])
     assert_clear(caught.value, str(tmp_path / "raw"), "exists")
+
+
+def test_slices_closer_than_their_pixels_are_noted(make_data, tmp_path, capsys):
+    """nnU-Net's 2d takes the planes across the largest spacing."""
+    data = make_data({"train": ["1"], "val": ["2"], "test": ["3"]}, numbers=(1, 2))
+    place = {"spacing": [1.5, 0.8, 1.4], "size": [48, 40, 2], "origin": [0, 0, 0], "direction": [*np.eye(3).ravel()]}
+    described = {"labels": LABELS, "subjects": dict.fromkeys("123", place)}
+    (data / "dataset.json").write_text(json.dumps(described))
+    main(data, tmp_path / "raw", [])
+    assert "closer than their pixels" in capsys.readouterr().out

@@ -29,6 +29,9 @@ class Machine:
     def of(cls, options: MachineConfig) -> Machine:
         """The machine that `options` describe. Raises InputError for a device that cannot be used."""
         device = select_device(options.device)
+        # Processors take long over numbers below 1e-38, of which the gradients of channel attention are full. To be
+        # set before PyTorch starts its threads, which take it over.
+        torch.set_flush_denormal(True)
         if options.deterministic and device.type == "cuda":
             use_deterministic_kernels()
         return cls(device, choose_dtype(options.amp, device), loader_workers(options.workers, device))
