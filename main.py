@@ -20,7 +20,7 @@ import time
 from inference.segmentation import check_finite, segment_split
 from reporting.run_report import RunReport
 from reporting.score_table import format_table
-from training.device import Machine, peak_memory
+from training.device import Machine, peak_memory, without_denormals
 from training.distributed import barrier, broadcast_statistics, from_first, on_any, process_group, rank
 from training.environment import environment
 from training.epoch import Training, train_one_epoch
@@ -113,7 +113,7 @@ def train(training: Training, run: Run, budget: MemoryBudget, began: float) -> d
 
 def command(config: Config) -> None:
     """What the command line does: once, or in each of the processes that torchrun starts."""
-    with user_errors(), StopSignal() as stop, process_group():
+    with user_errors(), StopSignal() as stop, process_group(), without_denormals():
         main(config, stop)
 
 

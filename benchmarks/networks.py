@@ -19,7 +19,7 @@ from benchmarks.run import peak, resident
 from config import PRESETS, Config, MachineConfig
 from losses import GuidedLoss
 from models import build_model
-from training.device import Machine
+from training.device import Machine, without_denormals
 from training.optimization import Optimization
 
 MODERN = PRESETS["modern"]
@@ -107,7 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=256, help="side of the slices in pixels")
     parser.add_argument("--turns", type=int, default=15)
     options = parser.parse_args(arguments)
-    found = measure(NETWORKS, options.size, options.turns)
+    with without_denormals():
+        found = measure(NETWORKS, options.size, options.turns)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         memory = {name: pool.apply(peak_memory, (config, options.size)) for name, config in NETWORKS.items()}
     print("| network | training iteration | | inference of a slice | | memory |\n|---|---:|---:|---:|---:|---:|")

@@ -40,7 +40,7 @@ from inference.segmentation import segment_subjects, segment_volume
 from losses import GuidedLoss
 from metrics import dice, score_subject
 from models import build_model
-from training.device import Machine, peak_memory
+from training.device import Machine, peak_memory, without_denormals
 from training.epoch import Epoch, Training, train_one_epoch
 from training.optimization import Optimization
 from training.setup import training_loader
@@ -464,7 +464,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.case:
         case = CASES[options.case.pop("case")]
-        print(json.dumps(case(**options.case)))
+        with without_denormals():
+            print(json.dumps(case(**options.case)))
         return
     report = measure_all()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,6 @@ class Machine:
     def of(cls, options: MachineConfig) -> Machine:
         """The machine that `options` describe. Raises InputError for a device that cannot be used."""
         device = select_device(options.device)
-        # Processors take long over numbers below 1e-38, of which the gradients of channel attention are full. To be
-        # set before PyTorch starts its threads, which take it over.
-        torch.set_flush_denormal(True)
         if options.deterministic and device.type == "cuda":
             use_deterministic_kernels()
         return cls(device, choose_dtype(options.amp, device), loader_workers(options.workers, device))
@@ -72,6 +70,19 @@ def select_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {name}: cannot be used ({reason}); choose auto, cpu or cuda:N") from None
     return device
+
+
+@contextlib.contextmanager
+def without_denormals() -> Iterator[None]:
+    """Numbers below 1e-38 count as 0: the gradients of channel attention are full of them, and processors take long.
+
+    Holds for this thread, and for PyTorch's where they start within.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def use_deterministic_kernels() -> None:
