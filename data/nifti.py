@@ -189,7 +189,7 @@ def _shape(header: nib.Nifti1Header, path: Path) -> tuple[int, ...]:
 def _first_byte(header: nib.Nifti1Header, single: bool, path: Path) -> int:
     """Where the voxels begin."""
     offset = float(header["vox_offset"])
-    least = header.template_dtype.itemsize if single else 0
+    least = header.single_vox_offset if single else 0  # behind the header are four bytes that say what follows
     if not (offset.is_integer() and least <= offset < FURTHEST):
         raise InputError(f"{path}: its header says that voxels begin at byte {offset:g}; export it again")
     return int(offset)

@@ -13,6 +13,7 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nibabel.spatialimages import HeaderDataError
 from scipy.spatial.transform import Rotation
 
 from data.nifti import to_image, write_nifti
@@ -171,6 +172,22 @@ def test_sizes_are_counted_before_memory_is_taken(tmp_path, shape, words):
     with pytest.raises(InputError) as caught:
         read_file(path)
     assert_clear(caught.value, "a.nii.gz", words)
+
+
+@pytest.mark.parametrize(
+    ("version", "field", "offset"), [(nib.Nifti1Image, slice(108, 112), "f"), (nib.Nifti2Image, slice(168, 176), "q")]
+)
+def test_voxels_that_begin_in_the_header_are_refused_as_by_nibabel(tmp_path, version, field, offset):
+    """The header's four last bytes say whether extensions follow; they are no voxels."""
+    path, content = tmp_path / "a.nii", bytearray(version(values(), AFFINE).to_bytes())
+    (first,) = struct.unpack(offset, content[field])
+    content[field] = struct.pack(offset, first - 4)
+    path.write_bytes(content)
+    with pytest.raises(HeaderDataError):
+        nib.load(path)
+    with pytest.raises(InputError) as caught:
+        read_file(path)
+    assert_clear(caught.value, "a.nii", f"begin at byte {first - 4:g}")
 
 
 @pytest.mark.parametrize("dtype", [np.complex64, [("R", "u1"), ("G", "u1"), ("B", "u1")]])
