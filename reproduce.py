@@ -134,7 +134,7 @@ def reproduce(options: Options, flags: list[str]) -> None:
     failed = [run for run in runs if not run.finished()]
     for run in failed:
         print(f"failed: {run.row}, {run.fold}: {run.error} ({run.folder})", file=sys.stderr)
-    write_table(options, [run for run in runs if run.finished()], folder, groups)
+    write_table(options, [run for run in runs if run.finished()], folder, groups, flags)
     unlock_folder(options.out)
     if failed:
         raise SystemExit(1)
@@ -315,7 +315,7 @@ def slurm_options(text: str) -> dict[str, Any]:
     return {name: int(value) if value.isdecimal() else value for name, _, value in pairs}
 
 
-def write_table(options: Options, runs: list[Run], folder: Path, groups: dict[str, str]) -> None:
+def write_table(options: Options, runs: list[Run], folder: Path, groups: dict[str, str], flags: list[str]) -> None:
     """Write table.md, table.csv, table.tex, boxes.png and curves.png of the finished runs, and print the first."""
     rows: dict[str, list[Path]] = {}
     for run in runs:
@@ -325,7 +325,7 @@ def write_table(options: Options, runs: list[Run], folder: Path, groups: dict[st
     results = [read_result(row, folders) for row, folders in rows.items()]
     results = [replace(result, groups=merged_groups([result.groups, groups])) for result in results]
     against = options.against if options.against in rows else None  # it may have failed
-    _write(Table(options.table, results, against), folder)
+    _write(Table(options.table, results, against, flags), folder)
 
 
 def _write(table: Table, folder: Path) -> None:

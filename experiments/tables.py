@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -52,12 +53,16 @@ class Table:
 
     `name` is a table of the paper, or any title. Columns are all classes, regions, and the mean over classes, in a
     table of the paper its classes and metrics. `against` names the row that the others are tested against: by default
-    the first, in a table of the paper its own network, else the last.
+    the first, in a table of the paper its own network, else the last. `flags` of main.py were given to all rows that
+    were trained for the table.
     Raises InputError for rows that cannot share a table.
     """
 
-    def __init__(self, name: str, results: Sequence[Result], against: str | None = None) -> None:
+    def __init__(
+        self, name: str, results: Sequence[Result], against: str | None = None, flags: Sequence[str] = ()
+    ) -> None:
         self.name = name
+        self.flags = shlex.join(flags)
         groups = merged_groups([result.groups for result in results])
         self.results = [replace(result, groups=groups) for result in results]
         printed = PAPER["tables"].get(name, {"rows": {}})
@@ -170,6 +175,8 @@ class Table:
         for name, numbers in counts.items():
             if known := sorted(numbers - {None}):
                 parts.append(f"{name.capitalize()}: {' or '.join(map(str, known))}")
+        if self.flags:
+            parts.append(f"Flags of all trained rows: {self.flags}")
         return ". ".join(parts) + "."
 
     def printed(self, row: str, column: Column) -> tuple[float, float] | None:

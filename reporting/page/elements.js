@@ -37,7 +37,8 @@ function toleranceNote(metrics, tolerances) {
   const of = Object.entries(tolerances ?? {});
   const others = of.filter(([, value]) => value !== 1).map(([name, value]) => `${name}: ${value} mm`).join(", ");
   const mm = others ? `1 mm (${others})` : "1 mm";
-  return `NSD is the share of the surfaces within ${nsd.key.endsWith("_mm") ? mm : "one voxel"} of each other.`;
+  const flat = metrics.some((metric) => metric.unit === "pixels") ? "one pixel" : "one voxel";
+  return `NSD is the share of the surfaces within ${nsd.key.endsWith("_mm") ? mm : flat} of each other.`;
 }
 
 function duration(seconds) {

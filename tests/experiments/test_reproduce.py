@@ -91,10 +91,11 @@ def test_finished_runs_stand_beside_the_rows_of_a_table(finished, make_data, tmp
     (data / "dataset.json").write_text('{"labels": {"background": 0, "liver": 1, "spleen": 2}}')
     rows = ["--rows", f"Mine={finished['DAF']}", f"Ours={finished['MS-Dual-Guided']}", "--against", "Mine"]
     with pytest.raises(SystemExit):
-        reproduce.main(["I", "--data", str(data), "--out", str(out), "--only", "DAF,PAM", *rows])
+        reproduce.main(["I", "--data", str(data), "--out", str(out), "--only", "DAF,PAM", "--lr", "0.01", *rows])
     assert {row["row"] for row in read_csv(out / "table-I" / "table.csv")} == {"Mine", "Ours"}
     text = (out / "table-I" / "table.md").read_text()
     assert "Paired tests are against Mine." in text and "Table I: Ablation on CHAOS" in text
+    assert "Flags of all trained rows: --lr 0.01." in text
 
 
 def test_rows_of_other_data_are_refused_before_any_training(finished, make_data, tmp_path, monkeypatch):
@@ -219,7 +220,7 @@ def test_groups_of_the_flag_count_in_the_tests(finished, tmp_path, no_pictures):
     """The runs themselves know of no groups."""
     runs = [Run(row, "given", finished[row], []) for row in finished]
     options = reproduce.Options("I", out=tmp_path)
-    reproduce.write_table(options, runs, tmp_path, {"1": "p", "2": "p"})
+    reproduce.write_table(options, runs, tmp_path, {"1": "p", "2": "p"}, [])
     assert {row["pairs"] for row in read_csv(tmp_path / "table.csv")} == {"", "2"}
 
 

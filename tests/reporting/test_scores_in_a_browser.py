@@ -104,6 +104,19 @@ def test_an_evaluated_run_has_no_training_and_no_cost(tmp_path, browser):
     assert dict(texts(browser, "#config"))["names"] == ", ".join(NAMES)
 
 
+def test_images_have_pixels(tmp_path, browser):
+    truth = np.zeros((1, 24, 24), np.uint8)
+    truth[0, 3:11, 3:11] = 1
+    scores = score_subject(np.roll(truth, 1, 1), truth, ("background", "cell"))
+    rows = [{"subject": subject} | row for subject in ("1", "2") for row in scores]
+    folder = write_run(tmp_path / "run", ["cell"], rows, log_of(1), per_image=True)
+    show(browser, write_page(folder))
+    header = texts(browser, "#summary")[0]
+    assert "HD95 pixels" in header and not any("voxel" in title or "mm" in title for title in header)
+    note = browser.execute_script("return document.getElementById('scores-note').textContent")
+    assert "over test images" in note and "within one pixel" in note
+
+
 def test_rows_of_folds_and_seeds(tmp_path, browser):
     """Values of two seeds on two folds, a row of one epoch, and one that shares no subject."""
     rng = np.random.default_rng(0)
