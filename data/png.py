@@ -28,6 +28,7 @@ MAX_BYTES = 8 * MAX_PIXELS  # of a file; PNG makes nothing larger of so many pix
 GREY, RGB, PALETTE = 0, 2, 3  # color types of the PNG header
 DEPTHS = {GREY: (1, 2, 4, 8, 16), RGB: (8, 16), PALETTE: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # 4 and 6 have alpha
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP"}  # ending of a file -> Pillow's format
+GREY_BMP = {"1": 1, "L": 8}  # Pillow's mode -> bits; it takes a palette of greys for these, whatever the bits
 ORIENTATION = 0x0112  # EXIF's tag
 NO_COLOR = 2**24  # one more than white
 BEGINNING = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
@@ -223,9 +224,17 @@ def _as_png(content: bytes, kind: str, path: Path) -> bytes:
     _check_size(picture.width, picture.height, path)
     if picture.mode not in ("1", "L", "P", "RGB"):
         raise InputError(f"{path}: holds pixels of the mode {picture.mode}; save it as grey or RGB")
+    if kind == "BMP" and picture.mode in GREY_BMP and _bits_of_bmp(content) != GREY_BMP[picture.mode]:
+        raise InputError(f"{path}: has a palette of greys, which is not read in a BMP of its depth; save it as PNG")
     file = io.BytesIO()
     ImageOps.exif_transpose(picture).save(file, "PNG", compress_level=1)
     return file.getvalue()
+
+
+def _bits_of_bmp(content: bytes) -> int:
+    """The bits of a pixel, as the first or the later kind of header says them."""
+    offset = 24 if content[14] == 12 else 28
+    return int.from_bytes(content[offset : offset + 2], "little")
 
 
 def _parts(content: bytes) -> dict[bytes, bytes]:

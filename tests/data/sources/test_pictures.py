@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,28 @@ def test_masks_as_bmp_are_those_as_png(tmp_path, mode):
     for ending in ("bmp", "png"):
         mask.save(tmp_path / f"a.{ending}")
     np.testing.assert_array_equal(read_mask(tmp_path / "a.bmp").codes, read_mask(tmp_path / "a.png").codes)
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8])
+@pytest.mark.parametrize("palette", [(0, 255), (255, 0), (0,), tuple(range(16)), (0, 9, 200)])
+def test_a_bmp_with_a_palette_of_greys_is_read_right_or_refused(tmp_path, bits, palette):
+    """Written by hand, as its format is defined: Pillow reads some of these as if a pixel had other bits."""
+    palette = palette[: 2**bits]
+    stored = np.random.default_rng(0).integers(0, len(palette), (40, 64), np.uint8)
+    packed = np.unpackbits(stored[::-1, :, None], 2)[..., 8 - bits :]  # lines from the bottom; each of whole words
+    pixels = np.packbits(packed.reshape(40, -1), 1).tobytes()
+    colors = b"".join(bytes((grey, grey, grey, 0)) for grey in palette)
+    start = 54 + len(colors)
+    sizes = struct.pack("<IiiHHIIiiII", 40, 64, 40, 1, bits, 0, len(pixels), 2835, 2835, len(palette), 0)
+    content = b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + sizes + colors + pixels
+    (tmp_path / "a.bmp").write_bytes(content)
+    try:
+        shown = read_pixels(tmp_path / "a.bmp")
+    except InputError as error:
+        assert_clear(error, "a.bmp", "palette of greys")
+        assert bits > 1
+    else:
+        np.testing.assert_array_equal(shown, np.array(palette, np.uint8)[stored])
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
