@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from statistics import mode
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from data.masks import MaskValues, check_background, check_colors, extremes
 from data.mirror import mirror_of
 from data.notes import Brightness, class_notes, group_notes, image_notes, lost_notes, number_notes, plane_notes
 from data.png import read_mask, read_pair
-from data.preparation import Preparation
+from data.preparation import Preparation, lie_of
 from data.volumes import MAX_SPAN
 from utils import IGNORED, InputError, errors_begin, some
 
@@ -37,7 +38,7 @@ class Identity:
     channels: tuple[str, ...]
     """Names of the channels, where they are known."""
     typical: Geometry
-    """Median spacing (x, y, z) and size (columns, rows, 1) of the training subjects' slices."""
+    """Median spacing (x, y, z) and size (columns, rows, 1) of the training subjects' slices, and how most of them lie."""
     training: str
     """Fingerprint of the training slices, of which the pixels are a part."""
     validation: str
@@ -128,12 +129,15 @@ class DataFolder:
         return Identity(self.labels, self.preparation, self.channel_names, self._typical(), *fingerprints)
 
     def _typical(self) -> Geometry:
-        """Median size and spacing of the training subjects, where they are known."""
+        """Median size and spacing of the training subjects, and their most frequent plane, where they are known."""
         geometry = [self.geometry[subject] for subject in self.dataset("train").subjects()]
         sizes = [(each.shape[2], each.shape[1], 1) for each in self.splits["train"]]
         spacings = [each.spacing for each in geometry if each.spacing]
         spacing = tuple(np.median(spacings, 0).tolist()) if spacings else None
-        return Geometry(spacing, tuple(int(side) for side in np.median(sizes, 0)))
+        placed = [each for each in geometry if each.direction]
+        planes = [lie_of(each)[0] for each in placed]
+        direction = placed[planes.index(mode(planes))].direction if placed else None
+        return Geometry(spacing, tuple(int(side) for side in np.median(sizes, 0)), direction=direction)
 
 
 def open_data(

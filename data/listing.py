@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.dataset import Slice, natural
-from utils import LONGEST_NAME, InputError, printable
+from utils import LONGEST_NAME, InputError, note, printable
 
 SPLITS = ("train", "val", "test")
 LONGEST_SUBJECT = LONGEST_NAME - len(".nii.gz")  # as the name of a segmentation
@@ -25,8 +25,7 @@ def list_splits(root: Path, splits: Sequence[str]) -> tuple[dict[str, list[Slice
     for split in splits:
         found[split], foreign = _list_split(root / split)
         if foreign:
-            example = printable(foreign[0])
-            notes.append(f"{root / split}: {len(foreign)} PNG files with other names are left out, such as {example}")
+            notes.append(f"{root / split}: {_left_out(foreign)}")
     _check_subjects(found, root)
     return found, notes
 
@@ -56,10 +55,14 @@ def _list_split(folder: Path) -> tuple[list[Slice], list[str]]:
 def list_images(folder: Path) -> dict[str, list[tuple[int, tuple[Path, ...]]]]:
     """Subject -> (number, image files, one a channel) in the order of numbers: of a split, or of a folder of slices.
 
-    Raises InputError where there are none, or a channel lacks a slice.
+    A note names PNG files that are none. Raises InputError where there are no slices, or a channel lacks one.
     """
     folders = _channel_folders(folder) if (folder / "Img").is_dir() else [folder]
-    channels = [_list_folder(path)[0] for path in folders]
+    listed = [_list_folder(path) for path in folders]
+    for path, (_, foreign) in zip(folders, listed, strict=True):
+        if foreign:
+            note(path, _left_out(foreign))
+    channels = [found for found, _ in listed]
     if not channels[0]:
         raise InputError(f"{folders[0]}: holds no slices named Subj_<X>slice_<Y>.png")
     subjects: dict[str, list[tuple[int, tuple[Path, ...]]]] = {}
@@ -103,6 +106,10 @@ def _list_folder(folder: Path) -> tuple[dict[tuple[str, int], Path], list[str]]:
             raise InputError(f"{path}: the same slice as {found[key].name}; keep one of the two")
         found[key] = path
     return found, foreign
+
+
+def _left_out(foreign: Sequence[str]) -> str:
+    return f"{len(foreign)} PNG files with other names are left out, such as {printable(foreign[0])}"
 
 
 def check_subject(name: str) -> None:

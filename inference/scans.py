@@ -18,7 +18,7 @@ from data.dataset import natural
 from data.description import description_beside, read_description
 from data.geometry import LONGEST, Geometry
 from data.listing import list_images
-from data.notes import OBLIQUE
+from data.notes import OBLIQUE, number_notes
 from data.png import PICTURES, read_image
 from data.preparation import Preparation, acquired_plane, lie_of
 from data.sources.dicom import Series, read_series
@@ -152,11 +152,11 @@ def check(scan: Scan, source: str, ensemble: Ensemble) -> None:
             f"{source}: has {len(scan.images)} channels, the network takes {ensemble.channels}; "
             "give it these, and separate files of channels by commas"
         )
-    warn_of_scale(scan, ensemble)
+    warn_of_difference(scan, ensemble)
 
 
-def warn_of_scale(scan: Scan, ensemble: Ensemble) -> None:
-    """Print a warning where size or spacing of a scan's slices differ from the training data's by over a third."""
+def warn_of_difference(scan: Scan, ensemble: Ensemble) -> None:
+    """Print a warning where a scan's slices differ from the training data's: by over a third, or in their plane."""
     typical, spacing = ensemble.identity.typical, scan.geometry.spacing
     pairs = {"size in pixels": (scan.images.shape[:1:-1], typical.size[:2])}
     if spacing and typical.spacing:
@@ -168,6 +168,13 @@ def warn_of_scale(scan: Scan, ensemble: Ensemble) -> None:
             print(
                 f"warning: {scan.name}: its slices have the {what} {shown[0]}, those of the training typically "
                 f"{shown[1]}; the segmentation may be poor"
+            )
+    if scan.geometry.direction and typical.direction:
+        (plane, _), (usual, _) = lie_of(scan.geometry), lie_of(typical)
+        if plane != usual:
+            print(
+                f"warning: {scan.name}: its slices are {plane}, those of the training typically {usual}; the "
+                "segmentation may be poor"
             )
 
 
@@ -253,6 +260,8 @@ def _read_slices(folder: Path, ensemble: Ensemble) -> Iterator[Scan]:
         )
     for subject, slices in list_images(folder).items():
         numbers = [number for number, _ in slices]
+        for text in number_notes(subject, numbers):
+            note(folder, text)
         images = _stack(subject, [paths for _, paths in slices])
         colored = len(read_image(slices[0][1][0])) == 3
         with errors_begin(folder):

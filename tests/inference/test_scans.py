@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from data.folder import open_data
 from data.geometry import Geometry
@@ -82,6 +83,31 @@ def test_other_scales_than_those_of_the_training_are_worth_a_warning(trained, ca
         for line, part in zip(lines, expected, strict=True):
             assert line.startswith("warning: s3: ")
             assert part in line
+
+
+@pytest.mark.parametrize(("across", "plane"), [(0, "sagittal"), (1, "coronal"), (2, None)])
+def test_another_plane_than_that_of_the_training_is_worth_a_warning(trained, tmp_path, capsys, across, plane):
+    """Scans whose slices lie far apart from left to right, from back to front, and from foot to head."""
+    size, spacing = np.full(3, 36), np.full(3, 1.0)
+    size[across], spacing[across] = 3, 7.7
+    image = sitk.GetImageFromArray(np.random.default_rng(0).normal(size=size[::-1]))
+    image.SetSpacing(spacing.tolist())
+    sitk.WriteImage(image, tmp_path / "scan.nii.gz")
+    list(read_scans(str(tmp_path / "scan.nii.gz"), "scan", trained.ensemble()))
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "typically axial" in line]
+    assert len(warnings) == (plane is not None)
+    assert all(line.startswith(f"warning: scan: its slices are {plane}, ") for line in warnings)
+
+
+def test_slices_that_are_not_there_are_worth_a_note(trained, tmp_path, capsys):
+    """A number between others, and a file whose ending is in capital letters."""
+    shutil.copytree(trained.data / "test" / "Img", tmp_path / "a")
+    (tmp_path / "a" / "Subj_s3slice_2.png").rename(tmp_path / "a" / "Subj_s3slice_2.PNG")
+    (scan,) = read_scans(str(tmp_path / "a"), "", trained.ensemble())
+    assert scan.numbers == [1, 3]
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"note: {tmp_path / 'a'}: ")]
+    assert "1 PNG files with other names are left out, such as Subj_s3slice_2.PNG" in notes[0]
+    assert "subject s3: 1 slice numbers are missing; they count as background in 3D" in notes[1]
 
 
 def test_slices_beside_their_dataset_json_have_its_geometry(trained, tmp_path):

@@ -241,7 +241,8 @@ def test_names_of_channels_stay_with_the_data(tmp_path):
     identity = data.identity()
     assert Identity.from_dict(json.loads(json.dumps(identity.to_dict()))) == identity
     assert identity.channels == ("flair", "t2")
-    assert identity.typical.to_dict() == {"spacing": [1.0, 1.0, 1.0], "size": [35, 33, 1]}
+    direction = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+    assert identity.typical.to_dict() == {"spacing": [1.0, 1.0, 1.0], "size": [35, 33, 1], "direction": direction}
     assert identity.difference(replace(identity, channels=("t2", "flair"))) == "names of channels"
 
 
