@@ -38,7 +38,7 @@ class Identity:
     channels: tuple[str, ...]
     """Names of the channels, where they are known."""
     typical: Geometry
-    """Median spacing (x, y, z) and size (columns, rows, 1) of the training subjects' slices, and how most of them lie."""
+    """Median spacing (x, y, z) and size (columns, rows, 1) of the training subjects' slices, and how most lie."""
     training: str
     """Fingerprint of the training slices, of which the pixels are a part."""
     validation: str

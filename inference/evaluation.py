@@ -152,7 +152,20 @@ class Evaluation:
             )
         labels_of_masks(masks, labels, table)
         labels_of_masks(mask_files(self.predictions), labels, description_beside(sources.predictions))
+        if not sources.names:
+            self._check_tables(labels)
         return labels, groups
+
+    def _check_tables(self, labels: Labels) -> None:
+        """Raises InputError where masks lie beside a dataset.json that gives them other values."""
+        for source, found in ((self.sources.predictions, self.predictions), (self.sources.truth, self.truths)):
+            table = description_beside(source)
+            own = read_label_table(table, of_volumes=False)[0] if mask_files(found) and table.exists() else None
+            if own and _in_masks(own) != _in_masks(labels):
+                raise InputError(
+                    f"{table}: gives the masks in {source} other labels than the truth has; prepare both alike, or say "
+                    "the classes of both with --names and --values"
+                )
 
     def _masks_of_data_set(self) -> list[Path]:
         """All masks of the data set that the truth is a split of: what values mean, they say together."""
@@ -198,6 +211,11 @@ class Evaluation:
                 print(printable(f"note: no image of {subject}: {error}"))
         rows, columns = compared.volume.target.shape[1:]
         return np.zeros((len(compared.numbers), 1, rows, columns), np.float32)
+
+
+def _in_masks(labels: Labels) -> dict[str, int]:
+    """Class -> its value or color in masks."""
+    return dict(zip(labels.names, labels.colors or labels.codes, strict=True))
 
 
 # ---------------------------------------------------------------- on one grid

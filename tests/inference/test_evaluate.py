@@ -266,6 +266,24 @@ def test_slices_are_compared_with_their_own(make_data, tmp_path, change):
     refused(*parts, predictions=predictions, truth=data / "test", out=tmp_path / "run")
 
 
+def test_masks_whose_own_table_says_otherwise_are_refused(make_data, tmp_path):
+    """The same organs, of which one data set calls 126 what the other calls 63."""
+    classes = {"a": ["background", "liver", "spleen"], "b": ["background", "spleen", "liver"]}
+    for name, order in classes.items():
+        shutil.copytree(make_data(numbers=(1, 2)) / "test", tmp_path / name / "test")
+        (tmp_path / name / "dataset.json").write_text(
+            json.dumps({"labels": dict(zip(order, (0, 63, 126), strict=True))})
+        )
+        for path in (tmp_path / name).glob("*/GT/*.png"):
+            mask = np.random.default_rng(len(path.name)).integers(0, 2, (40, 48), np.uint8) * (path.name[-5] == "1")
+            Image.fromarray(mask * np.uint8(63 * order.index("liver"))).save(path)
+    sides = {"predictions": tmp_path / "a" / "test", "truth": tmp_path / "b" / "test", "out": tmp_path / "run"}
+    refused(str(tmp_path / "a" / "dataset.json"), "other labels", **sides)
+    refused(str(tmp_path / "b" / "dataset.json"), "other labels", labels=tmp_path / "a" / "dataset.json", **sides)
+    shutil.copy(tmp_path / "b" / "dataset.json", tmp_path / "a")
+    assert {row["class"] for row in score(**sides)} == {"liver", "spleen"}
+
+
 # ---------------------------------------------------------------- names
 
 
