@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from data.png import PICTURES, read_mask
 from data.sources.dicom import read_series
 from data.sources.dicom_file import is_dicom
 from data.sources.dicom_seg import is_segmentation, read_named, segmentation_in
-from data.sources.nifti import find_named
+from data.sources.nifti import begins_with_number, find_named
 from data.volume_files import OTHERS, as_label, read_label
 from data.volumes import assemble, to_scan
 from utils import InputError, errors_begin, note, printable, read_json, some
@@ -197,14 +196,14 @@ def read_label_table(path: Path, of_volumes: bool) -> tuple[Labels | None, dict[
 
 
 def _is_theirs(labels: dict[str, Any]) -> bool:
-    return any(re.fullmatch("[0-9]+", key) or isinstance(value, list) for key, value in labels.items())
+    return any(begins_with_number(key, value) or isinstance(value, list) for key, value in labels.items())
 
 
 def _our_table(labels: dict[str, Any]) -> dict[str, Any]:
     """Their labels as ours: {"1": "liver"}, {"liver": 1} or {"tumor": [1, 2]}."""
     values: dict[str, list[Any]] = {}
     for key, value in labels.items():
-        name, numbers = (str(value), int(key)) if re.fullmatch("[0-9]{1,5}", key) else (key, value)
+        name, numbers = (value, int(key)) if begins_with_number(key, value) else (key, value)
         values[name] = numbers if isinstance(numbers, list) else [numbers]
     whole = all(numbers and all(type(number) is int for number in numbers) for numbers in values.values())
     if not whole or len(values) < len(labels):

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 
 from data.geometry import MAX_VOXELS
 from data.nifti import ENDINGS, MAX_CHANNELS, read_nifti, right_angles, to_image
-from data.volumes import itk_path, itk_reason, turned
+from data.volumes import itk_path, itk_reason, like, turned
 from utils import InputError, note
 
 # Ending -> its reader in ITK, and what its header must not hold: names of other files, or offsets into one.
@@ -22,10 +22,9 @@ OTHERS = {
     ".mha": ("MetaImageIO", ()),
     ".nrrd": ("NrrdImageIO", (b"data file", b"datafile", b"line skip", b"byte skip")),
 }
-
-
 LONGEST_HEADER = 2**16  # bytes
 SPACINGS = {".mha": ("elementspacing", "elementsize"), ".nrrd": ("spacings", "space directions")}  # fields, in order
+ROUNDED = 0.05  # what 8 bits with a scale may take from a label: 1 of 0 to 14 is 18 times 14 / 255
 
 
 class VolumeFile(NamedTuple):
@@ -64,12 +63,14 @@ def read_label(path: Path) -> sitk.Image:
 
 
 def as_label(image: sitk.Image, path: Path) -> sitk.Image:
-    """A volume as 16 bits. Raises InputError for values that are no class numbers."""
+    """A volume as 16 bits, of whole numbers, or of what a scale has rounded them to. Raises InputError for others."""
     array = sitk.GetArrayViewFromImage(image)
-    is_whole = array.dtype.kind in "iu" or np.array_equal(array, np.rint(array))
-    if not is_whole or array.min() < 0 or array.max() >= 2**16:
+    whole = array if array.dtype.kind in "iu" else np.rint(array)
+    apart = np.abs(array - whole).max()
+    is_small = apart > 0 and whole.max() == 0  # as a map of diffusion is
+    if apart > ROUNDED or is_small or whole.min() < 0 or whole.max() >= 2**16:
         raise InputError(f"{path}: holds values that are no class numbers 0, 1, 2, ...; is it the label?")
-    return sitk.Cast(image, sitk.sitkUInt16)
+    return like(image, whole.astype(np.uint16))
 
 
 def aligned(image: sitk.Image, path: Path, other: sitk.Image, other_path: Path) -> sitk.Image:

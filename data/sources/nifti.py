@@ -297,8 +297,8 @@ def _msd_channels(folder: Path) -> tuple[str, ...]:
 def _msd_classes(folder: Path) -> dict[int, str] | None:
     """Its labels, {"0": "background", ...} or nnU-Net's {"background": 0, ...}; None without a dataset.json."""
     labels = read_msd_description(folder).get("labels", {})
-    numbers = [str(key if re.fullmatch("[0-9]+", key) else value) for key, value in labels.items()]
-    names = [value if re.fullmatch("[0-9]+", key) else key for key, value in labels.items()]
+    numbers = [str(key if begins_with_number(key, value) else value) for key, value in labels.items()]
+    names = [value if begins_with_number(key, value) else key for key, value in labels.items()]
     if not all(re.fullmatch("[0-9]{1,5}", number) for number in numbers) or len(set(map(int, numbers))) < len(names):
         raise InputError(
             f"{folder / 'dataset.json'}: labels must be single numbers, each once, and no regions (lists of numbers), "
@@ -308,6 +308,11 @@ def _msd_classes(folder: Path) -> dict[int, str] | None:
     if (0, IGNORE) in pairs:
         raise InputError(f"{folder / 'dataset.json'}: {IGNORE} is 0, which must be the background; write other values")
     return {value: name if value else "background" for value, name in pairs} or None
+
+
+def begins_with_number(key: str, value: Any) -> bool:
+    """Whether an entry of labels is the Decathlon's, "1": "liver", not nnU-Net's: "liver": 1, or "11": 1 of a tooth."""
+    return isinstance(value, str) and re.fullmatch("[0-9]{1,5}", key) is not None
 
 
 def _found(

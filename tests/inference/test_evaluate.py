@@ -370,6 +370,21 @@ def test_numbers_may_be_stored_as_floats(pair):
         score(**pair, **NAMED)
 
 
+def test_numbers_may_be_stored_with_a_scale(pair):
+    """nibabel spreads floats over the integers that a header wants: 1 becomes 64 times 4 / 255."""
+    expected = score(**pair, **NAMED)
+    image = nib.load(pair["predictions"] / "a.nii.gz")
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.uint8)
+    nib.save(nib.Nifti1Image(image.get_fdata(), image.affine, header), pair["predictions"] / "a.nii.gz")
+    stored = nib.load(pair["predictions"] / "a.nii.gz").get_fdata()
+    assert 0.003 < np.abs(stored - np.rint(stored)).max() < 0.005
+    assert score(**pair, **NAMED) == expected
+    write(pair["predictions"] / "a.nii.gz", image.get_fdata(dtype=np.float32) / 1000)
+    with pytest.raises(InputError, match="no class numbers"):
+        score(**pair, **NAMED)
+
+
 TABLES = {
     "ours": {
         "labels": {"background": 0, "liver": 9, "spleen": 7},
@@ -399,6 +414,15 @@ def test_tables_of_classes(pair, tmp_path, kind):
         arrays = [nib.load(pair[side] / "a.nii.gz").get_fdata() > 0 for side in ("predictions", "truth")]
         (both,) = [float(row["dsc"]) for row in rows if row["class"] == "both" and row["subject"] == "a"]
         assert both == pytest.approx(dice(*arrays, 1))
+
+
+def test_numbers_are_names_in_a_table_of_nnunet(pair):
+    """Teeth are numbered; which of the two is the name, its type says."""
+    expected = [row["dsc"] for row in score(**pair, names="4,1", values="1,4")]
+    (pair["truth"] / "dataset.json").write_text('{"labels": {"background": 0, "4": 1, "1": 4}, "file_ending": ".gz"}')
+    rows = score(**pair)
+    assert [row["class"] for row in rows] == ["4", "1"] * 2
+    assert [row["dsc"] for row in rows] == expected
 
 
 def test_regions_whose_values_have_no_name(pair):
