@@ -164,11 +164,19 @@ class Preparation:
 
 
 def acquired_plane(image: sitk.Image) -> str:
-    """The plane of AXES that is nearest to that in which a scan was acquired; axial where no spacing is the largest."""
+    """The plane of AXES that is nearest to that in which a scan was acquired.
+
+    Its slices lie along the axis of the largest spacing, and a single slice in its own plane; axial where neither says.
+    """
     *_, second, largest = sorted(image.GetSpacing())
-    if largest < COARSER * second:
+    sides = image.GetSize()
+    if sides.count(1) == 1:
+        axis = sides.index(1)
+    elif largest >= COARSER * second:
+        axis = image.GetSpacing().index(largest)
+    else:
         return "axial"
-    across = axis_code(image)[image.GetSpacing().index(largest)]
+    across = axis_code(image)[axis]
     return next(plane for plane, letters in PLANES.items() if across in letters)
 
 

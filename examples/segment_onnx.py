@@ -27,14 +27,15 @@ def main(model, *scans, out):
     if Path(out).exists() or not Path(out).parent.is_dir() or not out.endswith((".nii", ".nii.gz")):
         sys.exit(f"{out}: must be NAME.nii.gz, in a folder that exists, and not replace a file; choose another name")
     files = [nib.load(scan) for scan in scans]
-    affine, shape, steps = files[0].affine, files[0].shape[:3], nib.affines.voxel_sizes(files[0].affine)
-    axes = affine[:3, :3] / steps
+    affine, shape = files[0].affine, files[0].shape[:3]
+    axes = affine[:3, :3] / nib.affines.voxel_sizes(affine)
     crooked = not np.allclose(axes.T @ axes, np.eye(3), atol=1e-2) or abs(axes).max(0).min() < 0.75
     if crooked or any(each.shape[:3] != shape or not np.allclose(each.affine, affine, atol=1e-3) for each in files):
         sys.exit(f"{', '.join(scans)}: not on one grid of right angles, near the body's axes; use predict.py")
     channels = [each for file in files for each in np.moveaxis(np.asanyarray(file.dataobj).reshape(*shape, -1), -1, 0)]
     if len(channels) != wanted or not all(np.isfinite(channel).all() for channel in channels):
         sys.exit(f"{', '.join(scans)}: must hold {wanted} channels of finite values; correct them")
+    steps = np.where(np.equal(shape, 1) & (shape.count(1) == 1), np.inf, nib.affines.voxel_sizes(affine))
     acquired = nib.aff2axcodes(affine)[steps.argmax()] if steps.max() >= 1.2 * sorted(steps)[1] else "S"
     plane = list(AXES)["SIAPLR".index(acquired) // 2] if how["axis"] == "acquired" else how["axis"]
     own, turned = io_orientation(affine), axcodes2ornt(AXES[plane])
@@ -44,8 +45,7 @@ def main(model, *scans, out):
         sys.exit(f"{scans[0]}: has slices of {sides[1]} x {sides[0]} pixels; the network needs 32 x 32")
     first = [(old - new) // 2 for old, new in zip(before, sides, strict=True)]
     images = np.stack([grey(cut(each, first, sides, np.nan), each.min(), how) for each in upright], 1)
-    batches = [images[k : k + 8] for k in range(0, len(images), 8)]
-    classes = np.concatenate([session.run(None, {"image": batch})[0].argmax(1) for batch in batches])
+    classes = np.concatenate([session.run(None, {"image": image[None]})[0].argmax(1) for image in images])
     for k in np.unique(classes[classes > 0]) if about["largest_component"] else ():
         from scipy import ndimage
 

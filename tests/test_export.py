@@ -254,13 +254,18 @@ PREPARATIONS = st.builds(
     code=st.sampled_from(ORIENTATIONS),
     angles=st.tuples(*[st.floats(-20, 20)] * 3),
     spacing=st.permutations([1.25, 0.8, 7.7]) | st.just([1.25, 1.0, 1.3]),
+    single=st.sampled_from([None, None, 0, 1, 2]),
     dtype=st.sampled_from([np.uint8, np.int16, np.float32, np.float64]),
     largest=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_the_example_is_predict(tiny_file, tmp_path, preparation, code, angles, spacing, dtype, largest, seed):
+def test_the_example_is_predict(tiny_file, tmp_path, preparation, code, angles, spacing, single, dtype, largest, seed):
+    """Of volumes, and of a single slice across one of the axes."""
     rng = np.random.default_rng(seed)
     values = rng.normal(100, 30, (40, 35, 33)).clip(0, 255).astype(dtype)
+    if single is not None:
+        preparation = replace(preparation, axis="acquired")
+        values = values.take([0], single)
     scan = write_nifti(tmp_path / "scan.nii.gz", values, code, angles, spacing)
     entries = {"preparation": preparation.to_dict(), "largest_component": largest}
     file = described(tiny_file, tmp_path / "network.onnx", **entries)

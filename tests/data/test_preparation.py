@@ -73,6 +73,14 @@ def test_scans_that_lie_askew_are_cut_as_they_were_acquired(order, angles):
     np.testing.assert_allclose(back.GetDirection(), stored.GetDirection(), atol=1e-6)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_single_slice_stays_whole_however_thin_it_is(axis):
+    scan = sitk.GetImageFromArray(np.expand_dims(np.arange(35, dtype=np.uint8).reshape(7, 5), axis))
+    scan.SetSpacing([1.0 if side == 1 else 1.5 for side in scan.GetSize()])
+    (pixels,) = Preparation().apply([scan], scan).label
+    assert sorted(pixels.ravel()) == list(range(35)) and set(pixels.shape) == {5, 7}
+
+
 def test_a_scan_of_no_largest_spacing_is_cut_axially():
     scan = sitk.GetImageFromArray(np.zeros((40, 41, 42), np.uint8))
     assert Preparation().apply([sitk.DICOMOrient(scan, "PIR")]).images.shape == (1, 40, 41, 42)
