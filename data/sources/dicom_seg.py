@@ -18,7 +18,9 @@ from data.sources.dicom_file import DEFLATED, PLAIN, explain, is_dicom, numbers,
 from data.volumes import MAX_SPAN, like, resample
 from utils import InputError, some
 
-MOST_PARTS = 4  # slices that the closest frames may be apart
+MOST_PARTS = 4  # slices that the closest frames may be apart, where the header does not say the distance
+ROUNDED = 0.06  # mm: a position of one decimal
+PARALLEL = 0.999999  # cosine of the angle between two normals
 KINDS = (uid.SegmentationStorage, "1.2.840.10008.5.1.4.1.1.66.7")  # bits, and label maps
 
 
@@ -114,22 +116,13 @@ def read_named(path: Path, values: Mapping[str, int]) -> sitk.Image:
 
 
 def extended(image: sitk.Image, other: sitk.Image) -> sitk.Image:
-    """A segmentation with the slices that it leaves out: as far as the other image reaches, at its distances."""
-    grid, normal = Grid.of(image), np.reshape(image.GetDirection(), (3, 3))[:, 2]
-    across = int(np.abs(np.reshape(other.GetDirection(), (3, 3)).T @ normal).argmax())
-    gap = other.GetSpacing()[across]
-    part = max(1, round(grid.spacing[2] / gap))
-    count = (grid.size[2] - 1) * part + 1
-    fits = grid.size[2] == 1 or abs(grid.spacing[2] / part - gap) < 0.01 * gap
-    if fits and count <= MAX_SPAN:
-        stored = sitk.GetArrayViewFromImage(image)
-        array = np.zeros((count, *grid.size[1::-1]), stored.dtype)
-        array[::part] = stored
-        spread = sitk.GetImageFromArray(array)
-        spread.SetSpacing((*grid.spacing[:2], gap if count == 1 else grid.spacing[2] / part))
-        spread.SetOrigin(grid.origin)
-        spread.SetDirection(grid.direction)
-        image, grid = spread, Grid.of(spread)
+    """A segmentation with the slices that it leaves out: as far as the other image reaches, at its distances.
+
+    Frames that lie within a tenth of the distance at slices of the other image are those slices, since positions in
+    DICOM files are rounded.
+    """
+    image = _on_slices(image, other)
+    grid = Grid.of(image)
     corners = product(*((-0.5, side - 0.5) for side in other.GetSize()))
     points = [other.TransformContinuousIndexToPhysicalPoint(corner) for corner in corners]
     heights = [image.TransformPhysicalPointToContinuousIndex(point)[2] for point in points]
@@ -138,6 +131,30 @@ def extended(image: sitk.Image, other: sitk.Image) -> sitk.Image:
         return image
     size = (*grid.size[:2], last - first + 1)
     return resample(image, grid._replace(size=size, origin=tuple(grid.position((0, 0, first)))), smooth=False)
+
+
+def _on_slices(image: sitk.Image, other: sitk.Image) -> sitk.Image:
+    """A segmentation with its slices among those of the other image; as it is where they do not lie there."""
+    grid, axes = Grid.of(image), np.reshape(other.GetDirection(), (3, 3))
+    normal = np.reshape(grid.direction, (3, 3))[:, 2]
+    lean = axes.T @ normal
+    across = int(np.abs(lean).argmax())
+    gap = float(np.sign(lean[across]) * other.GetSpacing()[across])  # below 0 where the other's slices run downwards
+    base = (np.array(other.GetOrigin()) - grid.origin) @ normal
+    stored = sitk.GetArrayViewFromImage(image)
+    held = np.flatnonzero(stored.any((1, 2))) if stored.any() else np.arange(1)
+    places = (held * grid.spacing[2] - base) / gap
+    nearest = np.rint(places).astype(int)
+    steps = (nearest - nearest[0]) * int(np.sign(gap))
+    if abs(lean[across]) < PARALLEL or np.abs(places - nearest).max() > 0.1 or not 0 <= steps[-1] < MAX_SPAN:
+        return image
+    array = np.zeros((steps[-1] + 1, *stored.shape[1:]), stored.dtype)
+    array[steps] = stored[held]
+    spread = sitk.GetImageFromArray(array)
+    spread.SetSpacing((*grid.spacing[:2], abs(gap)))
+    spread.SetOrigin((np.array(grid.origin) + (base + gap * nearest[0]) * normal).tolist())
+    spread.SetDirection(grid.direction)
+    return spread
 
 
 def _read_masks(path: Path, header: pydicom.FileDataset) -> np.ndarray:
@@ -197,17 +214,34 @@ def _read_frames(header: pydicom.FileDataset, count: int) -> _Frames:
 def _steps(path: Path, heights: np.ndarray, stated: list[float]) -> tuple[list[int], float]:
     """The slice of each frame, counted from the lowest, and the distance of slices.
 
-    Slices without a segment may be missing: the distance is the largest of which the frames are multiples apart. What
-    headers say of it, which is often the thickness of slices, or 1, counts for a single slice only.
+    Slices without a segment may be missing: the distance is the largest of which the frames are multiples apart, and
+    only then what headers say of it, which is often the thickness of slices, or 1.
     """
-    apart = np.diff(np.sort(heights))
+    levels = np.unique(heights)
+    apart = np.diff(levels)
     apart = apart[apart > 1e-2]
+    stated = [value for value in stated if value > 1 / LONGEST]
     if not apart.size:
-        return [0] * len(heights), next((value for value in stated if value > 0), 1.0)
-    for part in range(1, MOST_PARTS + 1):
-        gap = float(apart.min()) / part
-        steps = np.rint(heights / gap)
-        if np.abs(heights / gap - steps).max() < 0.1:
+        return [0] * len(heights), stated[0] if stated else 1.0
+    parts = [float(apart.min()) / part for part in range(1, MOST_PARTS + 1)]
+    fits = [(*_fit(levels, gap), 0.05 * gap) for gap in (*parts, *stated)]
+    fits = [(gap, lowest, min(ROUNDED, most)) for gap, lowest, most in fits] + [(gap, 0.0, 0.1 * gap) for gap in parts]
+    for gap, lowest, most in fits:
+        steps = np.rint((heights - lowest) / gap)
+        if np.abs(heights - lowest - steps * gap).max() < most:
             return steps.astype(int).tolist(), float(heights.max() / steps.max())
     shown = some([f"{value:.2f}" for value in np.unique(np.round(heights, 2))])
     raise InputError(f"{path}: its frames lie at no equal distances ({shown} mm); resample it to NIfTI")
+
+
+def _fit(levels: np.ndarray, gap: float) -> tuple[float, float]:
+    """The distance of rounded heights, about `gap`, and the lowest height, as more and more of them say it."""
+    lowest, count = 0.0, 2
+    while True:
+        near = levels[:count]
+        steps = np.rint((near - lowest) / gap)
+        if steps.any():
+            gap, lowest = np.polyfit(steps, near, 1).tolist()
+        if count >= len(levels):
+            return gap, lowest
+        count *= 2

@@ -145,17 +145,19 @@ def save_slice(path: Path, pixels: np.ndarray, syntax=uid.ExplicitVRLittleEndian
     return dataset
 
 
-def save_series(folder: Path, array: np.ndarray, direction=UPRIGHT, **elements) -> list[Path]:
+def save_series(
+    folder: Path, array: np.ndarray, direction=UPRIGHT, gap: float = 5.5, decimals: int = 4, **elements
+) -> list[Path]:
     """A series of an array (slices, rows, columns) by pydicom, with other elements; its files in the array's order.
 
-    They lie on the grid of `slice_position`. Their names and numbers are in another order.
+    They lie on the grid of `slice_position`, their positions rounded. Their names and numbers are in another order.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = np.random.default_rng(len(array)).permutation(len(array))
     files = [folder / f"{name}.dcm" for name in names]
     axes = [round(float(x), 8) for x in np.asarray(direction)[:, :2].T.ravel()]
     for k, path in enumerate(files):
-        position = [round(float(x), 4) for x in slice_position(k, direction)]
+        position = [round(float(x), decimals) for x in slice_position(k, direction, gap)]
         usual = {"SOPInstanceUID": f"1.2.3.4.{k + 1}", "FrameOfReferenceUID": "1.2.5", "InstanceNumber": names[k] + 1}
         usual |= {"ImagePositionPatient": position, "ImageOrientationPatient": axes}
         save_slice(path, array[k], **usual | elements)

@@ -20,6 +20,7 @@ from data.sources.dicom import Series, read_series
 from data.sources.dicom_seg import extended, read_named, read_segmentation
 from data.sources.dicom_seg_writer import MEANINGS, check_writable, write_segmentation
 from data.sources.nifti import BRATS_CLASSES, DECATHLON_BRATS
+from data.volume_files import aligned
 from tests.helpers.errors import assert_clear, assert_one_line
 from tests.helpers.scans import UPRIGHT, assert_same_scan, save_series
 from utils import InputError
@@ -110,6 +111,31 @@ def test_all_readers_find_each_voxel_where_it_was(tmp_path, capfd, filled, angle
     expected = sitk.GetImageFromArray(array.astype(np.uint16))
     expected.CopyInformation(series.image)
     assert_same_scan(ours, expected)
+
+
+@pytest.mark.parametrize("angles", [(0, 0, 0), (180, 0, 0)])
+@pytest.mark.parametrize(
+    ("gap", "decimals", "count", "filled"),
+    [
+        (0.625, 2, 120, range(50, 60)),
+        (1.25, 1, 60, range(20, 30)),
+        (1.25, 1, 60, range(5, 59)),
+        (0.6992, 3, 200, range(10, 190)),
+        (0.9765625, 3, 100, (90,)),
+        (3.0, 4, 20, (3, 8, 14)),
+        (1.0, 4, 30, (2, 11, 21)),
+    ],
+)
+def test_slices_at_rounded_positions_keep_their_place(tmp_path, gap, decimals, count, filled, angles):
+    """Scanners write positions of few decimals; frames are those of the source that they refer to."""
+    direction = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    pixels, array = np.zeros((2, count, 5, 6), np.uint8)
+    files = save_series(tmp_path / "series", pixels.astype(np.uint16), direction, gap, decimals)
+    array[list(filled)] = np.random.default_rng(count).choice(np.array([1, 3], np.uint8), (len(filled), 5, 6))
+    series = write(tmp_path / "x.dcm", array, tmp_path / "series")
+    np.testing.assert_array_equal(by_pydicom(pydicom.dcmread(tmp_path / "x.dcm"), files), array)
+    ours = aligned(extended(read_segmentation(tmp_path / "x.dcm"), series.image), Path("x"), series.image, Path("y"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(ours), array)
 
 
 def test_it_belongs_to_the_study_of_its_source(tmp_path):
