@@ -23,7 +23,7 @@ from data.png import PICTURES, read_image
 from data.preparation import Preparation, acquired_plane, lie_of
 from data.sources.dicom import Series, read_series
 from data.sources.dicom_file import is_dicom
-from data.volume_files import aligned, read_file
+from data.volume_files import VolumeFile, aligned, read_file
 from inference.networks import Ensemble
 from utils import InputError, OptionError, errors_begin, note
 
@@ -39,7 +39,7 @@ class Scan:
     """Of the slices."""
     geometry: Geometry
     series: Series | None = None
-    """The DICOM series that it was read from."""
+    """The DICOM series that it, or its first channel, was read from."""
     header: nib.Nifti1Header | None = None
     """The header of the NIfTI file that it was read from, which its segmentation gets too."""
     colored: bool = False
@@ -108,8 +108,7 @@ def read_scans(source: str, name: str, ensemble: Ensemble) -> Iterator[Scan]:
     elif pictures := _list_pictures(path):
         scans = (_read_picture(picture.stem, [picture], ensemble) for picture in pictures)
     else:
-        series = read_series(path)
-        scans = iter([_prepare(name, [series.image], ensemble, path, series)])
+        scans = iter([_read_volumes(name, files, ensemble)])
     for scan in scans:
         check(scan, source, ensemble)
         if len({file.resolve() for file in files}) < len(files):
@@ -217,18 +216,18 @@ def _read_picture(name: str, files: Sequence[Path], ensemble: Ensemble) -> Scan:
 
 
 def _read_volumes(name: str, files: Sequence[Path], ensemble: Ensemble) -> Scan:
-    """A scan in one file, or with a file for each channel."""
-    read = [read_file(file) for file in files]
+    """A scan in one file or DICOM folder, or with one for each channel."""
+    series = {file: read_series(file) for file in files if file.is_dir()}
+    read = [VolumeFile([series[file].image], None) if file in series else read_file(file) for file in files]
     first = read[0].channels[0]
     volumes = [
         aligned(image, path, first, files[0]) for path, file in zip(files, read, strict=True) for image in file.channels
     ]
-    return replace(_prepare(name, volumes, ensemble, files[0]), header=read[0].header, files=files)
+    scan = _prepare(name, volumes, ensemble, files[0])
+    return replace(scan, series=series.get(files[0]), header=read[0].header, files=files)
 
 
-def _prepare(
-    name: str, volumes: Sequence[sitk.Image], ensemble: Ensemble, path: Path, series: Series | None = None
-) -> Scan:
+def _prepare(name: str, volumes: Sequence[sitk.Image], ensemble: Ensemble, path: Path) -> Scan:
     """Do to a scan what was done to those that the network was trained on."""
     preparation = ensemble.identity.preparation or Preparation()
     with errors_begin(path):
@@ -242,7 +241,7 @@ def _prepare(
         how = "as they were acquired" if preparation.axis == "acquired" else f"in the {preparation.axis} plane"
         note(path, f"lies oblique, {degrees:.0f} degrees off {plane}; its slices are cut {how}")
     scaled = images.astype(np.float32) / np.float32(2**preparation.bits - 1)
-    return Scan(name, scaled, list(range(1, images.shape[1] + 1)), geometry, series)
+    return Scan(name, scaled, list(range(1, images.shape[1] + 1)), geometry)
 
 
 def _read_slices(folder: Path, ensemble: Ensemble) -> Iterator[Scan]:

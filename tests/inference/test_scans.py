@@ -13,9 +13,11 @@ import SimpleITK as sitk
 from data.folder import open_data
 from data.geometry import Geometry
 from data.png import read_image
+from data.sources.dicom import read_series
 from inference.networks import Ensemble
 from inference.scans import read_scans, scan_names
 from tests.helpers.errors import assert_clear
+from tests.helpers.scans import slice_position, write_dicom
 from utils import InputError
 
 
@@ -132,6 +134,29 @@ def test_slices_with_channels_of_other_names_are_refused(trained):
         files = f"{trained.image(0).with_name('t1.nii')},{trained.image(0).with_name('t2.nii')}"
         list(read_scans(files, "", trained_on(trained.ensemble(), channels=("t2", "t1"))))
     assert_clear(caught.value, "t1.nii: is channel t1 by its name, where channel t2 belongs")
+
+
+def test_channels_may_be_dicom_folders(trained, tmp_path):
+    """Each is what it is alone, beside another or beside a file of its kind; what is in the way is a line."""
+    rng = np.random.default_rng(0)
+    for name in ("t1", "t2"):
+        for k in range(3):
+            write_dicom(tmp_path / name / f"{k}.dcm", rng.integers(0, 500, (40, 36)), slice_position(k))
+    one = trained.ensemble()
+    alone = [next(read_scans(str(tmp_path / name), name, one)) for name in ("t1", "t2")]
+    (network,) = one.networks
+    two = replace(one, networks=[replace(network, config=network.config.change(channels=2))])
+    sitk.WriteImage(read_series(tmp_path / "t2").image, tmp_path / "t2.nii.gz")
+    for second in ("t2", "t2.nii.gz"):
+        (both,) = read_scans(f"{tmp_path / 't1'},{tmp_path / second}", "t1", two)
+        np.testing.assert_array_equal(both.images, np.concatenate([scan.images for scan in alone]))
+        assert both.geometry == alone[0].geometry
+        assert both.series.files == alone[0].series.files
+    shutil.rmtree(tmp_path / "t2")
+    write_dicom(tmp_path / "t2" / "0.dcm", np.ones((40, 36)), slice_position(5))
+    with pytest.raises(InputError) as caught:
+        list(read_scans(f"{tmp_path / 't1'},{tmp_path / 't2'}", "t1", two))
+    assert_clear(caught.value, str(tmp_path / "t2"), "voxels")
 
 
 def test_sixteen_bits_are_a_finer_grey(trained):
