@@ -300,7 +300,8 @@ class Png(NamedOptions):
 
     def scoring(self, source: Source, classes: Mapping[int, str]) -> dict[str, Any]:
         tables = source.labels.to_dict() if source.labels else {}
-        kept = {key: tables[key] for key in ("regions", "tolerances", "mirror", "mirror_axis") if key in tables}
+        keys = ("colors", "regions", "tolerances", "mirror", "mirror_axis")
+        kept = {key: tables[key] for key in keys if key in tables}
         return kept | ({"mirror_axis": self.mirror_axis} if self.mirror_axis else {})
 
 

@@ -46,7 +46,7 @@ class Plan:
     classes: Mapping[int, str]
     """Label value -> name, the background first; IGNORE is none of the classes."""
     description: Mapping[str, Any]
-    """What dataset.json says besides: name, licence, command, regions, tolerances, groups."""
+    """What dataset.json says besides: name, licence, command, regions, tolerances, groups, colors."""
     skip_bad: bool = False
     """Whether to leave out subjects that cannot be read."""
 
@@ -61,6 +61,16 @@ class Plan:
         classes = [value for value, name in self.classes.items() if name != IGNORE]
         step = 252 // (len(classes) - 1)
         return dict.fromkeys(self.classes, 255) | {value: k * step for k, value in enumerate(classes)}
+
+    @property
+    def stored(self) -> np.ndarray:
+        """What masks hold for each label value: (values) of codes or, where classes have colors, (values, 3)."""
+        colors = self.description.get("colors")
+        of_value = {value: colors[name] for value, name in self.classes.items()} if colors else self.codes
+        held = np.array(list(of_value.values()))
+        table = np.zeros((max(of_value) + 1, *held.shape[1:]), np.min_scalar_type(held.max()))
+        table[list(of_value)] = held
+        return table
 
     def content(self, subjects: dict[str, Any], channels: Sequence[str]) -> dict[str, Any]:
         """The dataset.json of those `subjects` (name -> entry) that have been written, with names of their channels."""
@@ -208,15 +218,14 @@ def _write_subject(folder: Path, subject: str, plan: Plan) -> _Written:
             f"{case.files[0]}: has slices of {columns} x {rows} pixels; pad them to at least 32 x 32, or "
             "choose a smaller spacing"
         )
-    table = np.zeros(max(codes) + 1, np.min_scalar_type(max(codes.values())))
-    table[list(codes)] = list(codes.values())
+    stored = plan.stored
     folders = [folder / ("Img" if k == 1 else f"Img_{k}") for k in range(1, len(images) + 1)]
     for path in (*folders, folder / "GT"):
         path.mkdir(parents=True, exist_ok=True)
     numbers = case.numbers or range(1, len(label) + 1)
     for number, mask, *slices in zip(numbers, label, *images, strict=True):
         name = f"Subj_{subject}slice_{number}.png"
-        for path, pixels in zip((folder / "GT", *folders), (table[mask], *slices), strict=True):
+        for path, pixels in zip((folder / "GT", *folders), (stored[mask], *slices), strict=True):
             with errors_name(path / name):
                 Image.fromarray(pixels).save(path / name)
     channels = sum(3 if pixels.ndim == 4 else 1 for pixels in images)

@@ -14,6 +14,7 @@ import torch
 from medpy.metric import binary
 from PIL import Image
 
+import evaluate
 import predict
 import prepare
 from config import Config
@@ -126,6 +127,28 @@ def test_words_are_those_of_images(photos):
     assert "3D" not in photos.text
     assert "voxels" not in photos.text
     assert read_json(photos.root / "run" / "test.json")["per_image"] is True
+
+
+def test_masks_in_colors_are_good_for_training_and_for_scores(photos, tmp_path):
+    """predict.py and evaluate.py score pictures against the very masks that the network was trained on."""
+    source = shutil.copytree(photos.root / "photos", tmp_path / "photos")
+    for path in (source / "masks").iterdir():
+        spot = pixels(path)[..., None] == 7
+        Image.fromarray(np.where(spot, [200, 10, 30], [0, 0, 9]).astype(np.uint8)).save(path)
+    (source / "dataset.json").write_text('{"colors": {"background": [0, 0, 9], "spot": [200, 10, 30]}}')
+    arguments = ["png", str(source), "--out", str(tmp_path / "data"), "--size", "40", "--split_file"]
+    prepare.main([*arguments, str(photos.root / "split.json")])
+    main(CONFIG.change(data=tmp_path / "data", out=tmp_path / "run"))
+    trained = Photos(tmp_path, "")
+    out = run(trained, source / "images" / "d.png", truth=(source / "masks",))
+    evaluate.main(evaluate.Options(tmp_path / "out", source / "masks", tmp_path / "again", partial=True))
+    truth, prediction = (pixels(source / "masks" / "d.png") == [200, 10, 30]).all(-1), trained.argmax("d") == 1
+    for scores in (out / "scores.csv", tmp_path / "again" / "test.csv"):
+        (row,) = read_csv(scores)
+        assert float(row["dsc"]) == pytest.approx(binary.dc(prediction, truth))
+    with Image.open(out / "d.png") as picture:
+        shown = np.asarray(picture.convert("RGB"))
+    np.testing.assert_array_equal(shown, np.where(prediction[..., None], [200, 10, 30], [0, 0, 9]))
 
 
 # ---------------------------------------------------------------- predictions

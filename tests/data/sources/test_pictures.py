@@ -258,7 +258,9 @@ def test_masks_by_the_table_of_their_folder(tmp_path):
     data = open_data(make(source, split="1,1,1"))
     assert data.labels.names == ("background", "lesion")
     for item in (item for slices in data.splits.values() for item in slices):
-        np.testing.assert_array_equal(read_mask(item.mask).codes, where)
+        np.testing.assert_array_equal(data.labels.to_classes(read_mask(item.mask), item.mask), where)
+        shown = np.where(where[..., None], np.array([200, 10, 30]), 0)  # a prediction is shown so, too
+        np.testing.assert_array_equal(np.asarray(Image.open(item.mask).convert("RGB")), shown)
 
 
 def test_images_that_exif_turns_are_told(tmp_path, capsys):
