@@ -275,10 +275,12 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     summary = {"per_class": by_class(of_classes)}
     if of_regions:
         summary["per_region"] = by_class(of_regions)
-    subjects = _unique(row["subject"] for row in rows)
-    by_subject = [statistics([row for row in of_classes if row["subject"] == subject]) for subject in subjects]
+    of_subjects: dict[str, list[dict[str, Any]]] = {row["subject"]: [] for row in rows}
+    for row in of_classes:
+        of_subjects[row["subject"]].append(row)
+    by_subject = [statistics(of_subject) for of_subject in of_subjects.values()]
     means = [{metric: values[metric]["mean"] for metric in metrics} for values in by_subject]
-    return summary | {"overall": statistics(means), "subjects": len(subjects)}
+    return summary | {"overall": statistics(means), "subjects": len(of_subjects)}
 
 
 def mean_std(values: Iterable[float]) -> dict[str, float]:

@@ -106,7 +106,10 @@ def write_data(out: Path, plan: Plan, check: Callable[[Path], Any] = open_data) 
             if not left:
                 raise InputError(f"no subject of {name} can be read; the last problem: {problems[-1]}")
         write_json(partial / "dataset.json", content)
-        check(partial)
+        try:
+            check(partial)
+        except InputError as error:
+            raise InputError(str(error).replace(str(partial), str(out))) from None
         _check_free(out)
         partial.replace(out)
         (out / ".lock").unlink()

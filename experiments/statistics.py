@@ -31,17 +31,18 @@ def interval(scores: np.ndarray, groups: Sequence[str]) -> tuple[float, float]:
     if count < 2:
         return math.nan, math.nan
     times_seed, times_group = _resamples(seeds, count, RESAMPLES)
-    means = ((times_group @ table.T) * times_seed).sum(1) / table.size
+    of_seeds = [times @ table.T for times in map(np.float64, np.array_split(times_group, 10))]  # never all as floats
+    means = (np.concatenate(of_seeds) * times_seed).sum(1) / table.size
     quantiles = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     low, high = table.mean() + _widening(table, means.std()) * (quantiles - table.mean())
     return float(low), float(high)
 
 
-@functools.lru_cache(maxsize=8)  # tables have many columns of as many subjects
+@functools.lru_cache(maxsize=4)  # tables have many columns of as many subjects
 def _resamples(seeds: int, groups: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """How often each seed and each group is drawn: (count, seeds) and (count, groups), from a fixed seed."""
     random = np.random.default_rng(0)
-    times = [random.multinomial(n, np.full(n, 1 / n), count).astype(float) for n in (seeds, groups)]
+    times = [random.multinomial(n, np.full(n, 1 / n), count).astype(np.uint16) for n in (seeds, groups)]
     return times[0], times[1]
 
 
@@ -56,11 +57,21 @@ def group_scores(scores: np.ndarray, groups: Sequence[str]) -> np.ndarray:
     of_subjects = np.array(groups)[known]
     if not scores.size:
         return np.empty((len(scores), 0))
-    scores = np.where(np.isfinite(scores), scores, np.nanmean(scores, 0))
-    names = list(dict.fromkeys(of_subjects))
-    deviations = scores - scores.mean()
-    sums = np.stack([deviations[:, of_subjects == name].sum(1) for name in names], 1)
-    return scores.mean() + sums * len(names) / len(of_subjects)
+    scores = _filled(scores)
+    index = _numbered(of_subjects)
+    sums = np.stack([np.bincount(index, of_seed) for of_seed in scores - scores.mean()])
+    return scores.mean() + sums * sums.shape[1] / len(of_subjects)
+
+
+def _filled(scores: np.ndarray) -> np.ndarray:
+    """Scores (seeds, subjects), those that are not known replaced by the subject's mean over the other seeds."""
+    return np.where(np.isfinite(scores), scores, np.nanmean(scores, 0)) if scores.size else scores
+
+
+def _numbered(groups: Sequence[str]) -> np.ndarray:
+    """The number of each one's group, in the order in which they come."""
+    numbers = {name: k for k, name in enumerate(dict.fromkeys(groups))}
+    return np.array([numbers[name] for name in groups], int)
 
 
 def _widening(table: np.ndarray, spread: float) -> float:
@@ -129,7 +140,7 @@ class Comparison(NamedTuple):
 def result_interval(result: Result, column: Column) -> tuple[float, float]:
     """The interval of a row's mean in a column, within what the metric can be."""
     subjects = list(result.values.get(column, {}))
-    low, high = interval(_scores(result, column, subjects), _groups(result, subjects))
+    low, high = interval(_scores(result, list(result.by_seed), column, subjects), _groups(result, subjects))
     highest = 100 if METRICS[column[1]].unit == "%" else math.inf
     return max(low, 0.0), min(high, highest)
 
@@ -159,16 +170,15 @@ def _differences(result: Result, reference: Result, column: Column) -> tuple[np.
     subjects = [name for name in ours if math.isfinite(ours[name]) and math.isfinite(theirs.get(name, math.nan))]
     groups = _groups(result, subjects)
     if result.by_seed.keys() == reference.by_seed.keys():
-        scores = _scores(result, column, subjects) - _scores(reference, column, subjects)
-        if np.isfinite(scores).all():
-            return scores, groups
+        pair = [_filled(_scores(each, list(reference.by_seed), column, subjects)) for each in (result, reference)]
+        return pair[0] - pair[1], groups
     means = np.array([ours[name] - theirs[name] for name in subjects])
     return means[None], groups
 
 
-def _scores(result: Result, column: Column, subjects: Sequence[str]) -> np.ndarray:
+def _scores(result: Result, seeds: Sequence[int | None], column: Column, subjects: Sequence[str]) -> np.ndarray:
     """(seeds, subjects), NaN where a score is not known."""
-    of_seeds = [values.get(column, {}) for values in result.by_seed.values()]
+    of_seeds = [result.by_seed[seed].get(column, {}) for seed in seeds]
     rows = [[values.get(subject, math.nan) for subject in subjects] for values in of_seeds]
     return np.array(rows, float).reshape(len(rows), len(subjects))
 
@@ -180,5 +190,5 @@ def _groups(result: Result, subjects: Sequence[str]) -> list[str]:
 
 def _means(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:
     """The mean over each group's subjects, (groups,)."""
-    names = list(dict.fromkeys(groups))
-    return np.array([values[np.array(groups) == name].mean() for name in names])
+    index = _numbered(groups)
+    return np.bincount(index, values) / np.bincount(index)

@@ -131,7 +131,8 @@ def test_intervals_hold_the_true_mean_as_often_as_they_say(
 def row(name: str, groups: dict[str, str], **seeds: dict[str, float]) -> Result:
     """A result with scores of one column: seed -> subject -> score."""
     subjects = list(dict.fromkeys(subject for of_seed in seeds.values() for subject in of_seed))
-    means = {subject: float(np.mean([of_seed[subject] for of_seed in seeds.values()])) for subject in subjects}
+    known = {subject: [of_seed[subject] for of_seed in seeds.values() if subject in of_seed] for subject in subjects}
+    means = {subject: float(np.mean(values)) for subject, values in known.items()}
     by_seed = {seed: {COLUMN: scores} for seed, scores in seeds.items()}
     return SimpleNamespace(name=name, values={COLUMN: means}, by_seed=by_seed, groups=groups)
 
@@ -184,6 +185,31 @@ def test_seeds_count_with_their_means():
     wide = compare([many, other], other, COLUMN)["a"].interval
     narrow = compare([many, single], single, COLUMN)["a"].interval
     assert wide[0] < narrow[0] < narrow[1] < wide[1]  # with seeds, the interval holds for other seeds too
+
+
+def test_seeds_are_paired_by_their_name():
+    """Not by the order in which runs are named."""
+    scores = {f"s{k}": {str(n): 50.0 + 9 * k + n**2 % 7 for n in range(6)} for k in range(3)}
+    better = {seed: {name: value + 1 for name, value in of_seed.items()} for seed, of_seed in scores.items()}
+    reference = row("a", {}, **scores)
+    for order in itertools.permutations(better):
+        found = compare([row("b", {}, **{seed: better[seed] for seed in order}), reference], reference, COLUMN)["b"]
+        assert found.interval == pytest.approx((1, 1))
+
+
+def test_an_unknown_score_keeps_the_seeds_in_the_interval():
+    """A subject's missing score counts as its mean over the other seeds; the seeds differ far more than subjects."""
+    rng = np.random.default_rng(0)
+    differences = np.array([[-3.0], [0.5], [4.0]]) + rng.normal(0, 0.1, (3, 8))
+    filled = differences.copy()
+    filled[1, 2] = differences[[0, 2], 2].mean()
+    ours = {f"s{k}": {str(n): 50 + value for n, value in enumerate(of_seed)} for k, of_seed in enumerate(differences)}
+    del ours["s1"]["2"]
+    reference = row("r", {}, **{seed: {str(n): 50.0 for n in range(8)} for seed in ours})
+    found = compare([row("a", {}, **ours), reference], reference, COLUMN)["a"]
+    assert found.difference == pytest.approx(filled.mean())
+    assert found.interval == pytest.approx(interval(filled, list("abcdefgh")))
+    assert found.interval[0] < -2 and found.interval[1] > 2
 
 
 def test_comparison_corrects_over_the_other_rows():
