@@ -27,7 +27,8 @@ def write_figures(rows: Sequence[Row], out: Path, device: str, against: str | No
     """
     table = read_rows(rows, against)
     reference = table.results.index(table.reference)
-    segmented = [_segment_row(row, device) for row in rows]
+    classes = table.reference.classes
+    segmented = [_segment_row(row, device, classes) for row in rows]
     common = [subject for subject in segmented[reference] if all(subject in of_row for of_row in segmented)]
     if not common:
         raise InputError(f"{table.reference.name}: shares no test subject with all other rows")
@@ -38,27 +39,38 @@ def write_figures(rows: Sequence[Row], out: Path, device: str, against: str | No
     for subject in chosen:
         dataset, ours = segmented[reference][subject]
         volumes = [of_row[subject][1] for of_row in segmented]
-        if any(volume.prediction.shape != ours.target.shape for volume in volumes):
-            raise InputError(f"{table.reference.name}: its subject {subject} has another size in another row")
+        for row, volume in zip(rows, volumes, strict=True):
+            if not np.array_equal(volume.target, ours.target):
+                raise InputError(
+                    f"{row.name}: its truth of subject {subject} is another one than that of {table.reference.name}; "
+                    "compare rows of one data set"
+                )
         lines.append(_line(dataset, ours, volumes))
     make_folder(out)
     values = {result.name: result.values for result in table.results}
     written = []
     for suffix in ("pdf", "png"):
         grid, boxes = out / f"grid.{suffix}", out / f"boxes.{suffix}"
-        save_grid(grid, lines, ["truth", *values], dataset.labels.names)
+        save_grid(grid, lines, ["truth", *values], ("background", *classes))
         save_boxes(boxes, values, table.results[0].labels, METRICS["dsc"])
         written += [grid, boxes]
     return written
 
 
-def _segment_row(row: Row, device: str) -> dict[str, tuple[Pictures, Volume]]:
-    """Test subject -> the slices and the segmentation of the first run of the row that tested it."""
+def _segment_row(row: Row, device: str, classes: Sequence[str]) -> dict[str, tuple[Pictures, Volume]]:
+    """Test subject -> the slices and the segmentation, in indices of `classes`, of the row's first run that tested it.
+
+    `classes` are without the background.
+    """
     found: dict[str, tuple[Pictures, Volume]] = {}
     for folder in row.folders:
         segmented, _ = segment_run(folder, device)
+        index = np.arange(256, dtype=np.uint8)
+        for k, name in enumerate(segmented.dataset.labels.names[1:], 1):
+            index[k] = 1 + classes.index(name)
         for volume in segmented.volumes:
-            found.setdefault(volume.subject, (segmented.dataset, volume))
+            ours = volume._replace(prediction=index[volume.prediction], target=index[volume.target])
+            found.setdefault(volume.subject, (segmented.dataset, ours))
     return found
 
 

@@ -18,7 +18,7 @@ from inference.segmentation import check_finite, segment_subjects
 from reporting.viewer import Segmented
 from training.device import Machine
 from training.setup import open_data_of
-from utils import InputError
+from utils import InputError, read_csv
 
 
 def run_config(folder: Path) -> Config:
@@ -38,6 +38,8 @@ def segment_run(folder: Path, device: str) -> tuple[Segmented, nn.Module | None]
     """
     if (folder / "evaluation.json").exists():
         evaluation = Evaluation(Sources.read(folder / "evaluation.json"))
+        if {row["subject"] for row in read_csv(folder / "test.csv")} != set(evaluation.subjects()):
+            raise InputError(f"{folder}: other subjects were scored than there are now; evaluate again")
         return scored(evaluation, evaluation.subjects()), None
     config = run_config(folder)
     machine = Machine.of(config.change(device=device, workers="auto").machine)
@@ -49,6 +51,8 @@ def segment_run(folder: Path, device: str) -> tuple[Segmented, nn.Module | None]
         raise InputError(f"{config.data}: has other classes, channels or preparation than {folder} was trained on")
     split = "test" if (folder / "test.json").exists() else "val"
     dataset = data.dataset(split)
+    if dataset.fingerprint() != (trained.identity.test if split == "test" else trained.identity.validation):
+        raise InputError(f"{config.data}: has other slices of {split} than {folder} was trained with")
     subjects, options = list(dataset.subjects()), trained.config.evaluation
     volumes = list(segment_subjects(trained.model, dataset, subjects, options, machine, split))
     check_finite(volumes, trained.path)

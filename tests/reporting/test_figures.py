@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
+import evaluate
 import report
 from data.dataset import Slice, SliceDataset
 from data.description import Labels
@@ -25,6 +28,8 @@ from reporting import figures, paper
 from reporting.encoding import encode_image
 from reporting.run_page import PAGE
 from reporting.viewer import Segmented
+from tests.helpers.errors import assert_clear
+from utils import InputError, write_json
 
 
 @pytest.mark.slow
@@ -46,14 +51,74 @@ def test_a_subject_is_shown_by_the_fold_that_tested_it(monkeypatch):
     tested = {"a": ["1", "2"], "b": ["3", "1"]}
 
     def segment(folder, _):
-        volumes = [Volume(subject, np.full((1, 2, 2), ord(folder.name)), None) for subject in tested[folder.name]]
-        return Segmented("test", folder.name, volumes, {}), None
+        classes = np.full((1, 2, 2), ord(folder.name), np.uint8)
+        volumes = [Volume(subject, classes, classes) for subject in tested[folder.name]]
+        labels = SimpleNamespace(names=("background",))
+        return Segmented("test", SimpleNamespace(labels=labels, of=folder.name), volumes, {}), None
 
     monkeypatch.setattr(paper, "segment_run", segment)
-    found = paper._segment_row(Row("ours", (Path("a"), Path("b"))), "cpu")
-    assert {subject: (of, chr(volume.prediction[0, 0, 0])) for subject, (of, volume) in found.items()} == {
+    found = paper._segment_row(Row("ours", (Path("a"), Path("b"))), "cpu", [])
+    assert {subject: (of.of, chr(volume.prediction[0, 0, 0])) for subject, (of, volume) in found.items()} == {
         "1": ("a", "a"), "2": ("a", "a"), "3": ("b", "b")
     }  # fmt: skip
+
+
+@pytest.fixture
+def evaluated(data, tmp_path):
+    """Runs of evaluate.py, of the truth as its own segmentation: classes in two orders, and another truth."""
+    found = {}
+    for name in ("ours", "reordered", "mirrored"):
+        copy = shutil.copytree(data, tmp_path / f"{name}-data")
+        names = ["background", "liver", "right kidney", "left kidney", "spleen"]
+        codes = [0, 63, 126, 189, 252]
+        if name == "reordered":
+            names, codes = names[:1] + names[:0:-1], codes[:1] + codes[:0:-1]
+        (copy / "dataset.json").write_text(json.dumps({"labels": dict(zip(names, codes, strict=True))}))
+        for path in copy.glob("test/GT/*.png") if name == "mirrored" else ():
+            with Image.open(path) as picture:
+                mirrored = ImageOps.mirror(picture)
+            mirrored.save(path)
+        found[name] = tmp_path / name
+        evaluate.main(evaluate.Options(copy / "test", copy / "test", found[name]))
+    return found
+
+
+def test_a_class_has_one_color_in_all_rows_of_the_grid(evaluated, tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(paper, "save_grid", lambda path, rows, *_: lines.extend(rows))
+    monkeypatch.setattr(paper, "save_boxes", lambda *_: None)
+    rows = tuple(str(evaluated[name]) for name in ("ours", "reordered"))
+    report.main(report.Options(rows, figure=tmp_path / "figures"))
+    for line in lines:
+        truth, *segmentations = line.overlays
+        assert set(np.unique(truth)) == {0, 1, 2, 3, 4}
+        for segmentation in segmentations:
+            np.testing.assert_array_equal(segmentation, truth)
+
+
+def test_rows_with_other_truths_share_no_grid(evaluated, tmp_path):
+    rows = tuple(str(evaluated[name]) for name in ("ours", "mirrored"))
+    with pytest.raises(InputError) as caught:
+        report.main(report.Options(rows, figure=tmp_path / "figures"))
+    assert_clear(caught.value, "mirrored", "truth of subject", "that of ours")
+
+
+def test_slices_that_were_changed_are_not_shown(run, data, tiny, tmp_path, capsys):
+    """Neither those of main.py nor, beside a new subject, those of evaluate.py."""
+    folder, changed = shutil.copytree(run, tmp_path / "run"), shutil.copytree(data, tmp_path / "data")
+    evaluate.main(evaluate.Options(changed / "test", changed / "test", tmp_path / "evaluated"))
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", config | {"data": str(changed)})
+    for path in (changed / "test" / "GT").glob("Subj_3slice_*.png"):
+        with Image.open(path) as picture:
+            mirrored = ImageOps.mirror(picture)
+        mirrored.save(path)
+    report.main(report.Options((str(folder),), device="cpu"))
+    assert f"note: no slices in the page: {changed}: has other slices of test than" in capsys.readouterr().out
+    for kind in ("Img", "GT"):
+        shutil.copy(changed / "test" / kind / "Subj_3slice_8.png", changed / "test" / kind / "Subj_5slice_8.png")
+    report.main(report.Options((str(tmp_path / "evaluated"),), device="cpu"))
+    assert "other subjects were scored than there are now" in capsys.readouterr().out
 
 
 @pytest.fixture
