@@ -43,7 +43,7 @@ def write_figures(rows: Sequence[Row], out: Path, device: str, against: str | No
             if not np.array_equal(volume.target, ours.target):
                 raise InputError(
                     f"{row.name}: its truth of subject {subject} is another one than that of {table.reference.name}; "
-                    "compare rows of one data set"
+                    "leave the row out, or score it against the same truth"
                 )
         lines.append(_line(dataset, ours, volumes))
     make_folder(out)

@@ -73,7 +73,7 @@ class Optimization:
         self.scale = LossScale(self.parameters[0].device) if dtype == torch.float16 else None
         self.per_iteration = options.schedule == "one_cycle"
         if self.per_iteration:
-            total = options.epochs * iterations
+            total = max(2, options.epochs * iterations)  # of a single iteration, PyTorch takes the last rate, about 0
             self.schedule = OneCycleLR(self.optimizer, options.lr, total, cycle_momentum=False)
         else:
             # PyTorch lowers the rate after more than `patience` bad epochs, the paper after 50; eps would keep small

@@ -67,6 +67,12 @@ def test_steps_are_those_of_pytorch_s_adam_bit_for_bit():
             torch.testing.assert_close(mine, other, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+def test_the_shortest_cycle_has_a_rate(iterations):
+    options = OptimizationConfig(lr=0.02, schedule="one_cycle", epochs=1)
+    assert 0.02 / 25 <= Optimization(nn.Linear(1, 1), options, iterations).lr <= 0.02
+
+
 def test_one_cycle_follows_its_cosines_also_over_skipped_steps():
     network = small_network()
     options = OptimizationConfig(lr=0.02, schedule="one_cycle", epochs=4)
