@@ -21,7 +21,6 @@ import tyro
 
 from config import GROUP_OF, parse_config
 from data.dataset import natural
-from data.description import Labels
 from data.folder import DataFolder, Identity, open_data
 from data.splits import Split, fold_splits, random_splits, read_groups, read_split, split_counts
 from experiments.formats import latex, markdown, parameters_latex, parameters_markdown, parameters_table, plain
@@ -33,6 +32,7 @@ from models import build_model, check_network, own_class
 from reporting.comparison import read_rows
 from reporting.figures import harmless, save_boxes, save_curves
 from training.checkpoint import content_of, load_checkpoint
+from training.scores import tolerances_of
 from training.setup import open_data_of
 from utils import (
     InputError,
@@ -100,8 +100,7 @@ class Fold:
     split_file: Path | None
     groups: dict[str, str]
     """Subject -> group, by which the fold was split."""
-    labels: Labels
-    """Of the data set."""
+    opened: DataFolder
 
 
 def reproduce(options: Options, flags: list[str]) -> None:
@@ -118,9 +117,10 @@ def reproduce(options: Options, flags: list[str]) -> None:
     make_folder(folder)
     lock_folder(options.out)
     each = folds(options)
+    _check_folds(each)
     groups = merged_groups([fold.groups for fold in each])
     runs = plan_runs(options, rows, each, flags)
-    _check_given(given, runs, each[0])
+    _check_given(given, runs, each[0], groups)
     to_go_on = [run for run in runs if check(run)]
     check_data(runs)
     for run in to_go_on:
@@ -162,15 +162,40 @@ def given_runs(options: Options, rows: Collection[str]) -> list[Run]:
     return found
 
 
-def _check_given(given: list[Run], runs: list[Run], fold: Fold) -> None:
-    """Raises InputError for a run that is trained here, or that has other classes or regions than the data."""
+def _check_folds(each: list[Fold]) -> None:
+    """Raises InputError for data sets whose scores cannot share a row."""
+    ours = each[0].opened
+    for fold in each[1:]:
+        theirs = fold.opened
+        pairs = {
+            "classes": (set(theirs.labels.names), set(ours.labels.names)),
+            "regions": (theirs.labels.regions, ours.labels.regions),
+            "tolerances": (tolerances_of(theirs.labels), tolerances_of(ours.labels)),
+            "numbers of channels": (theirs.channels, ours.channels),
+        }
+        for what, (one, other) in pairs.items():
+            if one != other:
+                raise InputError(
+                    f"{fold.data}: has other {what} than {each[0].data}; leave it out, or make a table of each"
+                )
+
+
+def _check_given(given: list[Run], runs: list[Run], fold: Fold, groups: dict[str, str]) -> None:
+    """Raises InputError for a run that is trained here, or whose scores cannot share a table with those of the data."""
     trained = {run.folder.resolve(): run.row for run in runs}
-    scored = {*fold.labels.names[1:], *fold.labels.regions}
+    labels = fold.opened.labels
+    in_mm = all(geometry.spacing for geometry in fold.opened.geometry.values())
     for run in given:
         result = read_result(run.row, [run.folder])
-        if {*result.classes, *result.regions} != scored:
+        if {*result.classes, *result.regions} != {*labels.names[1:], *labels.regions}:
             raise InputError(
                 f"--rows {run.folder}: has other classes or regions than {fold.data}; leave it out, or name others"
+            )
+        with errors_begin(f"--rows {run.folder}"):
+            merged_groups([groups, result.groups])
+        if in_mm and result.in_mm and result.tolerances != tolerances_of(labels):
+            raise InputError(
+                f"--rows {run.folder}: its NSD has other tolerances than {fold.data} gives; score it again, or leave it out"
             )
         if run.folder.resolve() in trained:
             raise InputError(f"--rows {run.folder}: is a run of the row {trained[run.folder.resolve()]} already")
@@ -256,7 +281,7 @@ def folds(options: Options) -> list[Fold]:
         if anew:
             found += _split_folds(options, data, name, opened)
         else:
-            found.append(Fold(name, data, None, opened.groups, opened.labels))
+            found.append(Fold(name, data, None, opened.groups, opened))
     return found
 
 
@@ -270,7 +295,7 @@ def _own_folds(options: Options, data: Path, name: str) -> list[Fold]:
         split = read_split(path)
         with errors_begin(path):
             opened = open_data(data, subjects=split)
-        found.append(Fold(f"{name}-{path.stem}", data, path, opened.groups, opened.labels))
+        found.append(Fold(f"{name}-{path.stem}", data, path, opened.groups, opened))
     return found
 
 
@@ -291,7 +316,7 @@ def _split_folds(options: Options, data: Path, name: str, opened: DataFolder) ->
             raise InputError(f"{path}: was split from other subjects or groups than {data} has; choose another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, split)
-        found.append(Fold(of_fold, data, path, groups, opened.labels))
+        found.append(Fold(of_fold, data, path, groups, opened))
     return found
 
 

@@ -240,7 +240,9 @@ def merged_groups(parts: Sequence[dict[str, str]]) -> dict[str, str]:
         if before == subject:
             groups[subject] = group
         elif group not in (before, subject):
-            raise InputError(f"subject {subject}: is of group {before!r} in one place, {group!r} in another")
+            raise InputError(
+                f"subject {subject}: is of group {before!r} in one place, {group!r} in another; correct one"
+            )
     return groups
 
 

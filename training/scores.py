@@ -78,8 +78,12 @@ def score_volume(volume: Volume, geometry: Geometry, labels: Labels, groups: Map
 
 def write_scores(folder: Path, rows: Sequence[dict[str, Any]], labels: Labels, more: dict[str, Any]) -> dict[str, Any]:
     """Write test.csv, and test.json with the means and what there is `more` to say; return what is in test.json."""
-    tolerances = {name: labels.tolerances.get(name, TOLERANCE_MM) for name in (*labels.names[1:], *labels.regions)}
-    summary = summarize(rows) | {"tolerances_mm": tolerances} | more
+    summary = summarize(rows) | {"tolerances_mm": tolerances_of(labels)} | more
     write_csv(folder / "test.csv", rows)
     write_json(folder / "test.json", summary)
     return summary
+
+
+def tolerances_of(labels: Labels) -> dict[str, float]:
+    """Class or region -> tolerance of NSD in mm."""
+    return {name: labels.tolerances.get(name, TOLERANCE_MM) for name in (*labels.names[1:], *labels.regions)}

@@ -19,6 +19,7 @@ import reproduce
 from config import parse_config
 from data.listing import list_images
 from experiments.launching import Run
+from experiments.results import IN_MM
 from experiments.rows import ROWS
 from experiments.tables import PAPER
 from main import main
@@ -29,7 +30,7 @@ from tests.helpers.runs import ON_CPU, TINY
 from tests.helpers.runs import run as train
 from tests.helpers.trainings import start_reproduce, wait_for
 from training.checkpoint import load_checkpoint
-from utils import InputError, read_csv, user_errors
+from utils import InputError, read_csv, user_errors, write_csv
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,6 +105,33 @@ def test_rows_of_other_data_are_refused_before_any_training(finished, make_data,
     with pytest.raises(InputError) as caught:
         reproduce.main(arguments)
     assert_clear(caught.value, str(finished["DAF"]), "has other classes or regions")
+
+
+@pytest.mark.parametrize("change", ["regions", "tolerances", "groups"])
+def test_what_cannot_share_a_table_is_refused_before_any_training(finished, make_data, tmp_path, monkeypatch, change):
+    """Of two data sets, and of a finished run beside one."""
+    monkeypatch.setattr(reproduce, "run_all", lambda *_: pytest.fail("a training was started"))
+    data = make_data()
+    for path in data.glob("*/GT/*.png"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 3, (40, 48), np.uint8)).save(path)
+    table = {"labels": {"background": 0, "liver": 1, "spleen": 2}}
+    table["subjects"] = {subject: {"spacing": [1.0, 1.0, 3.0]} for subject in "123"}
+    added = {"regions": {"both": ["liver", "spleen"]}, "tolerances": {"liver": 2.5}, "groups": {"3": "p"}}
+    (data / "dataset.json").write_text(json.dumps(table | {change: added[change]}))
+    given = shutil.copytree(finished["DAF"], tmp_path / "given")
+    rows = read_csv(given / "test.csv")
+    in_mm = [{key: row[key.removesuffix("_mm")] for key in IN_MM} for row in rows]
+    write_csv(given / "test.csv", [row | {"group": "q"} | more for row, more in zip(rows, in_mm, strict=True)])
+    flags = ["--out", str(tmp_path / "out"), "--only", "PAM"]
+    with pytest.raises(InputError) as caught:
+        reproduce.main(["I", "--data", str(data), *flags, "--rows", f"Mine={given}"])
+    assert_clear(caught.value, str(given), "subject 3" if change == "groups" else change)
+    if change != "groups":
+        shutil.copytree(data, tmp_path / "second")
+        (tmp_path / "second" / "dataset.json").write_text(json.dumps(table))
+        with pytest.raises(InputError) as caught:
+            reproduce.main(["I", "--data", str(data), str(tmp_path / "second"), *flags])
+        assert_clear(caught.value, str(tmp_path / "second"), f"other {change}")
 
 
 # ---------------------------------------------------------------- splits
