@@ -194,9 +194,7 @@ def _check_given(given: list[Run], runs: list[Run], fold: Fold, groups: dict[str
         with errors_begin(f"--rows {run.folder}"):
             merged_groups([groups, result.groups])
         if in_mm and result.in_mm and result.tolerances != tolerances_of(labels):
-            raise InputError(
-                f"--rows {run.folder}: its NSD has other tolerances than {fold.data} gives; leave it out"
-            )
+            raise InputError(f"--rows {run.folder}: its NSD has other tolerances than {fold.data} gives; leave it out")
         if run.folder.resolve() in trained:
             raise InputError(f"--rows {run.folder}: is a run of the row {trained[run.folder.resolve()]} already")
 

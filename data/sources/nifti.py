@@ -140,7 +140,7 @@ class VolumeFiles:
 def find_pairs(
     folder: Path, image_patterns: Sequence[str], label_pattern: str, names: tuple[str, ...] = ()
 ) -> VolumeFiles:
-    """Pairs by patterns that hold {subject}, once each; .nii.gz finds .nii, too, and the reverse.
+    """Pairs by patterns that hold {subject}, once or more; .nii.gz finds .nii, too, and the reverse.
 
     Raises InputError where nothing is found, or one file twice.
     """
@@ -159,20 +159,29 @@ def find_named(folder: Path, pattern: str) -> dict[str, Path]:
     """Subject -> file or folder, by a pattern as those of `find_pairs`. Raises InputError for two of one subject."""
     _check_pattern(pattern, folder)
     found: dict[str, Path] = {}
-    before, after = pattern.split("{subject}")
-    for path in _glob(folder, f"{glob_escape(before)}*{glob_escape(after)}"):
+    expressions = [_expression(ending) for ending in _endings(pattern)]
+    for path in _glob(folder, "*".join(map(glob_escape, pattern.split("{subject}")))):
         name = path.relative_to(folder).as_posix()
-        ending = next(ending for ending in _endings(after) if name.endswith(ending))
-        subject = name[len(before) : len(name) - len(ending)]
+        match = next(filter(None, (expression.fullmatch(name) for expression in expressions)), None)
+        if match is None:  # it holds two subjects
+            continue
+        subject = match[1]
         if subject in found:
             raise InputError(f"{path}: a second file of {subject} beside {found[subject]}; remove one of the two")
         found[subject] = path
     return found
 
 
+def _expression(pattern: str) -> re.Pattern[str]:
+    """A pattern as an expression, in which the subject is the same wherever it stands."""
+    first, second, *others = map(re.escape, pattern.split("{subject}"))
+    return re.compile(r"\1".join([f"{first}([^/]*){second}", *others]))
+
+
 def _check_pattern(pattern: str, folder: Path) -> None:
-    if pattern.count("{subject}") != 1 or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-        raise InputError(f"pattern {pattern}: must hold {{subject}} once, and lie below {folder}")
+    known = "{subject}" in pattern and "{subject}{subject}" not in pattern
+    if not known or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+        raise InputError(f"pattern {pattern}: must hold {{subject}}, signs between two of it, and lie below {folder}")
 
 
 def find_hvsmr(folder: Path) -> VolumeFiles:

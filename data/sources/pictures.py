@@ -148,7 +148,7 @@ class PictureFiles:
 def find_pictures(
     folder: Path, image_patterns: Sequence[str], mask_pattern: str, names: tuple[str, ...] = ()
 ) -> PictureFiles:
-    """Pictures by patterns that hold {subject} once, and may hold {slice} once, a whole number.
+    """Pictures by patterns that hold {subject}, once or more, and may hold {slice} once, a whole number.
 
     Subjects' names become letters, digits, underscores and dashes. A dataset.json beside them may list the classes.
     Raises InputError for another pattern, where nothing is found, and for two files of one subject and slice.
@@ -186,17 +186,17 @@ def _find(folder: Path, pattern: str, without: set[Path] = frozenset()) -> dict[
     if Path(pattern).suffix.lower() not in PICTURES:
         raise InputError(f"pattern {pattern}: must end in {', '.join(PICTURES)}")
     parts = re.split(r"\{(subject|slice)\}", pattern)
-    fields = sorted(parts[1::2])
-    if fields not in (["subject"], ["slice", "subject"]) or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-        raise InputError(
-            f"pattern {pattern}: must hold {{subject}} once, {{slice}} at most once, and lie below {folder}"
-        )
-    if len(parts) == 5 and not parts[2]:
+    fields = parts[1::2]
+    known = "subject" in fields and fields.count("slice") < 2
+    if not known or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+        raise InputError(f"pattern {pattern}: must hold {{subject}}, {{slice}} at most once, and lie below {folder}")
+    if not all(parts[2:-1:2]):
         raise InputError(f"pattern {pattern}: {{subject}} and {{slice}} must have a sign between them")
     suffix = Path(pattern).suffix
     parts[-1] = parts[-1].removesuffix(suffix)
     parts[0::2] = map(re.escape, parts[0::2])
-    parts[1::2] = [r"(?P<subject>[^/]+)" if field == "subject" else r"(?P<slice>\d+)" for field in parts[1::2]]
+    parts[1::2] = [r"(?P<slice>\d+)" if field == "slice" else "(?P=subject)" for field in fields]
+    parts[1 + 2 * fields.index("subject")] = "(?P<subject>[^/]+)"  # the same wherever else it stands
     expression = re.compile("".join(parts) + f"(?i:{re.escape(suffix)})")  # cameras write .JPG
     depth = pattern.count("/") + 1
     found: dict[Key, Path] = {}

@@ -340,7 +340,7 @@ def test_patterns(pair, tmp_path):
     patterns = {"prediction_names": "net_{subject}_pred.nii", "truth_names": "{subject}/seg.nii.gz"}
     assert score(**pair, **patterns, **NAMED) == expected
     other = pair | {"out": tmp_path / "other"}
-    refused("must hold {subject} once", **other, **NAMED, truth_names="seg.nii.gz")
+    refused("must hold {subject}", **other, **NAMED, truth_names="seg.nii.gz")
     refused("holds no volumes named x{subject}.nii", **other, **NAMED, truth_names="x{subject}.nii")
 
 

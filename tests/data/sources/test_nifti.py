@@ -150,6 +150,16 @@ def test_hidden_files_are_left_out_and_packed_ones_are_as_good(tmp_path, find):
         np.testing.assert_array_equal(sitk.GetArrayFromImage(case.label), classes)
 
 
+def test_a_pattern_may_hold_the_subject_several_times(tmp_path):
+    """As in BIDS; a file of one subject in the folder of another is none of the pattern's."""
+    image, label = "sub-{subject}/anat/sub-{subject}_T1w.nii.gz", "sub-{subject}/anat/sub-{subject}_dseg.nii.gz"
+    write_pairs(tmp_path, image, label, "12")
+    write_volume(tmp_path / "sub-1" / "anat" / "sub-2_dseg.nii.gz", random_case(0, 1, [0, 1])[1])
+    found = find_pairs(tmp_path, [image], label)
+    assert found.subjects() == ["1", "2"]
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found.read("1").label), random_case(1, 1, [0, 1])[1])
+
+
 @pytest.mark.parametrize("kind", ["image", "label"])
 def test_one_volume_in_two_files_is_refused(tmp_path, kind):
     write_pairs(tmp_path, "image_{subject}.nii.gz", "label_{subject}.nii.gz")
