@@ -15,7 +15,8 @@ from utils import aligned_columns, duration, printable
 
 def markdown(table: Table) -> str:
     """The table, the tests and the footnotes as Markdown: a block for the means, and one for each metric of classes."""
-    parts = [f"## {_heading(table)}", *map(_text, _notes(table))]
+    cells = ["In each cell: ours, the paper's, the difference."] if table.paper else []
+    parts = [f"## {_heading(table)}", *map(_text, [*_notes(table), *cells])]
     for number, (title, columns) in enumerate(_blocks(table)):
         parts += [f"### {title}", _values(table, columns, costs=number == 0)]
         if len(table.results) > 1:
@@ -126,7 +127,8 @@ def plain(table: Table) -> str:
             rows.append([result.name, *cells])
         if metrics:
             lines += ["", *aligned_columns(rows)]
-    return "\n".join([*lines, "", *(line for note in _notes(table) for line in textwrap.wrap(note, 100))])
+    notes = [*_notes(table), *(["The paper's means are in brackets."] if table.paper else [])]
+    return "\n".join([*lines, "", *(line for note in notes for line in textwrap.wrap(note, 100))])
 
 
 def latex(table: Table) -> str:

@@ -161,7 +161,7 @@ class Table:
             parts[0] += ", each with its mean over seeds; in brackets the standard deviation over seeds"
         parts.append(MISSING if self.missing else NOT_MISSING)
         if self.paper:
-            parts.append("In each cell: ours, the paper's, the difference; the paper's distances are in voxels")
+            parts.append("The paper's distances are in voxels")
         elif self.in_mm:
             others = {name: mm for name, mm in self.results[0].tolerances.items() if mm != TOLERANCE_MM}
             of_others = ", ".join(f"{name}: {mm:g} mm" for name, mm in others.items())

@@ -290,7 +290,7 @@ def test_subjects_with_a_damaged_file_can_be_left_out(scans, tmp_path, kind, dam
         (["hvsmr", ".", "--split", "1,1,1"], "holds no labels named"),
         (["brats", ".", "--split", "1,1,1"], "holds no HGG"),
         (["msd", ".", "--split", "1,1,1"], "holds no labelsTr"),
-        (["nifti", ".", "--split", "1,1,1", "--image", "image.nii"], "must hold {subject} once"),
+        (["nifti", ".", "--split", "1,1,1", "--image", "image.nii"], "must hold {subject}"),
         (["hvsmr", "."], "give one of --split_file"),
         (["hvsmr", ".", "--split", "1,1,1", "--folds", "3"], "give one of --split_file"),
     ],
