@@ -146,7 +146,8 @@ def _on_slices(image: sitk.Image, other: sitk.Image) -> sitk.Image:
     places = (held * grid.spacing[2] - base) / gap
     nearest = np.rint(places).astype(int)
     steps = (nearest - nearest[0]) * int(np.sign(gap))
-    if abs(lean[across]) < PARALLEL or np.abs(places - nearest).max() > 0.1 or not 0 <= steps[-1] < MAX_SPAN:
+    lies_there = abs(lean[across]) >= PARALLEL and np.abs(places - nearest).max() <= 0.1
+    if not lies_there or len(set(steps)) < len(held) or not 0 <= steps[-1] < MAX_SPAN:
         return image
     array = np.zeros((steps[-1] + 1, *stored.shape[1:]), stored.dtype)
     array[steps] = stored[held]
