@@ -19,7 +19,7 @@ RULES = {
     "losses": {"models"},
     "training": {"losses", "models", "data", "metrics"},
     "inference": {"training", "models", "data", "metrics"},
-    "experiments": {"metrics"},
+    "experiments": {"training", "data", "metrics"},
     "reporting": {"inference", "experiments", "training", "models", "data", "metrics"},
 }
 FILES = [path for name in RULES for path in (*ROOT.glob(f"{name}.py"), *ROOT.glob(f"{name}/**/*.py"))]

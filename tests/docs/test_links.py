@@ -15,6 +15,7 @@ import prepare
 import report
 import reproduce
 from config import GROUP_OF
+from experiments.folds import Splitting
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -102,7 +103,7 @@ def test_classes_stand_where_the_page_says(page: Path):
 
 def known_flags() -> set[str]:
     """The flags of all commands; those that are yes or no have a "no_" form, too."""
-    options = [evaluate.Options, predict.Options, report.Options, reproduce.Options, reproduce.Compare]
+    options = [evaluate.Options, predict.Options, report.Options, reproduce.Options, reproduce.Compare, Splitting]
     options += prepare.COMMANDS.values()
     names = GROUP_OF.keys() | {field.name for option in options for field in dataclasses.fields(option)}
     return names | {f"no_{name}" for name in names}

@@ -17,7 +17,6 @@ from PIL import Image
 
 import reproduce
 from config import parse_config
-from data.listing import list_images
 from experiments.launching import Run
 from experiments.results import IN_MM
 from experiments.rows import ROWS
@@ -148,28 +147,6 @@ def test_split_file_moves_subjects_between_folders(make_data, tmp_path, tiny):
         main(parse_config([*flags, "--out", str(tmp_path / "other")]))
 
 
-@pytest.mark.parametrize(
-    ("flags", "tested"), [(["--folds", "3"], 14), (["--split", "10,2,2", "--repeats", "3"], 6), ([], 2)]
-)
-def test_folds_test_each_subject_once(tmp_path, flags, tested):
-    options = reproduce.tyro.cli(
-        reproduce.Options, args=["I", "--data", str(ROOT / "dataset"), "--out", str(tmp_path), *flags]
-    )
-    found = reproduce.folds(options)
-    subjects = []
-    for fold in found:
-        if fold.split_file is None:
-            subjects += list_images(fold.data / "test")
-        else:
-            split = json.loads(fold.split_file.read_text())
-            assert not set(split["test"]) & {*split["train"], *split["val"]}
-            assert not set(split["val"]) & set(split["train"])
-            assert len({*split["train"], *split["val"], *split["test"]}) == 14
-            subjects += split["test"]
-    assert len(subjects) == len(set(subjects)) == tested
-    assert found == reproduce.folds(options)
-
-
 @pytest.mark.slow
 def test_every_fold_trains_on_its_own_split(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -182,20 +159,6 @@ def test_every_fold_trains_on_its_own_split(tmp_path, monkeypatch):
         config = parse_config(run.flags)
         assert config.split_file.stem == run.fold == run.folder.name
         assert config.network.model == {"DAF": "daf", "PAM": "daf_pam"}[run.row]
-
-
-def test_a_split_of_other_subjects_is_not_mixed_in(make_data, tmp_path):
-    """--folds again after a subject was added: the runs of the old folds must not join those of the new ones."""
-    data = make_data({"train": ["1", "2"], "val": ["3"], "test": ["4"]})
-    options = reproduce.Options("I", (data,), tmp_path / "out", folds=3)
-    before = reproduce.folds(options)
-    assert reproduce.folds(options) == before
-    texts = [fold.split_file.read_text() for fold in before]
-    for path in sorted(data.glob("test/*/*.png")):
-        shutil.copy(path, path.with_name(path.name.replace("Subj_4", "Subj_5")))
-    with pytest.raises(InputError, match="was split from other subjects or groups than"):
-        reproduce.folds(options)
-    assert [fold.split_file.read_text() for fold in before] == texts
 
 
 def planned(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> list[Run]:
