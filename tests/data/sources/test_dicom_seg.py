@@ -11,7 +11,7 @@ from pydicom import uid
 from scipy.spatial.transform import Rotation
 
 from data.sources.dicom import read_series
-from data.sources.dicom_seg import is_segmentation, read_segmentation
+from data.sources.dicom_seg import extended, is_segmentation, read_segmentation
 from tests.helpers.errors import assert_clear
 from tests.helpers.scans import assert_same_scan, slice_position, write_dicom
 from tests.helpers.segs import item, save_seg
@@ -67,6 +67,21 @@ def test_slices_without_a_segment_may_be_missing(tmp_path, stated):
         assert image.GetSpacing() == pytest.approx((1.5, 1.25, 5.5))
         whole = read_segmentation(save_seg(tmp_path / "whole.dcm", array, empty_frames=True, change=change))
         np.testing.assert_array_equal(sitk.GetArrayFromImage(whole), array)
+
+
+def test_frames_that_are_closer_than_slices_stay_apart():
+    """Two frames 0.4 mm apart lie within a tenth of 5 mm at one slice; neither may take the other's place."""
+    image, other = sitk.Image((3, 2, 2), sitk.sitkUInt8), sitk.Image((3, 2, 4), sitk.sitkInt16)
+    image[0, 0, 0], image[2, 1, 1] = 1, 2
+    image.SetSpacing((1, 1, 0.4))
+    image.SetOrigin((0, 0, 5))
+    other.SetSpacing((1, 1, 5))
+    found = extended(image, other)
+    for index in ((0, 0, 0), (2, 1, 1)):
+        point = image.TransformIndexToPhysicalPoint(index)
+        assert found[found.TransformPhysicalPointToIndex(point)] == image[index]
+    assert np.count_nonzero(sitk.GetArrayViewFromImage(found)) == 2
+    assert found.GetSize()[2] * 0.4 >= 4 * 5 - 0.4  # it reaches as far as the other image
 
 
 def elements(**changed):
