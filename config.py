@@ -16,7 +16,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from utils import InputError, read_json, run_folders
+from utils import InputError, changes, read_json, run_folders
 
 
 class Range(NamedTuple):
@@ -392,8 +392,8 @@ def changeable(config: Config) -> set[str]:
 
 def differences(before: Config, now: Config, names: set[str]) -> str:
     """What has changed of the fields `names`, as "lr 0.001 -> 0.01, ..."; an empty text where nothing has."""
-    old, new = before.to_dict(), now.to_dict()
-    return ", ".join(f"{name} {old[name]} -> {new[name]}" for name in old if name in names and old[name] != new[name])
+    old = {name: value for name, value in before.to_dict().items() if name in names}
+    return changes(old, now.to_dict())
 
 
 def parse_config(arguments: list[str] | None = None) -> Config:

@@ -58,8 +58,7 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
     introduce(run, data, machine, budget)
     made_by = environment(machine)
     run.begin(made_by)
-    training = Training(network, loader, criterion, optimization, machine, config.optimization.max_skipped, stop)
-    training.frozen_epochs = config.optimization.freeze_backbone
+    training = Training(network, loader, criterion, optimization, machine, stop)
     report = RunReport(run.folder, data, len(run.progress.log))
 
     # ---------------------------------------------------------------- training

@@ -25,9 +25,9 @@ from experiments.folds import Fold, Splitting, folds
 from experiments.formats import latex, markdown, parameters_latex, parameters_markdown, parameters_table, plain
 from experiments.launching import Run, check, run_all, submit_all
 from experiments.results import merged_groups, parse_rows, read_result
-from experiments.rows import IDENTITY, ROWS, field_of, own_rows, slug
+from experiments.rows import OF_ROWS, OF_RUNS, ROWS, field_of, own_rows, slug
 from experiments.tables import PAPER, Table
-from models import build_model, check_network, own_class
+from models import build_model, check_network, count_parameters, own_class
 from reporting.comparison import read_rows
 from reporting.figures import harmless, save_boxes, save_curves
 from training.checkpoint import content_of, load_checkpoint
@@ -112,9 +112,7 @@ def reproduce(options: Options, flags: list[str]) -> None:
 
 def table_rows(options: Options) -> dict[str, list[str]]:
     """The rows to train and their flags: those of the table, and one's own."""
-    of_runs = {"data", "out", "resume", "split_file"}
-    if options.seeds:
-        of_runs.add("seed")
+    of_runs = OF_RUNS | {"seed"} if options.seeds else OF_RUNS
     return {row: ROWS[row] for row in chosen_rows(options)} | own_rows(options.row, of_runs)
 
 
@@ -249,7 +247,7 @@ def write_parameters(out: Path) -> None:
     for row in PAPER["parameters"]:
         with torch.device("meta"):
             model = build_model(parse_config(["--channels", "1", "--classes", "5", *ROWS[row]]))
-        counts[row] = sum(parameter.numel() for parameter in model.parameters())
+        counts[row] = count_parameters(model)
     rows = parameters_table(counts)
     folder = out / "table-VIII"
     make_folder(folder)
@@ -288,14 +286,13 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["compare"]:
         return compare(tyro.cli(Compare, args=arguments[1:], prog="reproduce.py compare", use_underscores=True))
     options, rest = tyro.cli(Options, args=arguments, return_unknown_args=True, use_underscores=True)
-    of_each = {"data", "out", "resume", "split_file", "model", "steps", *IDENTITY}
-    own = GROUP_OF.keys() - of_each
+    own = GROUP_OF.keys() - OF_RUNS - OF_ROWS
     if options.seeds:
         own -= {"seed"}
     unknown = [flag for flag in rest if flag.startswith("--") and field_of(flag) not in own]
     if unknown:
         name = field_of(unknown[0])
-        if name in {"model", "steps", *IDENTITY}:
+        if name in OF_ROWS:
             raise InputError(f"{unknown[0]}: says what a row is; give it in a --row of its own")
         close = difflib.get_close_matches(name, own, 1)
         remedy = f"; perhaps you meant --{close[0]}" if close else ""

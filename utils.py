@@ -14,7 +14,7 @@ import secrets
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -408,14 +408,19 @@ def ceil_div(a: int, b: int) -> int:
     return (a + b - 1) // b  # not -(-a // b): ONNX rounds quotients below 0 up
 
 
-def aligned_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned_columns(rows: Sequence[Sequence[str]], gap: str = "  ") -> list[str]:
     """Rows of as many cells each as lines of text: the first column flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *cells in rows:
         padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *padded]))
+        lines.append(gap.join([name.ljust(widths[0]), *padded]))
     return lines
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """What differs between values of the same names, as "lr 0.001 -> 0.01, ..."; an empty text where nothing does."""
+    return ", ".join(f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after[name])
 
 
 def some(values: Sequence[object], most: int = 8) -> str:

@@ -113,7 +113,7 @@ def measure_epoch(way: str, size: int = 256, slices: int = 4 * BATCH) -> dict[st
         batches = ShuffledBatches(train_set, BATCH, seed=0)
         loader = slice_loader(train_set, batches, workers, MACHINE.pin_memory)
         model = _network(way)
-        optimization = Optimization(model, OptimizationConfig(), len(batches))
+        optimization = Optimization(model, OptimizationConfig(max_skipped=0), len(batches))
         plain_optimizer = torch.optim.Adam(model.parameters(), 1e-3, (0.9, 0.99))
         waiting: list[float] = []
 
@@ -216,13 +216,13 @@ def _training_steps(way: str, size: int, batch: int, steps: int, iterations: int
         return plain_steps
     slices = _InMemory(list(zip(image.cpu(), target.cpu(), strict=True)) * iterations)
     loader = slice_loader(slices, ShuffledBatches(slices, batch, seed=0))
-    optimization = Optimization(model, OptimizationConfig(), len(loader))
+    optimization = Optimization(model, OptimizationConfig(max_skipped=0), len(loader))
     return lambda: _train(model, loader, optimization)
 
 
 def _train(model: nn.Module, loader: Any, optimization: Optimization) -> None:
     """An epoch as main.py trains it."""
-    training = Training(model, loader, GuidedLoss(), optimization, MACHINE, max_skipped=0, stop=StopSignal())
+    training = Training(model, loader, GuidedLoss(), optimization, MACHINE, StopSignal())
     train_one_epoch(training, Epoch(0), title="")
 
 

@@ -20,13 +20,17 @@ from data.mirror import Mirror
 from data.png import read_image, read_pair
 from utils import InputError
 
-DIGITS = "0123456789"  # not str.isdigit(), which takes those of all scripts
-
 
 def natural(text: str) -> list[tuple[int, int, str]]:
     """Sort key that puts 2 before 10, also where a number has more digits than Python converts."""
-    parts = (part for part in re.split(r"([0-9]+)", text) if part)
-    return [(0, len(part.lstrip("0")), part.lstrip("0")) if part[0] in DIGITS else (1, 0, part) for part in parts]
+    keys = []
+    for k, part in enumerate(re.split(r"([0-9]+)", text)):  # every second part is a number
+        digits = part.lstrip("0")
+        if k % 2:
+            keys.append((0, len(digits), digits))
+        elif part:
+            keys.append((1, 0, part))
+    return keys
 
 
 class Slice(NamedTuple):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import mode
 from typing import Any, NamedTuple
@@ -46,10 +47,14 @@ class Identity:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as a checkpoint holds them."""
-        preparation = self.preparation and self.preparation.to_dict()
-        fingerprints = {"training": self.training, "validation": self.validation, "test": self.test}
-        images = {"channels": list(self.channels), "typical": self.typical.to_dict()}
-        return self.labels.to_dict() | {"preparation": preparation} | images | fingerprints
+        return self.labels.to_dict() | {
+            "preparation": self.preparation and self.preparation.to_dict(),
+            "channels": list(self.channels),
+            "typical": self.typical.to_dict(),
+            "training": self.training,
+            "validation": self.validation,
+            "test": self.test,
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Identity:
@@ -57,11 +62,17 @@ class Identity:
         preparation = values["preparation"] and Preparation.from_dict(values["preparation"])
         if not is_list_of_names(values["channels"]):
             raise InputError("its names of channels are no names")
-        images = tuple(values["channels"]), Geometry.from_dict(values["typical"])
-        fingerprints = values["training"], values["validation"], values["test"]
-        if images[1].size is None or not all(isinstance(fingerprint, str) for fingerprint in fingerprints):
+        typical = Geometry.from_dict(values["typical"])
+        fingerprints = {split: values[split] for split in ("training", "validation", "test")}
+        if typical.size is None or not all(isinstance(fingerprint, str) for fingerprint in fingerprints.values()):
             raise InputError("it does not say which slices it was trained on")
-        return cls(Labels.from_dict(values), preparation, *images, *fingerprints)
+        return cls(
+            labels=Labels.from_dict(values),
+            preparation=preparation,
+            channels=tuple(values["channels"]),
+            typical=typical,
+            **fingerprints,
+        )
 
     def difference(self, other: Identity) -> str | None:
         """The first thing in which another data set differs, in words."""
@@ -119,7 +130,7 @@ class DataFolder:
     def classes_of(self) -> dict[str, set[int]]:
         """Subject -> indices of the classes that its masks hold, without the background."""
         found: dict[str, set[int]] = {}
-        for item in (item for slices in self.splits.values() for item in slices):
+        for item in chain.from_iterable(self.splits.values()):
             found.setdefault(item.subject, set()).update(item.classes)
         return found
 
@@ -140,9 +151,7 @@ class DataFolder:
         return Geometry(spacing, tuple(int(side) for side in np.median(sizes, 0)), direction=direction)
 
 
-def open_data(
-    root: Path, splits: Sequence[str] = SPLITS, subjects: dict[str, list[str]] | None = None, whole_groups: bool = True
-) -> DataFolder:
+def open_data(root: Path, subjects: dict[str, list[str]] | None = None, whole_groups: bool = True) -> DataFolder:
     """List, pair, read and check all slices of a data set.
 
     With `subjects`, split -> names, the slices of all folders are split anew by these; others are left out. Without
@@ -156,7 +165,7 @@ def open_data(
     size than the slices have.
     """
     described = read_description(root / "dataset.json")
-    found, notes = list_splits(root, splits)
+    found, notes = list_splits(root)
     notes += group_notes(described.groups, {item.subject for items in found.values() for item in items})
     if subjects:
         found, left_out = _split_anew(found, subjects, root)
@@ -177,10 +186,9 @@ def open_data(
     labels = described.labels or infer_labels(masks, root)
     classes = {item: scan.mask.classes(labels) for item, scan in scans.items()}
     _check_classes(classes, labels)
-    if "train" in found and all(classes[item] == {IGNORED} for item in found["train"]):
+    if all(classes[item] == {IGNORED} for item in found["train"]):
         raise InputError(f"{root}: no pixel of the training subjects is annotated; correct their masks, or split anew")
-    if "val" in found:
-        _check_validation([classes[item] for item in found["val"]], root)
+    _check_validation([classes[item] for item in found["val"]], root)
     notes += class_notes(found, classes, labels.names)
     notes += lost_notes(described.lost, {item.subject for item in slices})
     notes += image_notes({item: scan.brightness for item, scan in scans.items()})
@@ -190,15 +198,15 @@ def open_data(
     channels, rows, columns = (max(sides) for sides in zip(*(scan.shape for scan in scans.values()), strict=True))
     _check_channel_names(described.channels, channels, root)
     return DataFolder(
-        checked,
-        labels,
-        channels,
-        (rows, columns),
-        geometry,
-        described.preparation,
-        described.channels,
-        tuple(notes + gaps),
-        described.groups,
+        splits=checked,
+        labels=labels,
+        channels=channels,
+        size=(rows, columns),
+        geometry=geometry,
+        preparation=described.preparation,
+        channel_names=described.channels,
+        notes=tuple(notes + gaps),
+        groups=described.groups,
     )
 
 
@@ -249,7 +257,7 @@ def _split_anew(
 ) -> tuple[dict[str, list[Slice]], list[str]]:
     """The slices of all splits by `subjects` instead, and the subjects that it does not name."""
     slices: dict[str, list[Slice]] = {}
-    for item in (item for split in found.values() for item in split):
+    for item in chain.from_iterable(found.values()):
         slices.setdefault(item.subject, []).append(item)
     for split, names in subjects.items():
         for name in names:

@@ -22,7 +22,7 @@ from data.sources.dicom_file import is_dicom
 from data.sources.dicom_seg import is_segmentation, read_named, segmentation_in
 from data.sources.nifti import begins_with_number, find_named
 from data.volume_files import OTHERS, as_label, read_label
-from data.volumes import assemble, to_scan
+from data.volumes import assemble, like, to_scan
 from utils import InputError, errors_begin, note, printable, read_json, some
 
 Files = Path | dict[int, Path]  # of a subject: a file or a DICOM folder, or number of a slice -> PNG file
@@ -131,8 +131,7 @@ def read_classes(files: Files, subject: str, labels: Labels, described: Descript
         image = read_named(path, labels.to_dict()["values"])
     else:
         image = as_label(read_series(path).image, path) if path.is_dir() else read_label(path)
-    classes = sitk.GetImageFromArray(labels.values_to_classes(sitk.GetArrayViewFromImage(image), path))
-    classes.CopyInformation(image)
+    classes = like(image, labels.values_to_classes(sitk.GetArrayViewFromImage(image), path))
     return LabelVolume(path, classes, Geometry(spacing=image.GetSpacing()), is_sparse=segmentation is not None)
 
 

@@ -19,10 +19,10 @@ NAME = re.compile(r"Subj_([A-Za-z0-9_-]+)slice_(-?[0-9]+)\.png")
 CHANNEL = re.compile(r"Img_[0-9]+")
 
 
-def list_splits(root: Path, splits: Sequence[str]) -> tuple[dict[str, list[Slice]], list[str]]:
+def list_splits(root: Path) -> tuple[dict[str, list[Slice]], list[str]]:
     """Split -> its paired slices; and notes. No subject is in two splits."""
     found, notes = {}, []
-    for split in splits:
+    for split in SPLITS:
         found[split], foreign = _list_split(root / split)
         if foreign:
             notes.append(f"{root / split}: {_left_out(foreign)}")

@@ -42,7 +42,7 @@ def class_notes(
     notes, absent = [], []
     for k, name in enumerate(names[1:], 1):
         homes = {split: {item.subject for item in slices if k in classes[item]} for split, slices in splits.items()}
-        if homes.get("train", True):
+        if homes["train"]:
             continue
         elsewhere = [f"{split} subjects {_some(subjects)}" for split, subjects in homes.items() if subjects]
         if elsewhere:

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 
 from data.geometry import IDENTITY, LONGEST, MAX_VOXELS, Geometry, Grid, fit_grid
 from data.png import MAX_PIXELS
-from data.volumes import axis_code, oriented, resample
+from data.volumes import axis_code, code_of, oriented, resample
 from utils import InputError, OptionError
 
 # Axis codes (x, y, z increase towards ...) that show each kind of slice in the radiological convention.
@@ -176,17 +176,18 @@ def acquired_plane(image: sitk.Image) -> str:
         axis = image.GetSpacing().index(largest)
     else:
         return "axial"
-    across = axis_code(image)[axis]
-    return next(plane for plane, letters in PLANES.items() if across in letters)
+    return _plane_across(axis_code(image)[axis])
 
 
 def lie_of(geometry: Geometry) -> tuple[str, float]:
     """The plane of AXES that slices are nearest to, and by how many degrees one of their axes is off the body's."""
     axes = np.reshape(geometry.direction or IDENTITY, (3, 3))
-    image = sitk.Image(1, 1, 1, sitk.sitkUInt8)
-    image.SetDirection(axes.ravel().tolist())
-    plane = next(plane for plane, letters in PLANES.items() if axis_code(image)[2] in letters)
-    return plane, math.degrees(math.acos(min(1.0, np.abs(axes).max(0).min())))
+    return _plane_across(code_of(axes)[2]), math.degrees(math.acos(min(1.0, np.abs(axes).max(0).min())))
+
+
+def _plane_across(letter: str) -> str:
+    """The plane of AXES that an axis towards this part of the body runs across."""
+    return next(plane for plane, letters in PLANES.items() if letter in letters)
 
 
 def _is_pair(values: Any) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from config import LossConfig
+from models import count_parameters
 from models.ms_dual_guided import MSDualGuided
 from models.multi_scale import SCALES
 from utils import write_text
@@ -71,7 +72,7 @@ class Shapes:
             output = self.network.train()(image)
             self.logits = shapes_of(output.refined[0])
             self.prediction = shapes_of(self.network.eval()(image))
-        self.parameters = sum(parameter.numel() for parameter in self.network.parameters())
+        self.parameters = count_parameters(self.network)
         self.supervised = len(output.raw) + len(output.refined)
         self.steps = len(self.network.steps)
 

@@ -35,6 +35,8 @@ IDENTITY = {
     "key_pooling": 1,
     "semantic_channels": 256,
 }
+OF_ROWS = {"model", "steps", *IDENTITY}
+OF_RUNS = {"data", "out", "resume", "split_file"}  # fields that each run has of its own
 
 
 def flags_of(values: dict[str, bool | int | str]) -> list[str]:
@@ -45,14 +47,20 @@ def flags_of(values: dict[str, bool | int | str]) -> list[str]:
     return flags
 
 
-STEPS = {"1 step": 1, "2 steps": 2, "3 steps": 3, "5 steps": 5}
-for title, steps in STEPS.items():
-    whole = ["--model", "ms_dual_guided", "--steps", str(steps), *flags_of(IDENTITY)]
+def _rows_of(steps: int) -> dict[str, list[str]]:
+    """The rows of the paper's network with so many steps."""
+    title = "1 step" if steps == 1 else f"{steps} steps"
     ending = "" if steps == 2 else f" ({title})"
-    ROWS[f"MS-Dual{ending}"] = [*whole, "--no_guidance"]
-    ROWS[f"MS-Dual-Guided{ending}"] = whole
-    ROWS[f"w/o deep supervision ({title})"] = [*whole, "--no_deep_supervision"]
-    ROWS[f"w/o encoder-decoder ({title})"] = [*whole, "--no_encoder_decoder"]
+    whole = ["--model", "ms_dual_guided", "--steps", str(steps), *flags_of(IDENTITY)]
+    return {
+        f"MS-Dual{ending}": [*whole, "--no_guidance"],
+        f"MS-Dual-Guided{ending}": whole,
+        f"w/o deep supervision ({title})": [*whole, "--no_deep_supervision"],
+        f"w/o encoder-decoder ({title})": [*whole, "--no_encoder_decoder"],
+    }
+
+
+ROWS |= _rows_of(1) | _rows_of(2) | _rows_of(3) | _rows_of(5)
 
 
 def slug(name: str) -> str:

@@ -25,7 +25,7 @@ from data.sources.dicom import Series, read_series
 from data.sources.dicom_file import is_dicom
 from data.volume_files import VolumeFile, aligned, read_file
 from inference.networks import Ensemble
-from utils import InputError, OptionError, errors_begin, note
+from utils import InputError, OptionError, changes, errors_begin, note
 
 
 @dataclass(frozen=True)
@@ -273,10 +273,9 @@ def check_preparation(folder: Path, ours: Preparation | None, theirs: Preparatio
     """Raises InputError where the slices in `folder` were made in another way than those of the network."""
     if not ours or not theirs or ours == theirs:
         return
-    before, now = ours.to_dict(), theirs.to_dict()
-    changed = ", ".join(f"{name} {before[name]} -> {now[name]}" for name in before if before[name] != now[name])
     raise InputError(
-        f"{folder}: its slices were prepared in another way than those the network was trained on ({changed}); "
+        f"{folder}: its slices were prepared in another way than those the network was trained on "
+        f"({changes(ours.to_dict(), theirs.to_dict())}); "
         "prepare them alike, or name the scans themselves"
     )
 

@@ -14,7 +14,7 @@ from models.baselines import DAF, PAN, AttentionUNet, DANet, SegmentationModel, 
 from models.kernels.recompute import recompute_activations
 from models.kernels.sync_batch_norm import synchronize_batch_norm
 from models.ms_dual_guided import MSDualGuided
-from models.network import Network, Output
+from models.network import Network, Output, count_parameters
 from models.own import OwnNetwork, build_own, is_own, named_by, own_class, own_file
 from models.released import load_released
 from utils import OptionError
@@ -26,6 +26,7 @@ __all__ = [
     "Output",
     "build_model",
     "check_network",
+    "count_parameters",
     "describe_network",
     "is_own",
     "load_released",

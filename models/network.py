@@ -109,6 +109,11 @@ class Network(nn.Module):
                 nn.init.zeros_(module.bias)
 
 
+def count_parameters(network: nn.Module) -> int:
+    """Numbers in the weights of a network."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 class BatchNorm(nn.BatchNorm2d):
     """Batch normalization that uses its running statistics for a single value per channel, which has no variance."""
 

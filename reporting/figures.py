@@ -19,9 +19,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from data.colors import COLORS, class_colors
-from data.dataset import Slice, SliceDataset
+from data.dataset import SliceDataset
 from data.folder import DataFolder
-from data.png import read_image
 from data.volumes import Volume
 from experiments.results import MEAN, Column
 from metrics import Metric, mean_title
@@ -48,11 +47,11 @@ def save_overview(path: Path, volumes: list[Volume], dataset: SliceDataset, most
         len(volumes), 3, figsize=(7.5, 2.6 * len(volumes) + 0.4), squeeze=False, layout="constrained"
     )
     for row, volume in zip(axes, volumes, strict=True):
-        shown, truth, prediction = _fullest_of(volume, dataset)
-        image = read_image(shown.images[0])
+        index, truth, prediction = _fullest_of(volume, dataset)
+        image = dataset.picture(index)
         for axis, overlay in zip(row, (None, truth, prediction), strict=True):
             _draw(axis, image, overlay, len(dataset.labels.names))
-        row[0].set_ylabel(f"subject {volume.subject}, slice {shown.number}", fontsize=8)
+        row[0].set_ylabel(f"subject {volume.subject}, slice {dataset.slices[index].number}", fontsize=8)
     for axis, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
         axis.set_title(title, fontsize=9)
     _save(figure, path, dataset.labels.names, dataset.labels.ignore is not None)
@@ -70,7 +69,7 @@ def save_contact_sheet(path: Path, data: DataFolder, most: int = 6) -> None:
         for column, (subject, indices) in enumerate(list(dataset.subjects().items())[:most]):
             targets = [dataset[index][1].numpy() for index in indices]
             k = fullest(targets)
-            image = read_image(dataset.slices[indices[k]].images[0])
+            image = dataset.picture(indices[k])
             for axis, overlay in zip(axes[2 * row : 2 * row + 2, column], (None, targets[k]), strict=True):
                 axis.set_axis_on()
                 _draw(axis, image, overlay, len(data.labels.names))
@@ -213,16 +212,16 @@ def overlay(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
 def overlays(volumes: Sequence[Volume], dataset: SliceDataset, most: int = 3) -> Iterator[tuple[str, np.ndarray]]:
     """Of the first `most` subjects: name, and their fullest slice as uint8 (H, 2 W, 3), truth beside prediction."""
     for volume in volumes[:most]:
-        shown, truth, prediction = _fullest_of(volume, dataset)
-        image = read_image(shown.images[0])
+        index, truth, prediction = _fullest_of(volume, dataset)
+        image = dataset.picture(index)
         yield volume.subject, np.hstack([overlay(image, truth), overlay(image, prediction)])
 
 
-def _fullest_of(volume: Volume, dataset: SliceDataset) -> tuple[Slice, np.ndarray, np.ndarray]:
-    """The fullest slice of a subject, with its truth and prediction, class indices (H, W)."""
+def _fullest_of(volume: Volume, dataset: SliceDataset) -> tuple[int, np.ndarray, np.ndarray]:
+    """The index of a subject's fullest slice, and its truth and prediction, class indices (H, W)."""
     indices, positions = dataset.subjects()[volume.subject], dataset.positions(volume.subject)
     k = fullest(volume.target[positions])
-    return dataset.slices[indices[k]], volume.target[positions[k]], volume.prediction[positions[k]]
+    return indices[k], volume.target[positions[k]], volume.prediction[positions[k]]
 
 
 def fullest(targets: Sequence[np.ndarray]) -> int:

@@ -7,6 +7,7 @@ import textwrap
 from typing import Any
 
 from metrics import SHOWN_WORST_CASE, Metric, mean_title, parts_of, shown_metrics
+from utils import aligned_columns
 
 
 def format_table(summary: dict[str, Any], width: int = 80) -> str:
@@ -45,14 +46,9 @@ def _align(rows: list[list[str]], width: int) -> list[str]:
     """Rows of cells as lines of at most `width` columns, with a rule below the first; long names are shortened."""
     sizes = [max(map(len, column)) for column in zip(*(cells for _, *cells in rows), strict=True)]
     room = width - sum(sizes) - len(sizes)
-    names = [_shorten(name, room) for name, *_ in rows]
-    longest = max(map(len, names))
-    lines = []
-    for name, (_, *cells) in zip(names, rows, strict=True):
-        padded = [cell.rjust(size) for cell, size in zip(cells, sizes, strict=True)]
-        lines.append(" ".join([name.ljust(longest), *padded]).rstrip())
-    lines.insert(1, "-" * (longest + sum(sizes) + len(sizes)))
-    return lines
+    lines = aligned_columns([[_shorten(name, room), *cells] for name, *cells in rows], gap=" ")
+    lines.insert(1, "-" * len(lines[0]))
+    return [line.rstrip() for line in lines]
 
 
 def _format_count(counted: dict[str, float] | int | str) -> str:

@@ -67,11 +67,7 @@ class Training:
     criterion: GuidedLoss
     optimization: Optimization
     machine: Machine
-    max_skipped: int
-    """Iterations of an epoch that may be left out because their loss or gradient is not finite."""
     stop: StopSignal
-    frozen_epochs: int = 0
-    """Epochs at the start in which the network's backbone stays as it is."""
     model: nn.Module = field(init=False)
     """The network, distributed over the processes where there are several."""
     frozen: list[nn.Parameter] = field(init=False, default_factory=list)
@@ -82,7 +78,7 @@ class Training:
 
     def begin(self, epoch: int) -> None:
         """Let the parts learn that do so in an epoch, counted from 0."""
-        freeze = epoch < self.frozen_epochs
+        freeze = epoch < self.optimization.options.freeze_backbone
         if freeze != bool(self.frozen):
             weights = self.frozen or [weight for weight in self.network.backbone.parameters() if weight.requires_grad]
             for weight in weights:
@@ -127,7 +123,7 @@ def train_one_epoch(training: Training, epoch: Epoch, title: str) -> None:
 
     Ends before the last batch when a signal to stop has come. An iteration whose loss or gradient is not finite leaves
     weights and running statistics as they were, which the device decides; it is reported with the names of its slices.
-    Raises FloatingPointError after more than `training.max_skipped` such iterations.
+    Raises FloatingPointError after more than `max_skipped` such iterations.
     """
     batches, optimization = training.batches, training.optimization
     training.begin(epoch.number)
@@ -236,7 +232,7 @@ def report_skipped(training: Training, epoch: Epoch, iteration: int, batch: Sequ
     slices = training.loader.dataset.slices
     names = ", ".join(slices[index].images[0].name for index in batch)
     where = f"epoch {epoch.number + 1}, batch {iteration + 1}: the loss or its gradient is not finite"
-    most = training.max_skipped
+    most = training.optimization.options.max_skipped
     if epoch.skipped > most:
         raise FloatingPointError(f"{where}, after {most} others; {REMEDY}. Its slices: {names}")
     count = f"{epoch.skipped} of at most {most} in an epoch"

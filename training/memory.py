@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from config import Config
 from losses import GuidedLoss, own_loss
-from models import build_model, is_own, recompute_activations
+from models import build_model, count_parameters, is_own, recompute_activations
 from training.device import Machine
 from training.distributed import world_size
 from utils import OptionError, ceil_div, is_out_of_memory
@@ -77,7 +77,7 @@ def _step_memory(config: Config, size: tuple[int, int], half: bool) -> StepMemor
         del terms
         if is_own(config.network.model):
             model.eval()(image)  # refuses now what would be refused after an epoch
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = count_parameters(model)
     copies = 2 * parameters if half else 0
     return StepMemory(16 * parameters + copies, max(1, kept - copies))
 

@@ -69,6 +69,7 @@ class Optimization:
         # computes. So it sees the weights with their axes in the order of the memory.
         self.axes = [sorted(range(p.ndim), key=p.stride, reverse=True) for p in self.parameters]
         self.weights = [p.detach().permute(axes) for p, axes in zip(self.parameters, self.axes, strict=True)]
+        self.options = options
         self.optimizer = torch.optim.Adam(self.weights, options.lr, options.betas, fused=True)
         self.scale = LossScale(self.parameters[0].device) if dtype == torch.float16 else None
         self.per_iteration = options.schedule == "one_cycle"

@@ -11,6 +11,7 @@ from torch import nn
 
 from config import GROUP_OF, Config, changeable, differences
 from data.folder import Identity
+from models import count_parameters
 from training.checkpoint import check_weights, content_of, load_checkpoint, load_newest, save_checkpoint
 from training.distributed import from_first, rank
 from training.epoch import Epoch
@@ -155,7 +156,7 @@ class Run:
         """Parameters, epochs, seconds of training with validation, and the peak of memory in GiB."""
         log = self.progress.log
         return {
-            "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
+            "parameters": count_parameters(self.network),
             "epochs": len(log),
             "seconds": sum(row["seconds"] for row in log),
             "memory_gib": max(row["memory_gib"] for row in log),

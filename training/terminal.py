@@ -5,12 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from torch import nn
-
 from config import PRESETS, Config
 from data.description import Labels
 from data.folder import DataFolder
-from models import describe_network, is_own, unused_options
+from models import count_parameters, describe_network, is_own, unused_options
 from training.device import Machine, device_name
 from training.memory import MemoryBudget
 from training.run import Progress, Run
@@ -101,11 +99,6 @@ def _sides(names: Sequence[str]) -> list[tuple[str, str]]:
 def line(title: str, text: str) -> str:
     """A row of the summary."""
     return textwrap.fill(text, 80, initial_indent=f"{title:9}", subsequent_indent=" " * 9, break_on_hyphens=False)
-
-
-def count_parameters(network: nn.Module) -> int:
-    """Numbers in its weights."""
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def idle_flags(config: Config) -> list[str]:

@@ -16,7 +16,7 @@ from data.folder import Identity
 from models import build_model
 from training.checkpoint import content_of
 from training.pretrained import read_tensors
-from utils import InputError, OptionError, printable, some
+from utils import InputError, OptionError, changes, printable, some
 
 NESTED = ("model", "state_dict", "model_state_dict")  # where the weights lie in files that hold more than these
 WRAPPERS = re.compile(r"^((module|model|network|net|_orig_mod)\.)+")
@@ -153,8 +153,7 @@ def _other_data(path: Path, before: Identity, identity: Identity) -> tuple[str, 
     if before.channels and identity.channels and before.channels != identity.channels:
         notes.append(f"{path} was trained on the channels {some(before.channels)}; here are {some(identity.channels)}")
     if before.preparation and identity.preparation:
-        old, new = before.preparation.to_dict(), identity.preparation.to_dict()
-        changed = [f"{key} {old[key]} -> {new[key]}" for key in old if old[key] != new[key]]
+        changed = changes(before.preparation.to_dict(), identity.preparation.to_dict())
         if changed:
-            notes.append(f"{path} was trained on scans that were prepared otherwise ({', '.join(changed)})")
+            notes.append(f"{path} was trained on scans that were prepared otherwise ({changed})")
     return tuple(notes)

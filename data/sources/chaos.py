@@ -14,6 +14,7 @@ from data.png import read_grey
 from data.sources import Case, read_each
 from data.sources.dicom import Series, read_series
 from data.volume_files import check_same_grid
+from data.volumes import like
 from utils import InputError
 
 MR_CLASSES = {0: "background", 1: "liver", 2: "right kidney", 3: "left kidney", 4: "spleen"}
@@ -142,6 +143,4 @@ def _stack(series: Series, masks: list[Path], to_classes: Callable[[np.ndarray],
         if codes.shape != size[1::-1]:
             raise InputError(f"{path}: is {codes.shape[1]} x {codes.shape[0]} pixels, its slice {size[0]} x {size[1]}")
         classes.append(to_classes(codes))
-    label = sitk.GetImageFromArray(np.stack(classes))
-    label.CopyInformation(series.image)
-    return label
+    return like(series.image, np.stack(classes))

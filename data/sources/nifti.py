@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -160,7 +161,7 @@ def find_named(folder: Path, pattern: str) -> dict[str, Path]:
     _check_pattern(pattern, folder)
     found: dict[str, Path] = {}
     expressions = [_expression(ending) for ending in _endings(pattern)]
-    for path in _glob(folder, "*".join(map(glob_escape, pattern.split("{subject}")))):
+    for path in _glob(folder, "*".join(map(glob.escape, pattern.split("{subject}")))):
         name = path.relative_to(folder).as_posix()
         match = next(filter(None, (expression.fullmatch(name) for expression in expressions)), None)
         if match is None:  # it holds two subjects
@@ -224,7 +225,7 @@ def find_msd(folder: Path) -> VolumeFiles:
     channels = _msd_channels(folder)
     numbers: dict[Path, list[int]] = {}
     for label in _glob(folder, "labelsTr/*.nii.gz"):
-        numbered = _glob(folder, f"imagesTr/{glob_escape(_stem(label))}_[0-9][0-9][0-9][0-9].nii.gz")
+        numbered = _glob(folder, f"imagesTr/{glob.escape(_stem(label))}_[0-9][0-9][0-9][0-9].nii.gz")
         numbers[label] = [int(_stem(path)[-4:]) for path in numbered]
     last = max((number for of_case in numbers.values() for number in of_case), default=-1)
     if channels and last >= len(channels):
@@ -269,11 +270,6 @@ def _either(path: Path) -> Path:
 
 def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".nii")
-
-
-def glob_escape(text: str) -> str:
-    """Text as a glob pattern that matches only itself."""
-    return re.sub(r"([*?[])", r"[\1]", text)
 
 
 def read_msd_description(folder: Path) -> dict[str, Any]:

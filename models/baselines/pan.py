@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from models.backbone import build_backbone
-from models.network import BatchNorm, Network, Output, resized
+from models.network import BatchNorm, Network, Output, conv_bn_relu, resized
 
 
 class PAN(Network):
@@ -40,13 +40,13 @@ class FeaturePyramidAttention(nn.Module):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), _conv_bn_relu(in_channels, channels, 1))
-        self.features = _conv_bn_relu(in_channels, channels, 1)
+        self.mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), *conv_bn_relu(in_channels, channels, 1))
+        self.features = nn.Sequential(*conv_bn_relu(in_channels, channels, 1))
         self.down = nn.ModuleList(
-            nn.Sequential(nn.MaxPool2d(2), _conv_bn_relu(width, 1, kernel))
+            nn.Sequential(nn.MaxPool2d(2), *conv_bn_relu(width, 1, kernel))
             for width, kernel in ((in_channels, 7), (1, 5), (1, 3))
         )
-        self.across = nn.ModuleList(_conv_bn_relu(1, 1, kernel) for kernel in (7, 5, 3))
+        self.across = nn.ModuleList(nn.Sequential(*conv_bn_relu(1, 1, kernel)) for kernel in (7, 5, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, channels, H, W)."""
@@ -69,13 +69,8 @@ class GlobalAttentionUpsample(nn.Module):
         self.weight = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1), BatchNorm(channels), nn.Sigmoid()
         )
-        self.skip = _conv_bn_relu(skip_channels, channels, 3)
+        self.skip = nn.Sequential(*conv_bn_relu(skip_channels, channels))
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
         """deep (B, channels, h, w), skip (B, C, H, W) -> (B, channels, H, W)."""
         return resized(deep, skip) + self.skip(skip) * self.weight(deep)
-
-
-def _conv_bn_relu(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
-    return nn.Sequential(conv, BatchNorm(out_channels), nn.ReLU())

@@ -125,13 +125,13 @@ def test_training_on_constant_images_stays_finite(tmp_path):
     root = write_tree(tmp_path, flat(255), flat(0), [0, 63])
     for kind, value in (("Img", 0), ("GT", 63)):
         (root / "train" / kind / "Subj_aslice_2.png").write_bytes(flat(value))
-    config = Config.of(backbone="resnet18", steps=1, classes=2)
+    config = Config.of(backbone="resnet18", steps=1, classes=2, max_skipped=0)
     model = build_model(config)
     dataset = open_data(root).dataset("train")
     loader = slice_loader(dataset, ShuffledBatches(dataset, 1, seed=0))
     optimization = Optimization(model, config.optimization, len(loader))
     machine = Machine(torch.device("cpu"), dtype=torch.float32, workers=0)
-    training = Training(model, loader, GuidedLoss(), optimization, machine, max_skipped=0, stop=StopSignal())
+    training = Training(model, loader, GuidedLoss(), optimization, machine, StopSignal())
     for number in range(2):
         epoch = Epoch(number)
         train_one_epoch(training, epoch, "train")

@@ -12,12 +12,12 @@ from PIL import Image
 from scipy import ndimage
 
 from data import phantom
-from data.folder import open_data
-from data.phantom import LABELS, main, phantom_subject, write_dataset
+from data.folder import CHAOS_LABELS, open_data
+from data.phantom import main, phantom_subject, write_dataset
 from utils import InputError
 
 DATASET = Path(__file__).parents[2] / "dataset"
-ORGANS = [name for name in LABELS if name != "background"]
+ORGANS = [name for name in CHAOS_LABELS if name != "background"]
 
 
 def read_files(root: Path) -> dict[str, np.ndarray]:
@@ -57,13 +57,13 @@ def test_the_committed_data_set_is_what_its_command_writes(tmp_path):
         if "/Img/" in name:
             assert np.abs(pixels.astype(float) - again[name]).mean() < 2, name
     old, new = (np.concatenate([files[name] for name in files if "/GT/" in name]) for files in (committed, again))
-    for code in LABELS.values():
+    for code in CHAOS_LABELS.values():
         assert 2 * np.sum((old == code) & (new == code)) / (np.sum(old == code) + np.sum(new == code)) > 0.99
 
 
 def test_files_are_as_promised(subjects):
     described = json.loads((DATASET / "dataset.json").read_text())
-    assert described["labels"] == LABELS
+    assert described["labels"] == CHAOS_LABELS
     assert list(described["subjects"]) == [str(k) for k in range(1, 15)]
     assert sum(path.stat().st_size for path in DATASET.rglob("*")) < 2e6
     assert [split for split, _, _ in subjects.values()] == ["train"] * 10 + ["val"] * 2 + ["test"] * 2
@@ -73,7 +73,7 @@ def test_files_are_as_promised(subjects):
     for _, images, masks in subjects.values():
         assert images.shape[1:] == masks.shape[1:] == (96, 96)
         assert images.dtype == masks.dtype == np.uint8
-        assert set(np.unique(masks)) == set(LABELS.values())
+        assert set(np.unique(masks)) == set(CHAOS_LABELS.values())
         assert (images.min((1, 2)) == 0).all()
         assert (images.max((1, 2)) == 255).all()
     assert {path.suffix for path in DATASET.rglob("*") if path.is_file()} == {".png", ".json"}
@@ -82,7 +82,7 @@ def test_files_are_as_promised(subjects):
 def test_organs_are_whole_and_off_the_border(subjects):
     for _, _, masks in subjects.values():
         for name in ORGANS:
-            organ = masks == LABELS[name]
+            organ = masks == CHAOS_LABELS[name]
             assert ndimage.label(organ)[1] == 1, name
             assert not organ[:, [0, -1]].any()
             assert not organ[:, :, [0, -1]].any()
@@ -95,8 +95,8 @@ def test_organs_are_whole_and_off_the_border(subjects):
 
 def test_organs_lie_where_they_belong(subjects):
     for _, images, masks in subjects.values():
-        center = {name: np.array(ndimage.center_of_mass(masks == LABELS[name])) for name in ORGANS}
-        volume = {name: np.sum(masks == LABELS[name]) for name in ORGANS}
+        center = {name: np.array(ndimage.center_of_mass(masks == CHAOS_LABELS[name])) for name in ORGANS}
+        volume = {name: np.sum(masks == CHAOS_LABELS[name]) for name in ORGANS}
         body = np.array(ndimage.center_of_mass(images > 60))  # z, y, x; z to the head, y to the back, x to the left
         assert center["liver"][2] < body[2] - 5
         assert center["right kidney"][2] < body[2] - 10
@@ -124,7 +124,7 @@ def test_a_threshold_does_not_segment(subjects):
     for _, images, masks in subjects.values():
         everything = np.append(0, np.bincount(images.ravel(), minlength=256).cumsum())
         for name in ORGANS:
-            hits = np.append(0, np.bincount(images[masks == LABELS[name]], minlength=256).cumsum())
+            hits = np.append(0, np.bincount(images[masks == CHAOS_LABELS[name]], minlength=256).cumsum())
             within, size = hits[None] - hits[:, None], everything[None] - everything[:, None]
             scores.append(np.max(np.triu(2 * within) / np.maximum(hits[-1] + size, 1)))
     assert np.mean(scores) < 0.4

@@ -106,11 +106,11 @@ def test_iterations_do_not_wait(data, dtype):
     """PyTorch raises an error where the host would wait for the device; three iterations have set everything up."""
     machine = Machine(torch.device("cuda"), dtype, workers=0)
     dataset = open_data(data).dataset("train")
-    config = SMALL.change(batch_size=2, steps=1)
+    config = SMALL.change(batch_size=2, steps=1, max_skipped=0)
     loader = training_loader(dataset, config, machine)
     network = build_model(config).to("cuda", memory_format=torch.channels_last)
     optimization = Optimization(network, config.optimization, len(loader), dtype)
-    training = Training(network, loader, GuidedLoss(), optimization, machine, max_skipped=0, stop=StopSignal())
+    training = Training(network, loader, GuidedLoss(), optimization, machine, StopSignal())
     train_one_epoch(training, Epoch(0), "")
     batches = [tuple(part.cuda() for part in batch) for batch in read_batches(loader)]  # loading is another matter
     statistics = Statistics(network)
@@ -208,7 +208,7 @@ def test_a_loss_that_is_not_finite_leaves_everything_as_it_was(data, capsys):
     network = build_model(config).to("cuda", memory_format=torch.channels_last)
     optimization = Optimization(network, config.optimization, len(loader))
     epoch = Epoch(0)
-    train_one_epoch(Training(network, loader, Spoiled(), optimization, machine, 3, StopSignal()), epoch, "")
+    train_one_epoch(Training(network, loader, Spoiled(), optimization, machine, StopSignal()), epoch, "")
     assert (epoch.skipped, epoch.iteration, epoch.slices) == (1, 6, 10)
     assert "epoch 1, batch 2: the loss or its gradient is not finite" in capsys.readouterr().out
     assert all(value.isfinite().all() for value in network.state_dict().values())

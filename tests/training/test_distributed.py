@@ -93,7 +93,7 @@ def epoch_in_float64(data: Path, out: Path, batch_size: int, recompute: bool, va
         optimization = Optimization(model, config.optimization, len(loader))
         loss = training_loss(config.loss, config.network.classes, machine.device)
         epoch = Epoch(0)
-        train_one_epoch(Training(model, loader, loss, optimization, machine, 0, StopSignal()), epoch, "")
+        train_one_epoch(Training(model, loader, loss, optimization, machine, StopSignal()), epoch, "")
         own, first = model.state_dict(), {}
         for name, value in own.items():
             first[name] = value.clone()

@@ -58,9 +58,9 @@ def train(data: Path, bad: dict[int, str], only: list[int] | None = None, max_sk
         batches.order = [index for iteration in only for index in batches.batch(iteration)]
     batches.slices = len(batches.order)
     loader = slice_loader(dataset, batches)
-    optimization = Optimization(model, OptimizationConfig(), len(batches))
+    optimization = Optimization(model, OptimizationConfig(max_skipped=max_skipped), len(batches))
     machine = Machine(torch.device("cpu"), dtype=torch.float32, workers=0)
-    training = Training(model, loader, Spoiled(model, bad), optimization, machine, max_skipped, StopSignal())
+    training = Training(model, loader, Spoiled(model, bad), optimization, machine, StopSignal())
     epoch = Epoch(0)
     train_one_epoch(training, epoch, "")
     return model.state_dict(), epoch, batches
