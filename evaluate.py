@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,38 +39,16 @@ NOTES = {  # on how segmentations were compared
 class Options:
     """Score label volumes: NIfTI files, PNG slices and masks, DICOM series and SEG objects."""
 
-    predictions: tyro.conf.Positional[Path]
-    """Folder with a segmentation for each subject, or one file."""
-    truth: tyro.conf.Positional[Path]
-    """Folder with a truth for each subject, such as DIR/test, or one file; its grid counts."""
+    sources: tyro.conf.OmitArgPrefixes[tyro.conf.PositionalRequiredArgs[Sources]]
     out: Path
     """Run folder for the scores: a new one, or that of an earlier evaluation."""
-    labels: Path | None = None
-    """dataset.json that says the classes: ours, the Decathlon's or nnU-Net's; otherwise the one beside the truth."""
-    names: str = ""
-    """Names of the classes instead, separated by commas, without the background."""
-    values: str = ""
-    """Values of these classes, separated by commas; otherwise 1, 2, ..."""
-    images: Path | None = None
-    """Folder with the images, for the page and figures; otherwise those of DIR/test, or none."""
-    prediction_names: str = ""
-    """Pattern of files such as "{subject}_pred.nii.gz"; otherwise files are called as the subjects, with any ending."""
-    truth_names: str = ""
-    """The same for the truth."""
-    image_names: str = ""
-    """The same for the images, such as "{subject}_0000.nii.gz"."""
-    groups: str = ""
-    """Which subjects are of one patient, for intervals and tests: a .json file {"001": "patient 1"}, or a regular
-    expression with the patient in parentheses; otherwise the "groups" of dataset.json."""
-    partial: bool = False
-    """Leave out truths without a segmentation, such as those of other folds."""
 
 
 def main(options: Options) -> None:
     """Score all subjects, then write the run folder."""
-    sources = read_sources(options)
-    check_out(options.out, sources)
-    evaluation = Evaluation(sources)
+    options.sources.check()
+    check_out(options.out, options.sources)
+    evaluation = Evaluation(options.sources)
     make_folder(options.out)
     subjects = evaluation.subjects()
     scores = {subject: score(evaluation, subject) for subject in tqdm(subjects, "score", leave=False, disable=None)}
@@ -120,27 +98,6 @@ def worst(scores: dict[str, Scores]) -> list[str]:
             break
         chosen.append(subject)
     return chosen
-
-
-def read_sources(options: Options) -> Sources:
-    """What is compared with what. Raises InputError for options that do not go together."""
-    names = tuple(part.strip() for part in options.names.split(",")) if options.names else ()
-    values = tuple(part.strip() for part in options.values.split(",")) if options.values else ()
-    if options.labels and names:
-        raise InputError("--names: both names and --labels say the classes; give one of them")
-    if len(set(names)) < len(names) or "" in names:
-        raise InputError(f"--names {options.names}: must be names that differ; give one for each class")
-    if values and len(values) != len(names):
-        raise InputError(f"--values: {len(values)} values for {len(names)} --names; give one for each")
-    if not all(value.isascii() and value.isdigit() and len(value) < 6 for value in values):
-        raise InputError(f"--values {options.values}: must be whole numbers, such as 1,4")
-    for flag in ("predictions", "truth", "images", "labels"):
-        path = getattr(options, flag)
-        if path is not None and not path.exists():
-            raise InputError(f"{path}: no such file or folder; correct the name")
-    given = {field.name: getattr(options, field.name) for field in fields(Sources)}
-    groups = str(Path(options.groups).absolute()) if options.groups.endswith(".json") else options.groups
-    return Sources(**given | {"names": names, "values": tuple(map(int, values)), "groups": groups})
 
 
 def check_out(out: Path, sources: Sources) -> None:

@@ -30,7 +30,7 @@ from data.sources.dicom_seg import extended
 from data.splits import read_groups
 from data.volume_files import aligned, read_file, turned_like
 from data.volumes import Volume, oriented, resample, to_scan
-from utils import IGNORED, InputError, errors_begin, printable, read_json, some
+from utils import IGNORED, InputError, OptionError, errors_begin, printable, read_json, some
 
 SAME_DIRECTION = 1e-3  # of unit vectors
 
@@ -40,37 +40,72 @@ class Sources:
     """What is compared with what, as evaluation.json keeps it."""
 
     predictions: Path
+    """Folder with a segmentation for each subject, or one file."""
     truth: Path
-    images: Path | None = None
+    """Folder with a truth for each subject, such as DIR/test, or one file; its grid counts."""
     labels: Path | None = None
-    """A dataset.json; None: the one beside the truth."""
-    names: tuple[str, ...] = ()
-    """Of the classes without the background, instead of a dataset.json."""
-    values: tuple[int, ...] = ()
-    """Of these classes; none: 1, 2, ..."""
+    """dataset.json that says the classes: ours, the Decathlon's or nnU-Net's; otherwise the one beside the truth."""
+    names: str = ""
+    """Names of the classes instead, separated by commas, without the background."""
+    values: str = ""
+    """Values of these classes, separated by commas; otherwise 1, 2, ..."""
+    images: Path | None = None
+    """Folder with the images, for the page and figures; otherwise those of DIR/test, or none."""
     prediction_names: str = ""
-    """Pattern with {subject}; empty: the subjects' names and any ending."""
+    """Pattern of files such as "{subject}_pred.nii.gz"; otherwise files are called as the subjects, with any ending."""
     truth_names: str = ""
+    """The same for the truth."""
     image_names: str = ""
+    """The same for the images, such as "{subject}_0000.nii.gz"."""
     groups: str = ""
-    """As `read_groups` takes them, instead of those of the dataset.json."""
+    """Which subjects are of one patient, for intervals and tests: a .json file {"001": "patient 1"}, or a regular
+    expression with the patient in parentheses; otherwise the "groups" of dataset.json."""
     partial: bool = False
-    """Whether a truth without a segmentation is left out."""
+    """Leave out truths without a segmentation, such as those of other folds."""
+
+    def check(self) -> None:
+        """Raises InputError for options that do not go together, and for files that do not exist."""
+        if self.labels and self.names:
+            raise OptionError("names: both names and --labels say the classes; give one of them")
+        self.classes()
+        for path in (self.predictions, self.truth, self.images, self.labels):
+            if path is not None and not path.exists():
+                raise InputError(f"{path}: no such file or folder; correct the name")
+
+    def classes(self) -> dict[str, int]:
+        """Name -> value of background and classes by `names` and `values`; empty without. Raises OptionError."""
+        names = [part.strip() for part in self.names.split(",")] if self.names else []
+        values = [part.strip() for part in self.values.split(",")] if self.values else []
+        if len(set(names)) < len(names) or "" in names:
+            raise OptionError(f"names {self.names}: must be names that differ; give one for each class")
+        if values and len(values) != len(names):
+            raise OptionError(f"values {self.values}: {len(values)} values for {len(names)} --names; give one for each")
+        if not all(value.isascii() and value.isdigit() and len(value) < 6 for value in values):
+            raise OptionError(f"values {self.values}: must be whole numbers, such as 1,4")
+        if not names:
+            return {}
+        numbers = map(int, values) if values else range(1, len(names) + 1)
+        return {"background": 0} | dict(zip(names, numbers, strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with absolute paths."""
         values = dataclasses.asdict(self)
+        if self.groups.endswith(".json"):
+            values["groups"] = Path(self.groups)
         return {key: str(value.absolute()) if isinstance(value, Path) else value for key, value in values.items()}
 
     @classmethod
     def read(cls, path: Path) -> Sources:
         """What an evaluation.json holds. Raises InputError for anything else."""
-        content, texts = read_json(path), ("prediction_names", "truth_names", "image_names", "groups")
-        with contextlib.suppress(KeyError, TypeError, ValueError):
-            images, labels = (content[key] and Path(content[key]) for key in ("images", "labels"))
-            names, values = tuple(map(str, content["names"])), tuple(map(int, content["values"]))
-            paths = Path(content["predictions"]), Path(content["truth"]), images, labels
-            return cls(*paths, names, values, *(str(content[key]) for key in texts), bool(content["partial"]))
+        content = read_json(path)
+        with contextlib.suppress(AttributeError, TypeError, ValueError):
+            files = ("predictions", "truth", "images", "labels")
+            paths = {key: Path(content[key]) for key in files if content.get(key) is not None}
+            sources = cls(**content | paths)
+            sources.classes()
+            patterns = sources.prediction_names, sources.truth_names, sources.image_names, sources.groups
+            if all(isinstance(pattern, str) for pattern in patterns):
+                return sources
         raise InputError(f"{path}: was not written by this version of evaluate.py; evaluate again")
 
 
@@ -135,9 +170,7 @@ class Evaluation:
         """The classes, and subject -> group where the dataset.json says it."""
         sources, masks = self.sources, mask_files(self.truths)
         table, labels, groups = sources.labels or description_beside(sources.truth), None, {}
-        if sources.names:
-            values = sources.values or tuple(range(1, len(sources.names) + 1))
-            classes = dict(zip(("background", *sources.names), (0, *values), strict=True))
+        if classes := sources.classes():
             with errors_begin("names and values of the classes"):
                 labels = Labels.from_dict({"labels": classes, "values": classes})
         elif sources.labels or table.exists():
@@ -152,7 +185,7 @@ class Evaluation:
             )
         labels_of_masks(masks, labels, table)
         labels_of_masks(mask_files(self.predictions), labels, description_beside(sources.predictions))
-        if not sources.names:
+        if not classes:
             self._check_tables(labels)
         return labels, groups
 

@@ -16,6 +16,7 @@ import report
 import reproduce
 from config import GROUP_OF
 from experiments.folds import Splitting
+from inference.evaluation import Sources
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -103,8 +104,8 @@ def test_classes_stand_where_the_page_says(page: Path):
 
 def known_flags() -> set[str]:
     """The flags of all commands; those that are yes or no have a "no_" form, too."""
-    options = [evaluate.Options, predict.Options, report.Options, reproduce.Options, reproduce.Compare, Splitting]
-    options += prepare.COMMANDS.values()
+    options = [evaluate.Options, Sources, predict.Options, report.Options, *prepare.COMMANDS.values()]
+    options += [reproduce.Options, Splitting, reproduce.Compare]
     names = GROUP_OF.keys() | {field.name for option in options for field in dataclasses.fields(option)}
     return names | {f"no_{name}" for name in names}
 

@@ -14,6 +14,7 @@ from scipy.spatial.transform import Rotation
 
 import evaluate
 import predict
+from inference.evaluation import Sources
 from tests.helpers.errors import error_of
 from tests.helpers.files import tree
 from tests.helpers.scans import read_array, save_series
@@ -83,5 +84,5 @@ def test_segments_are_scored_by_their_names(trained, tmp_path):
     sitk.WriteImage(truth, tmp_path / "truth" / "a.nii.gz")
     (tmp_path / "truth" / "dataset.json").write_text(json.dumps({"labels": values, "values": values}))
     arguments = {"prediction_names": "{subject}.seg.dcm"}
-    evaluate.main(evaluate.Options(tmp_path / "out", tmp_path / "truth", tmp_path / "run", **arguments))
+    evaluate.main(evaluate.Options(Sources(tmp_path / "out", tmp_path / "truth", **arguments), tmp_path / "run"))
     assert [float(row["dsc"]) for row in read_csv(tmp_path / "run" / "test.csv")] == [1, 1, 1]

@@ -22,7 +22,7 @@ import report
 import reproduce
 from data.geometry import Geometry
 from data.label_files import LabelVolume
-from inference.evaluation import compare
+from inference.evaluation import Sources, compare
 from main import main
 from tests.helpers.errors import assert_one_line, error_of
 from tests.helpers.files import tree
@@ -35,7 +35,7 @@ from utils import InputError, read_json
 
 def score(predictions: Path, truth: Path, out: Path, **options) -> list[dict[str, str]]:
     """python evaluate.py with these options; the rows of its test.csv."""
-    evaluate.main(evaluate.Options(predictions, truth, out, **options))
+    evaluate.main(evaluate.Options(Sources(predictions, truth, **options), out))
     return read_csv(out / "test.csv")
 
 
@@ -455,12 +455,12 @@ def test_tables_that_mean_nothing_are_refused(pair, labels, part):
     ("options", "part"),
     [
         ({}, "not known which classes"),
-        ({"names": "a,b", "values": "1"}, "--values"),
-        ({"names": "a,b", "values": "1,x"}, "--values"),
-        ({"names": "a,a", "values": "1,4"}, "--names"),
+        ({"names": "a,b", "values": "1"}, "values 1: 1 values for 2 --names"),
+        ({"names": "a,b", "values": "1,x"}, "values 1,x: must be whole numbers"),
+        ({"names": "a,a", "values": "1,4"}, "names a,a: must be names that differ"),
         ({"names": "a,b", "values": "1,1"}, "the same value"),
         ({"names": "a,IGNORE", "values": "1,4"}, "must be called ignore"),
-        ({"names": "a,b", "labels": Path("x.json")}, "--labels"),
+        ({"names": "a,b", "labels": Path("x.json")}, "names: both names and --labels"),
         ({"labels": Path("missing.json")}, "missing.json: no such file"),
     ],
 )
@@ -616,7 +616,8 @@ def test_a_run_holds_no_other(pair, trained, tmp_path, capsys):
         (pair["truth"] / "run", "lies in"),
         (tmp_path, "holds"),
     ):
-        error = error_of(capsys, evaluate.main, evaluate.Options(pair["predictions"], pair["truth"], out, **NAMED))
+        sources = Sources(pair["predictions"], pair["truth"], **NAMED)
+        error = error_of(capsys, evaluate.main, evaluate.Options(sources, out))
         assert f"--out {out}: {part}" in error
     assert tree(trained.run) == before
 

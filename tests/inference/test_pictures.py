@@ -18,6 +18,7 @@ import evaluate
 import predict
 import prepare
 from config import Config
+from inference.evaluation import Sources
 from inference.networks import load_network
 from inference.segmenter import Segmenter
 from main import main
@@ -141,7 +142,7 @@ def test_masks_in_colors_are_good_for_training_and_for_scores(photos, tmp_path):
     main(CONFIG.change(data=tmp_path / "data", out=tmp_path / "run"))
     trained = Photos(tmp_path, "")
     out = run(trained, source / "images" / "d.png", truth=(source / "masks",))
-    evaluate.main(evaluate.Options(tmp_path / "out", source / "masks", tmp_path / "again", partial=True))
+    evaluate.main(evaluate.Options(Sources(tmp_path / "out", source / "masks", partial=True), tmp_path / "again"))
     truth, prediction = (pixels(source / "masks" / "d.png") == [200, 10, 30]).all(-1), trained.argmax("d") == 1
     for scores in (out / "scores.csv", tmp_path / "again" / "test.csv"):
         (row,) = read_csv(scores)

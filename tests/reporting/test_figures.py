@@ -23,6 +23,7 @@ from data.dataset import Slice, SliceDataset
 from data.description import Labels
 from data.volumes import Volume
 from experiments.results import MEAN, Row
+from inference.evaluation import Sources
 from metrics import METRICS
 from reporting import figures, paper
 from reporting.encoding import encode_image
@@ -79,7 +80,7 @@ def evaluated(data, tmp_path):
                 mirrored = ImageOps.mirror(picture)
             mirrored.save(path)
         found[name] = tmp_path / name
-        evaluate.main(evaluate.Options(copy / "test", copy / "test", found[name]))
+        evaluate.main(evaluate.Options(Sources(copy / "test", copy / "test"), found[name]))
     return found
 
 
@@ -106,7 +107,7 @@ def test_rows_with_other_truths_share_no_grid(evaluated, tmp_path):
 def test_slices_that_were_changed_are_not_shown(run, data, tiny, tmp_path, capsys):
     """Neither those of main.py nor, beside a new subject, those of evaluate.py."""
     folder, changed = shutil.copytree(run, tmp_path / "run"), shutil.copytree(data, tmp_path / "data")
-    evaluate.main(evaluate.Options(changed / "test", changed / "test", tmp_path / "evaluated"))
+    evaluate.main(evaluate.Options(Sources(changed / "test", changed / "test"), tmp_path / "evaluated"))
     config = json.loads((folder / "config.json").read_text())
     write_json(folder / "config.json", config | {"data": str(changed)})
     for path in (changed / "test" / "GT").glob("Subj_3slice_*.png"):

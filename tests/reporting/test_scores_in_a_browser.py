@@ -92,7 +92,8 @@ def test_an_evaluated_run_has_no_training_and_no_cost(tmp_path, browser):
     costs = dict.fromkeys(("parameters", "epochs", "seconds", "memory_gib", "best_epoch"))
     folder = write_run(tmp_path / "run", NAMES, scored_subjects(), [], **costs)
     (folder / "config.json").unlink()
-    write_json(folder / "evaluation.json", {"predictions": "/gone/nnunet", "truth": "/gone/labels", "names": NAMES})
+    sources = {"predictions": "/gone/nnunet", "truth": "/gone/labels", "names": ",".join(NAMES)}
+    write_json(folder / "evaluation.json", sources)
     report.main(report.Options((str(folder),), device="cpu"))
     show(browser, folder / "report.html")
     check_silence(browser, folder / "report.html")
@@ -101,7 +102,7 @@ def test_an_evaluated_run_has_no_training_and_no_cost(tmp_path, browser):
     assert not any(word in head for word in ("epoch", "parameters", "trained", "null"))
     titles = browser.execute_script("return [...document.querySelectorAll('h2')].map((h) => h.textContent)")
     assert titles == ["Scores", "Configuration and environment"]
-    assert dict(texts(browser, "#config"))["names"] == ", ".join(NAMES)
+    assert dict(texts(browser, "#config"))["names"] == ",".join(NAMES)
 
 
 def test_images_have_pixels(tmp_path, browser):
