@@ -19,13 +19,12 @@ from tqdm import tqdm
 from experiments.results import COST
 from inference.evaluation import Evaluation, Sources
 from metrics import summarize
-from reporting.figures import harmless
 from reporting.run_page import write_page
-from reporting.score_table import format_table
+from reporting.score_table import format_heading, format_table
 from reporting.segmentation import scored
 from training.environment import environment
-from training.scores import is_image, score_volume, write_scores
-from utils import InputError, make_folder, printable, some, user_errors, write_json
+from training.scores import score_volume, write_scores
+from utils import InputError, harmless, make_folder, printable, some, user_errors, write_json
 
 WRITTEN = ("evaluation.json", "test.csv", "test.json", "report.html")
 SHOWN = 2**28  # voxels of the subjects that are read again for the page, the worst first; it never holds as many
@@ -58,14 +57,13 @@ def main(options: Options) -> None:
             print(printable(f"note: {len(such)} of {len(subjects)} segmentations {text}: {some(such)}"))
     (options.out / "test.json").unlink(missing_ok=True)  # which is the mark of a finished run
     write_json(options.out / "evaluation.json", evaluation.sources.to_dict())
-    per_image = all(of_subject.is_image for of_subject in scores.values())
+    per_image = all(of_subject.is_picture for of_subject in scores.values())
     more = {"per_image": per_image} | dict.fromkeys([*COST, "best_epoch"]) | {"environment": environment()}
     rows = [row for of_subject in scores.values() for row in of_subject.rows]
     summary = write_scores(options.out, rows, evaluation.labels, more)
     with harmless(options.out / "report.html"):
         write_page(options.out, scored(evaluation, worst(scores)))
-    scored_in = "images" if per_image else "subjects in 3D"
-    print(f"{len(subjects)} {scored_in}, mean ± std\n\n{format_table(summary)}")
+    print(f"{format_heading(summary)}\n\n{format_table(summary)}")
     print(f"\nEverything is in {options.out}:\nreport.html, test.csv, test.json, evaluation.json")
 
 
@@ -74,7 +72,7 @@ class Scores(NamedTuple):
 
     rows: list[dict[str, Any]]
     """Of test.csv."""
-    is_image: bool
+    is_picture: bool
     how: str
     """As `Compared.how`."""
     voxels: int
@@ -85,7 +83,7 @@ def score(evaluation: Evaluation, subject: str) -> Scores:
     compared = evaluation.compare(subject)
     volume, geometry = compared.volume, compared.geometry
     rows = score_volume(volume, geometry, evaluation.labels, evaluation.groups)
-    return Scores(rows, is_image(volume, geometry), compared.how, volume.target.size)
+    return Scores(rows, geometry.is_picture(len(volume.target)), compared.how, volume.target.size)
 
 
 def worst(scores: dict[str, Scores]) -> list[str]:

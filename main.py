@@ -19,7 +19,7 @@ import time
 
 from inference.segmentation import check_finite, segment_split
 from reporting.run_report import RunReport
-from reporting.score_table import format_table
+from reporting.score_table import format_heading, format_table
 from training.device import Machine, peak_memory, without_denormals
 from training.distributed import barrier, broadcast_statistics, from_first, on_any, process_group, rank
 from training.environment import environment
@@ -88,9 +88,7 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
     summary = write_test(run.folder, volumes, data, run.cost() | {"best_epoch": best_epoch, "environment": made_by})
     report.show_test(volumes, test_set, network)
     run.close()
-    scored = "images" if summary["per_image"] else "subjects in 3D"
-    print(f"\nTest, best checkpoint (epoch {best_epoch}), {len(volumes)} {scored}, mean ± std\n")
-    print(format_table(summary))
+    print(f"\nTest, best checkpoint (epoch {best_epoch}), {format_heading(summary)}\n\n{format_table(summary)}")
     print(f"\nEverything is in {run.folder}:\nreport.html, test.csv, test.json, predictions, log.csv, best.pt")
 
 

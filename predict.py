@@ -31,9 +31,9 @@ from inference.results import (
 from inference.scans import Scan, files_of, scan_names
 from inference.segmenter import Segmenter
 from metrics import summarize
-from reporting.figures import harmless, save_montage
+from reporting.figures import save_montage
 from reporting.score_table import format_table
-from utils import InputError, errors_begin, printable, user_errors
+from utils import InputError, errors_begin, harmless, printable, user_errors
 
 
 @dataclass(frozen=True)

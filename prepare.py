@@ -27,8 +27,8 @@ from data.sources.nifti import brats_regions, find_brats, find_hvsmr, find_msd, 
 from data.sources.pictures import find_pictures
 from data.splits import PAPER_SEED, PROTOCOLS, Split, fold_splits, random_splits, read_groups, read_split, split_counts
 from data.writer import Plan, describe, write_data
-from reporting.figures import harmless, save_contact_sheet
-from utils import InputError, OptionError, errors_begin, user_errors, write_json
+from reporting.figures import save_contact_sheet
+from utils import InputError, OptionError, errors_begin, harmless, user_errors, write_json
 
 CHAOS_LICENCE = "CC BY-NC-SA 4.0; Kavur et al., CHAOS, doi 10.5281/zenodo.3431873"
 

@@ -29,13 +29,14 @@ from experiments.rows import OF_ROWS, OF_RUNS, ROWS, field_of, own_rows, slug
 from experiments.tables import PAPER, Table
 from models import build_model, check_network, count_parameters, own_class
 from reporting.comparison import read_rows
-from reporting.figures import harmless, save_boxes, save_curves
+from reporting.figures import save_boxes, save_curves
 from training.checkpoint import content_of, load_checkpoint
 from training.scores import tolerances_of
 from training.setup import open_data_of
 from utils import (
     InputError,
     errors_begin,
+    harmless,
     lock_folder,
     make_folder,
     unlock_folder,

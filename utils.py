@@ -123,6 +123,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
+def harmless(path: Path) -> Iterator[None]:
+    """Turn what fails while the picture or page `path` is written into a warning."""
+    try:
+        yield
+    except Exception as error:
+        reason = printable(str(error)) or type(error).__name__
+        print(f"warning: {path}: could not be written ({reason}); all else goes on", flush=True)
+
+
+@contextlib.contextmanager
 def first_process_speaks() -> Iterator[None]:
     """Of the processes that torchrun starts, let only the first one print in the block."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0":
@@ -299,7 +309,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` as indented JSON, atomically. NaN, which JSON lacks, becomes null."""
-    write_text(path, json.dumps(_nan_to_none(value), indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(without_nan(value), indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -312,11 +322,12 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: not readable as JSON ({error}); correct it") from None
 
 
-def _nan_to_none(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Lists and dictionaries as JSON can hold them: with None for NaN."""
     if isinstance(value, dict):
-        return {key: _nan_to_none(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_nan_to_none(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and value != value else value
 
 

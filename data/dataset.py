@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -56,7 +57,35 @@ def digest_of(image: np.ndarray, codes: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-class SliceDataset(Dataset):
+class SubjectSlices:
+    """Slices to look at, subject by subject."""
+
+    labels: Labels
+    slices: Sequence[Any]
+    """Each has a `subject` and a `number`."""
+
+    @cached_property
+    def _indices(self) -> dict[str, list[int]]:
+        indices: dict[str, list[int]] = {}
+        for index, item in enumerate(self.slices):
+            indices.setdefault(item.subject, []).append(index)
+        return indices
+
+    def subjects(self) -> dict[str, list[int]]:
+        """Subject -> indices of its slices, in the order of their numbers."""
+        return self._indices
+
+    def positions(self, subject: str) -> list[int]:
+        """Where a subject's slices are in its volume (`data.volumes.assemble`), in the order of `subjects`."""
+        numbers = [self.slices[index].number for index in self._indices[subject]]
+        return [number - numbers[0] for number in numbers]
+
+    def picture(self, index: int) -> np.ndarray:
+        """What is shown of a slice, float32 (1 or 3, H, W) in [0, 1]."""
+        raise NotImplementedError
+
+
+class SliceDataset(SubjectSlices, Dataset):
     """The slices of one split, subject by subject and in the order of their numbers.
 
     Item i is the image, float32 (channels, H, W) in [0, 1], and the target, class indices int64 (H, W), IGNORED where
@@ -97,25 +126,13 @@ class SliceDataset(Dataset):
         return torch.from_numpy(image), torch.from_numpy(target.astype(np.int64))
 
     def picture(self, index: int) -> np.ndarray:
-        """What is shown of a slice, float32 (1 or 3, H, W) in [0, 1]: its first image."""
+        """What is shown of a slice: its first image."""
         return read_image(self.slices[index].images[0])
 
     def fingerprint(self) -> str:
         """A text that is the same for the same slices only: their names, pixels and masks."""
         slices = "\n".join(f"{item.subject} {item.number} {item.digest}" for item in self.slices)
         return hashlib.sha256(slices.encode()).hexdigest()
-
-    def subjects(self) -> dict[str, list[int]]:
-        """Subject -> indices of its slices, in the order of their numbers."""
-        indices: dict[str, list[int]] = {}
-        for index, item in enumerate(self.slices):
-            indices.setdefault(item.subject, []).append(index)
-        return indices
-
-    def positions(self, subject: str) -> list[int]:
-        """Where a subject's slices are in its volume (`data.volumes.assemble`), in the order of `subjects`."""
-        numbers = [self.slices[index].number for index in self.subjects()[subject]]
-        return [number - numbers[0] for number in numbers]
 
 
 def _shape(shape: tuple[int, ...]) -> str:

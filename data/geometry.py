@@ -112,6 +112,10 @@ class Geometry:
         parts = self.size, self.spacing, self.origin, self.direction
         return None if None in parts else Grid(*parts)
 
+    def is_picture(self, slices: int) -> bool:
+        """Whether so many slices are a picture: a single one of no known spacing, whose distances are in pixels."""
+        return slices == 1 and self.spacing is None
+
     def check_size(self, shape: tuple[int, int]) -> None:
         """Raises InputError where slices (H, W) are not of the size that the entry gives."""
         rows, columns = shape

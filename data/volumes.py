@@ -100,7 +100,7 @@ def axis_code(image: sitk.Image) -> str:
 
 
 def code_of(axes: Sequence[float]) -> str:
-    """The same of axes as nine numbers, row by row."""
+    """`axis_code` of axes as nine numbers, row by row."""
     direction = ASKEW @ np.reshape(axes, (3, 3))
     body = max(permutations(range(3)), key=lambda axes: np.abs(direction[axes, range(3)]).sum())
     return "".join(BODY[axis][int(direction[axis, k] < 0)] for k, axis in enumerate(body))

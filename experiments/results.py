@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def parse_rows(texts: Sequence[str]) -> list[Row]:
     """
     named = [_parse_row(text) for text in texts]
     given: dict[Path, Path] = {}
-    for folder in (folder for _, folders in named for folder in folders):
+    for folder in chain.from_iterable(folders for _, folders in named):
         if given.setdefault(folder.resolve(), folder) is not folder:
             raise InputError(f"{folder}: is given twice; give each run once, in one row")
     names = {name for name, _ in named if name}
@@ -181,7 +182,7 @@ def read_result(name: str, folders: Sequence[Path]) -> Result:
     by_seed = _by_seed(runs)
     labels = [*runs[0].labels(False), *runs[0].labels(True)]
     counts = {kind: dict.fromkeys(labels, 0) for kind in ("missed", "spurious")}
-    for row in (row for run in runs for row in run.rows):
+    for row in chain.from_iterable(run.rows for run in runs):
         for kind, of_kind in counts.items():
             of_kind[row["class"]] += bool(row[kind])
     costs = {key: [run.summary[key] for run in runs] for key in COST}

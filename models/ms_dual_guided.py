@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.attention import AttentionLayer, ChannelAttention, PositionAttention
 from models.multi_scale import SCALES, WIDTH, MultiScale
 from models.network import Output, conv_bn_prelu, heads, resized
-from models.semantic import Identity, SemanticModule
+from models.semantic import DirectDistance, SemanticModule
 from utils import OptionError
 
 
@@ -49,7 +49,7 @@ class RefinementStep(nn.Module):
         if options.guidance:
             norms = SCALES if options.norm_by_scale else 0
             semantic = SemanticModule(width, options.semantic_channels, norms)
-            self.semantic = semantic if options.encoder_decoder else Identity()
+            self.semantic = semantic if options.encoder_decoder else DirectDistance()
             shared = options.variant == "paper"
             self.guide = layers(nn.Conv2d(width, WIDTH, 3, padding=1) for _ in range(1 if shared else SCALES))
         self.project = layers(nn.Conv2d(WIDTH, WIDTH, 1) for _ in range(SCALES))
@@ -191,7 +191,7 @@ class MSDualGuided(MultiScale):
             maps.append(refined)
             if self.training and step.semantic is not None:
                 latents.append(list(latent))
-                if not isinstance(step.semantic, Identity):
+                if not isinstance(step.semantic, DirectDistance):
                     reconstructions += zip(inputs, reconstruction, strict=True)
         refined = self.refined_logits(maps)
         raw = self.raw_logits(features)

@@ -81,7 +81,7 @@ def _chunks(x: Tensor, count: int) -> Sequence[Tensor]:
     return x.chunk(count) if count > 1 else [x]
 
 
-class Identity(nn.Module):
+class DirectDistance(nn.Module):
     """What stands for the semantic module without encoder-decoder ("dist", Table II): the features themselves.
 
     The guided loss is then the direct distance between the features of successive steps; there is nothing to

@@ -12,7 +12,6 @@ from experiments.results import Column, Result, Row, read_result
 from experiments.tables import Table
 from reporting.figures import Curve, mean_curve
 from reporting.run_page import fill
-from reporting.viewer import finite
 from utils import make_folder, printable, write_text
 
 
@@ -64,14 +63,12 @@ def _cell(table: Table, result: Result, column: Column) -> dict[str, Any]:
         cell |= {"subjects": test.subjects, "pairs": test.pairs, "difference": test.difference}
         cell |= {"difference_low": test.interval[0], "difference_high": test.interval[1]}
         cell |= {"p": test.p, "p_holm": test.p_holm}
-    known = {key: finite(value) for key, value in cell.items()}
-    values = {subject: finite(value) for subject, value in result.values[column].items()}
-    return known | {"best": result.name in table.best[column], "values": values}
+    return cell | {"best": result.name in table.best[column], "values": result.values[column]}
 
 
 def _describe_curve(curve: Curve) -> dict[str, Any]:
     hours, dice = curve
-    return {"hours": hours.tolist(), "dice": [finite(value) for value in dice.tolist()]}
+    return {"hours": hours.tolist(), "dice": dice.tolist()}
 
 
 def _differences(rows: Sequence[Row]) -> dict[str, list[str | None]]:

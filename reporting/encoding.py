@@ -7,39 +7,21 @@ import functools
 import io
 import zlib
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
 from data.colors import class_colors
-from data.description import Labels
+from data.dataset import SubjectSlices
 from reporting.figures import NOT_ANNOTATED, hatched
 from utils import IGNORED
 
 JPEG = {"format": "JPEG", "quality": 92}  # of CHAOS's slices: 0.6 grey values off in the mean, 10 of PNG's 24 KB
 
 
-class Pictures(Protocol):
-    """Slices to look at: `data.dataset.SliceDataset`, or `reporting.segmentation.ScoredSlices`."""
-
-    labels: Labels
-    slices: Sequence[Any]
-    """Each has a `subject` and a `number`."""
-
-    def subjects(self) -> dict[str, list[int]]:
-        """Subject -> indices of its slices, in the order of their numbers."""
-
-    def positions(self, subject: str) -> list[int]:
-        """Where a subject's slices are in its volume."""
-
-    def picture(self, index: int) -> np.ndarray:
-        """What is shown of a slice, float32 (1 or 3, H, W) in [0, 1]."""
-
-
 @functools.lru_cache(maxsize=4096)  # the page is written after every epoch, and images do not change
-def encode_image(pictures: Pictures, index: int) -> str:
+def encode_image(pictures: SubjectSlices, index: int) -> str:
     """The picture of a slice as a JPEG in base64, grey or RGB as it is."""
     pixels = np.rint(255 * pictures.picture(index)).astype(np.uint8)
     file = io.BytesIO()

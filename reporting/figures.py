@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from data.folder import DataFolder
 from data.volumes import Volume
 from experiments.results import MEAN, Column
 from metrics import Metric, mean_title
-from utils import IGNORED, atomic_path, ceil_div, printable
+from utils import IGNORED, atomic_path, ceil_div
 
 # Lines of a chart that lie on each other still show: other dashes, and other markers at their ends.
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
@@ -282,13 +281,3 @@ def _legend(figure: Figure, handles: Sequence[Artist], names: Sequence[str], **o
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_text(name)
     return legend
-
-
-@contextlib.contextmanager
-def harmless(path: Path) -> Iterator[None]:
-    """Turn what fails while the picture or page `path` is written into a warning."""
-    try:
-        yield
-    except Exception as error:
-        reason = printable(str(error)) or type(error).__name__
-        print(f"warning: {path}: could not be written ({reason}); all else goes on", flush=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from data.dataset import SubjectSlices
 from data.volumes import Volume
 from experiments.results import MEAN, Row
 from metrics import METRICS
 from reporting import figures
 from reporting.comparison import read_rows
-from reporting.encoding import Pictures
 from reporting.figures import save_boxes, save_grid
 from reporting.segmentation import segment_run
 from utils import IGNORED, InputError, make_folder
@@ -57,12 +57,12 @@ def write_figures(rows: Sequence[Row], out: Path, device: str, against: str | No
     return written
 
 
-def _segment_row(row: Row, device: str, classes: Sequence[str]) -> dict[str, tuple[Pictures, Volume]]:
+def _segment_row(row: Row, device: str, classes: Sequence[str]) -> dict[str, tuple[SubjectSlices, Volume]]:
     """Test subject -> the slices and the segmentation, in indices of `classes`, of the row's first run that tested it.
 
     `classes` are without the background.
     """
-    found: dict[str, tuple[Pictures, Volume]] = {}
+    found: dict[str, tuple[SubjectSlices, Volume]] = {}
     for folder in row.folders:
         segmented, _ = segment_run(folder, device)
         index = np.arange(256, dtype=np.uint8)
@@ -74,7 +74,7 @@ def _segment_row(row: Row, device: str, classes: Sequence[str]) -> dict[str, tup
     return found
 
 
-def _line(dataset: Pictures, ours: Volume, volumes: Sequence[Volume]) -> figures.GridRow:
+def _line(dataset: SubjectSlices, ours: Volume, volumes: Sequence[Volume]) -> figures.GridRow:
     """A subject at the slice where its segmentations together have the most wrong pixels."""
     indices, positions = dataset.subjects()[ours.subject], dataset.positions(ours.subject)
     truth = ours.target[positions]

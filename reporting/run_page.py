@@ -17,8 +17,8 @@ from experiments.results import LOG, REMEDY, SCORES, check_finite_json, read_sum
 from metrics import mean_title, shown_metrics
 from models import describe_network
 from reporting.inside import look_inside
-from reporting.viewer import Segmented, confusion, finite, mean_dice, view
-from utils import InputError, read_json, write_text
+from reporting.viewer import Segmented, confusion, mean_dice, view
+from utils import InputError, read_json, without_nan, write_text
 
 PAGE = Path(__file__).resolve().parent / "page"
 LIMIT = 15_000_000  # bytes of a page; the worst subjects come first, and those beyond it are left out of the viewer
@@ -62,7 +62,7 @@ def fill(name: str, data: dict[str, Any]) -> str:
     page = re.sub(r'<link rel="stylesheet" href="(.+?)">', lambda found: f"<style>\n{_read(found[1])}</style>", page)
     page = re.sub(r'<script src="(.+?)">', lambda found: f"<script>\n{_read(found[1])}", page)
     # No name in the data may end the script element: "<" is written as JSON's escape.
-    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    text = json.dumps(without_nan(data), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     return page.replace('id="data">', f'id="data">{text}', 1)
 
 
@@ -129,7 +129,4 @@ def _read_summary(path: Path) -> dict[str, Any] | None:
 
 def _read_table(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
     """Rows with numbers and booleans where a cell is one; NaN and empty cells are None."""
-    if not path.exists():
-        return []
-    rows = read_table(path, needed)
-    return [{key: finite(cell) for key, cell in row.items()} for row in rows]
+    return without_nan(read_table(path, needed)) if path.exists() else []

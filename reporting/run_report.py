@@ -11,10 +11,11 @@ from torch import nn
 from data.dataset import SliceDataset
 from data.folder import DataFolder
 from data.volumes import Volume
-from reporting.figures import harmless, overlays, save_overview
+from reporting.figures import overlays, save_overview
 from reporting.run_page import write_page
 from reporting.viewer import Segmented
 from training.distributed import rank
+from utils import harmless
 
 
 class RunReport:

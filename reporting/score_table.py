@@ -10,6 +10,12 @@ from metrics import SHOWN_WORST_CASE, Metric, mean_title, parts_of, shown_metric
 from utils import aligned_columns
 
 
+def format_heading(summary: dict[str, Any]) -> str:
+    """What the numbers of `format_table` are."""
+    units = "images" if summary["per_image"] else "subjects in 3D"
+    return f"{summary['subjects']} {units}, mean ± std"
+
+
 def format_table(summary: dict[str, Any], width: int = 80) -> str:
     """`summary` as text: a line per class, one of the means over classes, and one per region, in the metrics' units.
 

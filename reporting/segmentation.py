@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from config import Config, read_run
+from data.dataset import SubjectSlices
 from inference.evaluation import Evaluation, Sources
 from inference.networks import load_network
 from inference.segmentation import check_finite, segment_subjects
@@ -66,31 +67,18 @@ class ScoredSlice(NamedTuple):
     number: int
 
 
-class ScoredSlices:
-    """What `data.dataset.SliceDataset` is to pages and figures, of segmentations that were scored."""
+class ScoredSlices(SubjectSlices):
+    """The slices of segmentations that were scored."""
 
     def __init__(self, evaluation: Evaluation, numbers: dict[str, Sequence[int]]) -> None:
         self.labels = evaluation.labels
         self.slices = [ScoredSlice(subject, number) for subject, of_one in numbers.items() for number in of_one]
-        self._numbers = numbers
-        self._indices: dict[str, list[int]] = {}
-        for index, item in enumerate(self.slices):
-            self._indices.setdefault(item.subject, []).append(index)
         self._pictures = lru_cache(1)(lambda subject: evaluation.pictures(evaluation.compare(subject)))
 
-    def subjects(self) -> dict[str, list[int]]:
-        """Subject -> indices of its slices, in the order of their numbers."""
-        return self._indices
-
-    def positions(self, subject: str) -> list[int]:
-        """Where a subject's slices are in its volume."""
-        first, *_ = self._numbers[subject]
-        return [number - first for number in self._numbers[subject]]
-
     def picture(self, index: int) -> np.ndarray:
-        """What is shown of a slice, float32 (1 or 3, H, W) in [0, 1]."""
+        """What is shown of a slice, as `Evaluation.pictures` makes it."""
         subject = self.slices[index].subject
-        return self._pictures(subject)[index - self._indices[subject][0]]
+        return self._pictures(subject)[index - self.subjects()[subject][0]]
 
 
 def scored(evaluation: Evaluation, subjects: Sequence[str]) -> Segmented:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.dataset import SubjectSlices
 from data.geometry import Geometry
 from data.volumes import Volume
 from metrics import unknown_classes
-from reporting.encoding import Pictures, encode_image, encode_mask
+from reporting.encoding import encode_image, encode_mask
 from utils import IGNORED
 
 LEAST_AREA = 0.1  # of the subject's fullest slice, for a slice that is shown first
@@ -23,7 +23,7 @@ class Segmented(NamedTuple):
 
     split: str
     """"val" or "test"."""
-    dataset: Pictures
+    dataset: SubjectSlices
     volumes: Sequence[Volume]
     geometry: dict[str, Geometry]
     """Subject -> where its slices lie, for the sides of its pixels."""
@@ -105,15 +105,10 @@ def _subject(segmented: Segmented, volume: Volume, slices: list[int], counts: np
         "numbers": [item.number for item in files],
         "size": [rows, columns],
         "aspect": columns * width / (rows * height),
-        "dice": [finite(float(value)) for value in dice],
+        "dice": dice.tolist(),
         "worst": worst_slice(counts[positions]),
         "images": [encode_image(segmented.dataset, index) for index in indices],
         "truth": encode_mask(volume.target[positions]),
         "prediction": encode_mask(volume.prediction[positions]),
         "unknown": sorted(unknown_classes(volume.target, len(segmented.dataset.labels.names))),
     }
-
-
-def finite(value: Any) -> Any:
-    """The value as JSON can hold it: None for NaN and infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -59,19 +59,16 @@ def write_test(folder: Path, volumes: Sequence[Volume], data: DataFolder, cost: 
         segmentation = to_scan(volume.prediction, geometry)
         values = labels.to_values(sitk.GetArrayViewFromImage(segmentation))
         write_nifti(folder / "predictions" / f"{volume.subject}.nii.gz", like(segmentation, values))
-    per_image = all(is_image(volume, data.geometry[volume.subject]) for volume in volumes)
+    per_image = all(data.geometry[volume.subject].is_picture(len(volume.target)) for volume in volumes)
     return write_scores(folder, rows, labels, {"per_image": per_image, **cost})
-
-
-def is_image(volume: Volume, geometry: Geometry) -> bool:
-    """Whether a subject is a single image without a spacing, so that its distances are in pixels."""
-    return len(volume.target) == 1 and geometry.spacing is None
 
 
 def score_volume(volume: Volume, geometry: Geometry, labels: Labels, groups: Mapping[str, str]) -> list[dict[str, Any]]:
     """The rows of test.csv of a subject; `groups` is subject -> group, where any are known."""
     subject, spacing = volume.subject, geometry.array_spacing
-    name = {"subject": subject} | ({"group": groups.get(subject, subject)} if groups else {})
+    name = {"subject": subject}
+    if groups:
+        name["group"] = groups.get(subject, subject)
     rows = score_subject(volume.prediction, volume.target, labels.names, spacing, labels.regions, labels.tolerances)
     return [name | row for row in rows]
 

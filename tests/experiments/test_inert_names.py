@@ -22,12 +22,12 @@ from experiments.results import MEAN, parse_rows, read_result
 from experiments.tables import Table
 from metrics import METRICS, summarize
 from reporting.comparison import write_comparison
-from reporting.figures import harmless, save_boxes, save_curves, save_montage
+from reporting.figures import save_boxes, save_curves, save_montage
 from reporting.run_page import read_tables
 from reporting.score_table import format_table
 from tests.helpers.pages import held, write_run
 from tests.helpers.results import scores_of as scored
-from utils import InputError, read_csv, write_csv
+from utils import InputError, harmless, read_csv, write_csv
 
 ODD = [
     r"$\frac{$", "$x$", r"\input{x}|pipe", "_hidden", "__init__", "=cmd|' /C calc'!A0", "+1", "-2+3", "@SUM(A1)",

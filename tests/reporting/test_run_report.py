@@ -9,10 +9,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from reporting.run_report import harmless
 from tests.helpers import runs
 from tests.helpers.processes import command, run_to_end
-from utils import read_csv
+from utils import harmless, read_csv
 
 
 def test_tensorboard_has_the_scalars_of_the_log_and_overlays(run):
