@@ -19,48 +19,51 @@ EXACT = 50  # pairs up to which p is exact
 DECIMALS = 9  # of a difference; what is beyond is rounding, which must not break ties
 
 
-def interval(scores: np.ndarray, groups: Sequence[str]) -> tuple[float, float]:
+def interval(scores: np.ndarray, groups: Sequence[str], minus: np.ndarray | None = None) -> tuple[float, float]:
     """95 % bootstrap interval of the mean of `scores` (seeds, subjects), for other seeds and other groups of subjects.
 
-    Seeds and groups are drawn anew independently (Owen 2007), 10,000 times with a fixed seed. The percentiles of the
-    means are widened for small samples, as Hesterberg (2015) does for one sample. NaN is a score that is not known;
-    the interval is NaN for fewer than two groups.
+    With `minus`, scores of the same subjects with other seeds, it is that of the difference of the means. Seeds and
+    groups are drawn anew independently (Owen 2007), 10,000 times with a fixed seed. The percentiles of the means are
+    widened for small samples, as Hesterberg (2015) does for one sample. NaN is a score that is not known; the interval
+    is NaN for fewer than two groups.
     """
-    table = group_scores(scores, groups)
-    seeds, count = table.shape
+    rows = [scores] if minus is None else [scores, -minus]
+    known = np.logical_and.reduce([np.isfinite(row).any(0) for row in rows])
+    of_known = np.array(groups)[known]
+    tables = [group_scores(row[:, known], of_known) for row in rows]
+    count = tables[0].shape[1]
     if count < 2:
         return math.nan, math.nan
-    times_seed, times_group = _resamples(seeds, count, RESAMPLES)
-    of_seeds = [times @ table.T for times in map(np.float64, np.array_split(times_group, 10))]  # never all as floats
-    means = (np.concatenate(of_seeds) * times_seed).sum(1) / table.size
+    times_group, *times_seeds = _resamples((count, *map(len, tables)), RESAMPLES)
+    means = np.zeros(RESAMPLES)
+    for table, times_seed in zip(tables, times_seeds, strict=True):
+        of_seeds = [times @ table.T for times in map(np.float64, np.array_split(times_group, 10))]  # not all as floats
+        means += (np.concatenate(of_seeds) * times_seed).sum(1) / table.size
+    middle = sum(table.mean() for table in tables)
     quantiles = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    low, high = table.mean() + _widening(table, means.std()) * (quantiles - table.mean())
+    low, high = middle + _widening(tables, _shares(of_known), means.std()) * (quantiles - middle)
     return float(low), float(high)
 
 
 @functools.lru_cache(maxsize=4)  # tables have many columns of as many subjects
-def _resamples(seeds: int, groups: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each seed and each group is drawn: (count, seeds) and (count, groups), from a fixed seed."""
+def _resamples(sizes: tuple[int, ...], count: int) -> list[np.ndarray]:
+    """How often each is drawn, `count` times, of each number of groups or seeds: (count, size), from a fixed seed."""
     random = np.random.default_rng(0)
-    times = [random.multinomial(n, np.full(n, 1 / n), count).astype(np.uint16) for n in (seeds, groups)]
-    return times[0], times[1]
+    return [random.multinomial(n, np.full(n, 1 / n), count).astype(np.uint16) for n in sizes]
 
 
 def group_scores(scores: np.ndarray, groups: Sequence[str]) -> np.ndarray:
     """Scores (seeds, subjects) -> (seeds, groups), of which each counts as much as its subjects do in the mean.
 
-    The mean over groups is that over subjects; subjects without any score are left out. Where only some seeds have a
+    The mean over groups is that over subjects, which have a score of one seed at least. Where only some seeds have a
     subject's score, the others get its mean.
     """
-    known = np.isfinite(scores).any(0)
-    scores = scores[:, known]
-    of_subjects = np.array(groups)[known]
     if not scores.size:
         return np.empty((len(scores), 0))
     scores = _filled(scores)
-    index = _numbered(of_subjects)
+    index = _numbered(groups)
     sums = np.stack([np.bincount(index, of_seed) for of_seed in scores - scores.mean()])
-    return scores.mean() + sums * sums.shape[1] / len(of_subjects)
+    return scores.mean() + sums * sums.shape[1] / len(groups)
 
 
 def _filled(scores: np.ndarray) -> np.ndarray:
@@ -74,21 +77,39 @@ def _numbered(groups: Sequence[str]) -> np.ndarray:
     return np.array([numbers[name] for name in groups], int)
 
 
-def _widening(table: np.ndarray, spread: float) -> float:
-    """How much further from the mean of (seeds, groups) a bound lies than the percentile of means with this deviation.
+def _shares(groups: Sequence[str]) -> np.ndarray:
+    """The part of all subjects that is in each group, (groups,)."""
+    return np.bincount(_numbered(groups)) / len(groups)
 
-    It lies as far out as in Student's t, with the variance of the mean over seeds and groups that are drawn at random,
-    and the degrees of freedom of Welch and Satterthwaite.
+
+def _widening(tables: Sequence[np.ndarray], shares: np.ndarray, spread: float) -> float:
+    """How much further from the mean a bound lies than the percentile of means with this deviation.
+
+    It lies as far out as in Student's t, with the variance of the sum of the means of `tables` (seeds, groups) over
+    groups and over seeds that are drawn at random, and the degrees of freedom of Welch and Satterthwaite.
     """
-    seeds, count = table.shape
-    of_groups = table.mean(0).var(ddof=1) / count
-    of_seeds = table.mean(1).var(ddof=1) / seeds if seeds > 1 else 0.0
-    variance = of_groups + of_seeds
+    parts = [_variance_of_groups(sum(table.mean(0) for table in tables), shares)]
+    parts += [(table.mean(1).var(ddof=1) / len(table), len(table) - 1) for table in tables if len(table) > 1]
+    variance = sum(part for part, _ in parts)
     if variance == 0 or spread == 0:
         return 1.0
-    freedom = variance**2 / (of_groups**2 / (count - 1) + of_seeds**2 / max(1, seeds - 1))
+    freedom = variance**2 / sum(part**2 / freedom for part, freedom in parts)
     tail = (1 + CONFIDENCE) / 2
     return float(np.sqrt(variance) / spread * stats.t.ppf(tail, freedom) / stats.norm.ppf(tail))
+
+
+def _variance_of_groups(scores: np.ndarray, shares: np.ndarray) -> tuple[float, float]:
+    """Variance of the mean of `group_scores` (groups,), and its degrees of freedom.
+
+    A group with much of all subjects pulls the mean to itself, so that its own deviation says too little. Bell and
+    McCaffrey (2002) correct for it; with groups of one size, it is the variance of a mean, with groups - 1 degrees.
+    """
+    square = (shares**2).sum()
+    expected = 1 - 2 * shares + square  # of the squared deviation of a group, for groups of variance 1
+    variance = (((scores - scores.mean()) / len(scores)) ** 2 / expected).sum()
+    covariance = np.eye(len(shares)) - shares - shares[:, None] + square  # of the deviations
+    weights = shares**2 / expected
+    return float(variance), float(square**2 / (weights @ covariance**2 @ weights))
 
 
 def wilcoxon(differences: np.ndarray) -> float:
@@ -151,29 +172,45 @@ def compare(results: Sequence[Result], reference: Result, column: Column) -> dic
     A subject counts with its mean over seeds, a group with the mean over its subjects.
     """
     others = [result for result in results if result is not reference]
-    differences = [_differences(result, reference, column) for result in others]
-    p = [wilcoxon(_means(scores.mean(0), groups)) for scores, groups in differences]
+    pairs = [_Pair.of(result, reference, column) for result in others]
+    p = [wilcoxon(_means(pair.differences(), pair.groups)) for pair in pairs]
     compared = {}
-    for result, (scores, groups), raw, corrected in zip(others, differences, p, holm(p), strict=True):
-        mean = float(scores.mean()) if scores.size else math.nan
-        pairs = len(set(groups))
-        compared[result.name] = Comparison(scores.shape[1], pairs, mean, interval(scores, groups), raw, corrected)
+    for result, pair, raw, corrected in zip(others, pairs, p, holm(p), strict=True):
+        differences = pair.differences()
+        mean = float(differences.mean()) if differences.size else math.nan
+        compared[result.name] = Comparison(
+            len(differences), len(set(pair.groups)), mean, pair.interval(), raw, corrected
+        )
     return compared
 
 
-def _differences(result: Result, reference: Result, column: Column) -> tuple[np.ndarray, list[str]]:
-    """Row minus reference (seeds, subjects) of the subjects that both have, and their groups.
+class _Pair(NamedTuple):
+    """The scores of two rows (seeds, subjects), of the subjects that both have, with their groups."""
 
-    Rows with the same seeds differ seed by seed, others in their means over seeds.
-    """
-    ours, theirs = result.values.get(column, {}), reference.values.get(column, {})
-    subjects = [name for name in ours if math.isfinite(ours[name]) and math.isfinite(theirs.get(name, math.nan))]
-    groups = _groups(result, subjects)
-    if result.by_seed.keys() == reference.by_seed.keys():
-        pair = [_filled(_scores(each, list(reference.by_seed), column, subjects)) for each in (result, reference)]
-        return pair[0] - pair[1], groups
-    means = np.array([ours[name] - theirs[name] for name in subjects])
-    return means[None], groups
+    ours: np.ndarray
+    theirs: np.ndarray
+    groups: list[str]
+    same_seeds: bool
+
+    @classmethod
+    def of(cls, result: Result, reference: Result, column: Column) -> _Pair:
+        ours, theirs = result.values.get(column, {}), reference.values.get(column, {})
+        subjects = [name for name in ours if math.isfinite(ours[name]) and math.isfinite(theirs.get(name, math.nan))]
+        same = result.by_seed.keys() == reference.by_seed.keys()
+        seeds = list(reference.by_seed) if same else list(result.by_seed)
+        own = _filled(_scores(result, seeds, column, subjects))
+        other = _filled(_scores(reference, list(reference.by_seed), column, subjects))
+        return cls(own, other, _groups(result, subjects), same)
+
+    def differences(self) -> np.ndarray:
+        """Of each subject, row minus reference, (subjects,)."""
+        return self.ours.mean(0) - self.theirs.mean(0)
+
+    def interval(self) -> tuple[float, float]:
+        """That of the mean difference: of the same seeds, seed by seed; of others, for other seeds of both rows."""
+        if self.same_seeds:
+            return interval(self.ours - self.theirs, self.groups)
+        return interval(self.ours, self.groups, minus=self.theirs)
 
 
 def _scores(result: Result, seeds: Sequence[int | None], column: Column, subjects: Sequence[str]) -> np.ndarray:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from experiments.results import MEAN, Result
-from experiments.statistics import compare, group_scores, holm, interval, wilcoxon
+from experiments.statistics import _variance_of_groups, compare, group_scores, holm, interval, wilcoxon
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=8)
 
@@ -96,8 +96,8 @@ def test_intervals_of_little():
 def test_groups_and_missing_scores_by_hand():
     """Mean 3; the deviations -2 and -1 of the first patient and 3 of the second, times 2 groups by 3 subjects."""
     np.testing.assert_allclose(group_scores(np.array([[1.0, 2.0, 6.0]]), ["p", "p", "q"]), [[1, 5]])
-    missing = np.array([[1.0, np.nan, 6.0, np.nan], [3.0, 2.0, 8.0, np.nan]])
-    np.testing.assert_allclose(group_scores(missing, list("abcd")), [[1, 2, 6], [3, 2, 8]])
+    missing = np.array([[1.0, np.nan, 6.0], [3.0, 2.0, 8.0]])
+    np.testing.assert_allclose(group_scores(missing, list("abc")), [[1, 2, 6], [3, 2, 8]])
 
 
 COVERAGE = [  # seeds, subjects, patients; deviation of patients, of seeds, and of each score
@@ -123,6 +123,47 @@ def test_intervals_hold_the_true_mean_as_often_as_they_say(
         low, high = interval(patient + seed + random.normal(0, of_scores, (seeds, subjects)), groups)
         held += low <= 0 <= high
     assert 930 <= held <= 970
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [range(1, 11), [1] * 9 + [20], [1, 1, 1, 12]])
+def test_intervals_hold_the_true_mean_where_a_patient_has_many_scans(monkeypatch, sizes):
+    """They may be too wide, never too narrow, where one patient has most of the scans."""
+    monkeypatch.setattr("experiments.statistics.RESAMPLES", 500)
+    random, groups, held = np.random.default_rng(6), np.repeat(np.arange(len(sizes)), list(sizes)), 0
+    for _ in range(500):
+        low, high = interval(random.normal(0, 1, len(sizes))[groups][None], list(map(str, groups)))
+        held += low <= 0 <= high
+    assert held >= 0.92 * 500
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [(3, 2), (3, 3), (5, 2)])
+def test_intervals_of_differences_hold_for_other_seeds(monkeypatch, seeds):
+    """Of two rows on the same 15 subjects, each with seeds of its own, that do not differ in truth."""
+    monkeypatch.setattr("experiments.statistics.RESAMPLES", 500)
+    random, groups, held = np.random.default_rng(7), [str(k) for k in range(15)], 0
+    for _ in range(500):
+        subject = random.normal(0, 5, 15)
+        ours, theirs = (subject + random.normal(0, 1, (n, 1)) + random.normal(0, 1, (n, 15)) for n in seeds)
+        low, high = interval(ours, groups, minus=theirs)
+        held += low <= 0 <= high
+    assert 0.92 * 500 <= held <= 0.99 * 500
+
+
+def test_the_variance_of_groups_is_right_in_the_mean():
+    """Of groups of one variance, the estimates' mean is the variance of the mean over all subjects, by simulation."""
+    sizes, random = np.array([1, 2, 3, 10]), np.random.default_rng(8)
+    groups = np.repeat(np.arange(4), sizes).astype(str)
+    found = [
+        _variance_of_groups(group_scores(np.repeat(random.normal(0, 1, 4), sizes)[None], groups)[0], sizes / 16)
+        for _ in range(4000)
+    ]
+    variances, freedom = np.array(found).T
+    assert variances.mean() == pytest.approx((sizes**2).sum() / 16**2, rel=0.05)
+    assert freedom[0] == pytest.approx(2 * variances.mean() ** 2 / variances.var(), rel=0.15)  # as of a chi-squared
+    scores = random.normal(0, 1, 6)
+    assert _variance_of_groups(scores, np.full(6, 1 / 6)) == pytest.approx((scores.var(ddof=1) / 6, 5))
 
 
 # ---------------------------------------------------------------- comparisons
