@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from experiments.results import COST
 from inference.evaluation import Evaluation, Sources
-from metrics import summarize
+from metrics import is_slice, summarize
 from reporting.run_page import write_page
 from reporting.score_table import format_heading, format_table
 from reporting.segmentation import scored
@@ -55,9 +55,10 @@ def main(options: Options) -> None:
         such = [subject for subject in subjects if scores[subject].how == how]
         if such:
             print(printable(f"note: {len(such)} of {len(subjects)} segmentations {text}: {some(such)}"))
-    (options.out / "test.json").unlink(missing_ok=True)  # which is the mark of a finished run
+    for stale in ("test.json", "report.html"):  # the first is the mark of a finished run
+        (options.out / stale).unlink(missing_ok=True)
     write_json(options.out / "evaluation.json", evaluation.sources.to_dict())
-    per_image = all(of_subject.is_picture for of_subject in scores.values())
+    per_image = all(of_subject.is_slice for of_subject in scores.values())
     more = {"per_image": per_image} | dict.fromkeys([*COST, "best_epoch"]) | {"environment": environment()}
     rows = [row for of_subject in scores.values() for row in of_subject.rows]
     summary = write_scores(options.out, rows, evaluation.labels, more)
@@ -72,7 +73,7 @@ class Scores(NamedTuple):
 
     rows: list[dict[str, Any]]
     """Of test.csv."""
-    is_picture: bool
+    is_slice: bool
     how: str
     """As `Compared.how`."""
     voxels: int
@@ -83,7 +84,7 @@ def score(evaluation: Evaluation, subject: str) -> Scores:
     compared = evaluation.compare(subject)
     volume, geometry = compared.volume, compared.geometry
     rows = score_volume(volume, geometry, evaluation.labels, evaluation.groups)
-    return Scores(rows, geometry.is_picture(len(volume.target)), compared.how, volume.target.size)
+    return Scores(rows, is_slice(volume.target.shape), compared.how, volume.target.size)
 
 
 def worst(scores: dict[str, Scores]) -> list[str]:

@@ -199,7 +199,7 @@ def score_subject(
     TOLERANCE_MM for the others.
     """
     _check_shapes(prediction, target)
-    if prediction.ndim == 3 and prediction.shape.count(1) == 1:  # a slice has no face above and below
+    if is_slice(prediction.shape):  # which has no face above and below
         across = prediction.shape.index(1)
         prediction, target = prediction.squeeze(across), target.squeeze(across)
         spacing = None if spacing is None else [length for axis, length in enumerate(spacing) if axis != across]
@@ -224,6 +224,11 @@ def score_subject(
         row |= {"missed": present and not found, "spurious": found and not present}
         rows.append(row | score(a, b, spacing, tolerances.get(name, TOLERANCE_MM), prediction.shape))
     return rows
+
+
+def is_slice(shape: Sequence[int]) -> bool:
+    """Whether a volume is a single slice, across any axis, and scored in 2D."""
+    return len(shape) == 3 and list(shape).count(1) == 1
 
 
 def annotated(prediction: NDArray[np.integer], target: NDArray[np.integer]) -> tuple[NDArray, NDArray]:
@@ -294,7 +299,7 @@ def shown_metrics(summary: dict[str, Any]) -> list[Metric]:
     """The metrics that a table of `summarize`'s values shows.
 
     Distances are in mm where all subjects have a spacing, else in voxels, or in pixels where the summary has
-    "per_image", as it does for subjects that are single images without a spacing. Their worst case is shown where a
+    "per_image", as it does for subjects that are single slices. Their worst case is shown where a
     class or region was missed or spurious; elsewhere it is the same.
     """
     overall = summary["overall"]

@@ -149,7 +149,8 @@ def write(options: Options, segmentation: Segmentation, output: OutputFolder) ->
         write_probabilities(options.out, segmentation)
     overlay = options.out / file_of("overlay", scan.name)
     with harmless(overlay):
-        save_montage(overlay, scan.shown, segmentation.slices[scan.positions], segmentation.labels.names)
+        slices, names = segmentation.slices[scan.positions], segmentation.labels.names
+        save_montage(overlay, scan.shown, slices, names, scan.geometry.pixel_aspect)
     print(f"{scan.name}: {path}", flush=True)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tyro
 
-from experiments.results import parse_rows
+from experiments.results import parse_rows, refuse_run
 from reporting.comparison import write_comparison
 from reporting.paper import write_figures
 from reporting.run_page import write_page
@@ -44,6 +44,7 @@ def main(options: Options) -> None:
     if options.figure:
         written = write_figures(rows, options.figure, options.device, options.against)
     elif options.against or len(rows) > 1 or len(rows[0].folders) > 1:
+        refuse_run(options.out)
         written = [write_comparison(rows, options.out, options.against)]
     else:
         written = [write_again(rows[0].folders[0], options.device)]

@@ -24,7 +24,7 @@ from data.folder import Identity
 from experiments.folds import Fold, Splitting, folds
 from experiments.formats import latex, markdown, parameters_latex, parameters_markdown, parameters_table, plain
 from experiments.launching import Run, check, run_all, submit_all
-from experiments.results import merged_groups, parse_rows, read_result
+from experiments.results import merged_groups, parse_rows, read_result, refuse_run
 from experiments.rows import OF_ROWS, OF_RUNS, ROWS, field_of, own_rows, slug
 from experiments.tables import PAPER, Table
 from models import build_model, check_network, count_parameters, own_class
@@ -45,6 +45,8 @@ from utils import (
     write_json,
     write_text,
 )
+
+WRITTEN = ("table.md", "table.csv", "table.tex", "boxes.png", "curves.png")
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,8 @@ def write_table(options: Options, runs: list[Run], folder: Path, groups: dict[st
     for run in runs:
         rows.setdefault(run.row, []).append(run.folder)
     if not rows:
+        for name in WRITTEN:  # those of an earlier table would stand for this one
+            (folder / name).unlink(missing_ok=True)
         return
     results = [read_result(row, folders) for row, folders in rows.items()]
     results = [replace(result, groups=merged_groups([result.groups, groups])) for result in results]
@@ -239,7 +243,7 @@ def _write(table: Table, folder: Path) -> None:
         save_boxes(folder / "boxes.png", values, table.results[0].labels, table.metrics[0])
     with harmless(folder / "curves.png"):
         save_curves(folder / "curves.png", {result.name: result.curves for result in table.results})
-    print(f"\n{plain(table)}\n\nWritten to {folder}: table.md, table.csv, table.tex, boxes.png, curves.png")
+    print(f"\n{plain(table)}\n\nWritten to {folder}: {', '.join(WRITTEN)}")
 
 
 def write_parameters(out: Path) -> None:
@@ -274,6 +278,7 @@ def compare(options: Compare) -> None:
     """Write the table of the runs of one's own."""
     if not options.runs:
         raise InputError('no runs to compare; name their folders, such as "Mine=runs/a,runs/b" runs/c')
+    refuse_run(options.out)
     rows = parse_rows(options.runs)
     table = read_rows(rows, options.against)
     make_folder(options.out)

@@ -102,6 +102,11 @@ class Geometry:
         return self.spacing and self.spacing[::-1]
 
     @property
+    def pixel_aspect(self) -> float:
+        """The height of a pixel by its width; 1 where the spacing is not known."""
+        return self.spacing[1] / self.spacing[0] if self.spacing else 1.0
+
+    @property
     def was_resampled(self) -> bool:
         """Whether the slices have another spacing than the scan."""
         return self.original is not None and self.original.spacing != (self.spacing or (1.0, 1.0, 1.0))
@@ -111,10 +116,6 @@ class Geometry:
         """The grid of the slices, where all of it is known."""
         parts = self.size, self.spacing, self.origin, self.direction
         return None if None in parts else Grid(*parts)
-
-    def is_picture(self, slices: int) -> bool:
-        """Whether so many slices are a picture: a single one of no known spacing, whose distances are in pixels."""
-        return slices == 1 and self.spacing is None
 
     def check_size(self, shape: tuple[int, int]) -> None:
         """Raises InputError where slices (H, W) are not of the size that the entry gives."""

@@ -70,13 +70,18 @@ def _cell(table: Table, result: Result, column: Column) -> str:
     cell = _number(*numbers[:2], numbers.seed_std)
     if result.name in table.best[column]:
         cell = f"**{cell}**"
-    if numbers.n < len(result.values[column]):
-        cell += f" (n = {numbers.n})"
+    cell += _of(table, result, column)
     if printed := table.printed(result.name, column):
         mark = table.mark(result.name, column)
         footnote = f" [{mark}]" if mark else ""
         cell += f"<br>{_number(*printed)}{footnote}<br>{_difference(numbers.mean - printed[0])}"
     return cell
+
+
+def _of(table: Table, result: Result, column: Column) -> str:
+    """How many subjects a cell is of, where some have no value."""
+    count = table.statistics(result, column).n
+    return f" (n = {count})" if count < len(result.values[column]) else ""
 
 
 def _costs(result: Result) -> list[str]:
@@ -113,7 +118,7 @@ def _counts(table: Table) -> str:
 
 
 def plain(table: Table) -> str:
-    """The means over classes for a terminal, overlaps and distances apart: ours, and the paper's mean in brackets."""
+    """The means over classes for a terminal, overlaps and distances apart: ours, and the paper's mean in []."""
     lines = [_heading(table)]
     for overlaps in (True, False):
         metrics = [metric for metric in table.metrics if (metric.unit == "%") == overlaps]
@@ -122,12 +127,13 @@ def plain(table: Table) -> str:
             cells = []
             for column in ((MEAN, metric.key) for metric in metrics):
                 printed = table.printed(result.name, column)
-                ours = _number(*table.statistics(result, column)[:2])
-                cells.append(f"{ours} ({printed[0]:.2f})" if printed else ours)
+                mean, std, _, seed_std = table.statistics(result, column)
+                ours = _number(mean, std, seed_std)
+                cells.append(f"{ours} [{printed[0]:.2f}]" if printed else ours)
             rows.append([result.name, *cells])
         if metrics:
             lines += ["", *aligned_columns(rows)]
-    notes = [*_notes(table), *(["The paper's means are in brackets."] if table.paper else [])]
+    notes = [*_notes(table), *(["The paper's means are in square brackets."] if table.paper else [])]
     return "\n".join([*lines, "", *(line for note in notes for line in textwrap.wrap(note, 100))])
 
 
@@ -156,7 +162,9 @@ def _latex_block(table: Table, title: str, columns: Sequence[Column], footnotes:
         for column in columns:
             numbers = table.statistics(result, column)
             number = _number(*numbers[:2], numbers.seed_std).replace("±", r"$\pm$")
-            cells.append(rf"\textbf{{{number}}}" if result.name in table.best[column] else number)
+            cells.append(
+                (rf"\textbf{{{number}}}" if result.name in table.best[column] else number) + _of(table, result, column)
+            )
         cells += [str(len(result.values[columns[0]])), _costs(result)[0]]
         lines.append(" & ".join([_escape(result.name), *(["ours"] if paper else []), *cells]) + r" \\")
         if result.name in table.paper:

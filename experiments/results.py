@@ -61,6 +61,13 @@ def parse_rows(texts: Sequence[str]) -> list[Row]:
     return rows
 
 
+def refuse_run(out: Path) -> None:
+    """Raises InputError where a folder for a comparison is that of a run, whose page it would replace."""
+    for name in ("config.json", "evaluation.json"):
+        if (out / name).exists():
+            raise InputError(f"--out {out}: is the folder of a run; choose another folder")
+
+
 def _parse_row(text: str) -> tuple[str, tuple[Path, ...]]:
     """The name, an empty text where there is none, and the folders. The name ends where all after it are folders."""
     cuts = [k for k, sign in enumerate(text) if sign == "="]
@@ -99,7 +106,9 @@ class Result:
     values: Values
     """The mean over folds and seeds where a subject is tested in several."""
     by_seed: dict[int | None, Values]
-    """Of each seed, its values; one entry where not every seed tests all subjects, or no seeds are known (None)."""
+    """Of each seed that tests all subjects, its values; one entry (None) where no seed does, or seeds are not known."""
+    left_out: list[int]
+    """Seeds whose runs do not count, because they do not test all subjects that other seeds test."""
     classes: list[str]
     regions: list[str]
     groups: dict[str, str]
@@ -162,6 +171,10 @@ class _Run:
             return False
         return all(math.isnan(row["msd_worst_mm"]) == math.isnan(row["msd_worst"]) for row in self.rows)
 
+    def subjects(self) -> frozenset[str]:
+        """Those that it tests."""
+        return frozenset(row["subject"] for row in self.rows)
+
     def groups(self) -> dict[str, str]:
         """Subject -> group."""
         return {row["subject"]: row["group"] for row in self.rows if row.get("group")}
@@ -179,7 +192,9 @@ def read_result(name: str, folders: Sequence[Path]) -> Result:
     runs = [_read_run(folder) for folder in folders]
     for run in runs[1:]:
         _check_alike(run, runs[0])
-    by_seed = _by_seed(runs)
+    by_seed, left_out = _whole_seeds(runs)
+    runs = list(chain.from_iterable(by_seed.values()))
+    of_seeds = {seed: _mean_values([run.values for run in of_one]) for seed, of_one in by_seed.items()}
     labels = [*runs[0].labels(False), *runs[0].labels(True)]
     counts = {kind: dict.fromkeys(labels, 0) for kind in ("missed", "spurious")}
     for row in chain.from_iterable(run.rows for run in runs):
@@ -189,8 +204,9 @@ def read_result(name: str, folders: Sequence[Path]) -> Result:
     known = {key: values for key, values in costs.items() if None not in values}
     return Result(
         name=printable(name),
-        values=_mean_values(list(by_seed.values())),
-        by_seed=by_seed,
+        values=_mean_values(list(of_seeds.values())),
+        by_seed=of_seeds,
+        left_out=left_out,
         classes=runs[0].labels(False),
         regions=runs[0].labels(True),
         groups=merged_groups([run.groups() for run in runs]),
@@ -203,7 +219,7 @@ def read_result(name: str, folders: Sequence[Path]) -> Result:
         seconds=float(np.mean(known["seconds"])) if "seconds" in known else None,
         memory=max(known.get("memory_gib", []), default=None),
         runs=len(runs),
-        folds=len(runs) // len(by_seed),
+        folds=len({run.subjects() for run in runs}) if None in by_seed else max(map(len, by_seed.values())),
         curves=[_curve(run.log) for run in runs if run.log],
     )
 
@@ -219,15 +235,20 @@ def _check_alike(run: _Run, first: _Run) -> None:
         raise InputError(f"{run.folder}: is of another network than {first.folder}; give each network its own row")
 
 
-def _by_seed(runs: Sequence[_Run]) -> dict[int | None, Values]:
-    """The values of each seed; one entry where seeds are not known, or where not each of them tests all subjects."""
+def _whole_seeds(runs: Sequence[_Run]) -> tuple[dict[int | None, list[_Run]], list[int]]:
+    """Seed -> its runs, of the seeds that test all subjects, and the other seeds.
+
+    All runs are of one seed (None) where some seeds are not known, and where none tests all subjects.
+    """
     of_seed: dict[int | None, list[_Run]] = {}
     for run in runs:
         of_seed.setdefault(run.seed, []).append(run)
-    tested = [{row["subject"] for run in of_one for row in run.rows} for of_one in of_seed.values()]
-    if None in of_seed or any(subjects != tested[0] for subjects in tested):
-        of_seed = {None: list(runs)}
-    return {seed: _mean_values([run.values for run in of_one]) for seed, of_one in of_seed.items()}
+    tested = {seed: frozenset().union(*(run.subjects() for run in of_one)) for seed, of_one in of_seed.items()}
+    subjects = frozenset().union(*tested.values())
+    whole = {seed: of_one for seed, of_one in of_seed.items() if tested[seed] == subjects}
+    if None in of_seed or not whole:
+        return {None: list(runs)}, []
+    return whole, sorted(of_seed.keys() - whole.keys())
 
 
 def merged_groups(parts: Sequence[dict[str, str]]) -> dict[str, str]:

@@ -30,9 +30,10 @@ IN_THE_PAPER = {
 }
 # Both policies on structures that one of truth and prediction lacks.
 NOT_MISSING = "No structure was missed or spurious, so that the mean over those found and the worst case agree"
-MISSING = (
-    "Where a structure was missed or spurious, DSC, VS and NSD are 0; distances are means over the structures that "
-    'were found, and in the columns "worst case" means with the diagonal of the image for the others'
+MISSING = "Where a structure was missed or spurious, DSC, VS and NSD are 0"
+MISSING_DISTANCES = (
+    "; distances are means over the structures that were found, and in the columns "
+    '"worst case" means with the diagonal of the image for the others'
 )
 
 
@@ -159,17 +160,13 @@ class Table:
         parts = [f"Mean ± standard deviation over {images}"]
         if any(len(result.seeds) > 1 for result in self.results):
             parts[0] += ", each with its mean over seeds; in brackets the standard deviation over seeds"
-        parts.append(MISSING if self.missing else NOT_MISSING)
-        if self.paper:
-            parts.append("The paper's distances are in voxels")
-        elif self.in_mm:
-            others = {name: mm for name, mm in self.results[0].tolerances.items() if mm != TOLERANCE_MM}
-            of_others = ", ".join(f"{name}: {mm:g} mm" for name, mm in others.items())
-            parts.append(f"NSD with a tolerance of {TOLERANCE_MM:g} mm" + (f" ({of_others})" if others else ""))
-        else:
-            parts.append(f"NSD with a tolerance of one {self._flat.removesuffix('s')}")
+        parts += self._about_distances()
         if len({frozenset(self._subjects(result)) for result in self.results}) > 1:
             parts.append("Rows have different test subjects, so that their means are of different subjects")
+        for result in self.results:
+            if result.left_out:
+                seeds = ", ".join(map(str, result.left_out))
+                parts.append(f"{result.name} is without seed {seeds}, of which a test subject is missing")
         counts = {"epochs": {result.epochs for result in self.results}, "folds": {row.folds for row in self.results}}
         counts["seeds"] = {len(result.seeds) or None for result in self.results}
         for name, numbers in counts.items():
@@ -179,13 +176,32 @@ class Table:
             parts.append(f"Flags of all trained rows: {self.flags}")
         return ". ".join(parts) + "."
 
+    def _about_distances(self) -> list[str]:
+        """What missing structures count, and the units and tolerances of distances."""
+        if all(metric.unit == "%" for metric in self.metrics) and self.paper:
+            return [MISSING] if self.missing else []
+        parts = [MISSING + MISSING_DISTANCES if self.missing else NOT_MISSING]
+        if self.paper:
+            return [*parts, "The paper's distances are in voxels"]
+        if not self.in_mm:
+            return [*parts, f"NSD with a tolerance of one {self._flat.removesuffix('s')}"]
+        others = {name: mm for name, mm in self.results[0].tolerances.items() if mm != TOLERANCE_MM}
+        of_others = ", ".join(f"{name}: {mm:g} mm" for name, mm in others.items())
+        return [*parts, f"NSD with a tolerance of {TOLERANCE_MM:g} mm" + (f" ({of_others})" if others else "")]
+
     def printed(self, row: str, column: Column) -> tuple[float, float] | None:
         """The paper's mean and standard deviation."""
-        label = PAPER_MEAN if column[0] is MEAN else IN_THE_PAPER.get(column[0], column[0])
-        if column[0] in self.results[0].regions or (label == PAPER_MEAN and column[0] is not MEAN):
-            return None  # a region, or a class of that name
+        label = self._in_the_paper(column[0])
         values = self.paper.get(row, {}).get(label, {}).get(PAPER_METRICS.get(column[1]))
         return values and (values[0], values[1])
+
+    def _in_the_paper(self, label: str | None) -> str | None:
+        """What the paper calls a class or the mean over classes; None for a region, and for a class called "mean"."""
+        if label is MEAN:
+            return PAPER_MEAN
+        if label in self.results[0].regions or label == PAPER_MEAN:
+            return None
+        return IN_THE_PAPER.get(label, label)
 
     def _best(self, column: Column) -> set[str]:
         """The rows with the best mean, to the two decimals that are shown."""
@@ -201,11 +217,15 @@ class Table:
         names = {result.name for result in self.results}
         notes = []
         for note in PAPER["footnotes"]:
-            label = note.get("class")
             keys = [key for key, name in PAPER_METRICS.items() if name == note.get("metric")]
-            row, column = note.get("row"), (MEAN if label == PAPER_MEAN else label, *keys)
-            if note["table"] == self.name and (row is None or (row in names and column in self.columns)):
-                notes.append((row, column if row else None, note["note"]))
+            row = note.get("row")
+            cells = [
+                column
+                for column in self.columns
+                if (self._in_the_paper(column[0]), column[1]) == (note.get("class"), *keys)
+            ]
+            if note["table"] == self.name and (row is None or (row in names and cells)):
+                notes.append((row, cells[0] if row else None, note["note"]))
         return notes
 
     def mark(self, row: str, column: Column) -> str:

@@ -146,6 +146,13 @@ class Evaluation:
         self.images = find_subjects(images, sources.image_names, "Img") if images else {}
         if list(self.images.values()) == [images] and len(self.truths) == 1:
             self.images = dict(zip(self.truths, self.images.values(), strict=True))
+        without = sorted(self.truths.keys() - self.images.keys(), key=natural)
+        if sources.images and without:
+            print(
+                printable(
+                    f"note: {images}: has no image of {some(without)}; where files have other names, give --image_names"
+                )
+            )
 
     def _match(self) -> None:
         sides = ((self.sources.predictions, self.predictions), (self.sources.truth, self.truths))
@@ -234,7 +241,7 @@ class Evaluation:
     def pictures(self, compared: Compared) -> np.ndarray:
         """What is shown of a subject's slices, float32 (slices, 1 or 3, H, W) in [0, 1]; black without an image.
 
-        A note says why an image cannot be shown.
+        A note says why an image that is there cannot be shown.
         """
         subject = compared.volume.subject
         if subject in self.images:
@@ -348,7 +355,7 @@ def _pictures(files: Files, compared: Compared) -> np.ndarray:
             raise InputError(f"{files}: its masks do not say where they lie")
         darkest = float(sitk.GetArrayViewFromImage(image).min())
         there = sitk.Resample(image, compared.image, sitk.Transform(), sitk.sitkLinear, darkest, sitk.sitkFloat32)
-        volume = sitk.GetArrayFromImage(there)
+        volume = sitk.GetArrayFromImage(there)[[number - compared.numbers[0] for number in compared.numbers]]
         return stretch(volume, *np.percentile(volume, (0.5, 99.5)))[:, None].astype(np.float32) / 255
     of_slices = files if isinstance(files, dict) else {compared.numbers[0]: files}
     slices = []

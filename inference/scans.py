@@ -49,8 +49,8 @@ class Scan:
 
     @property
     def is_picture(self) -> bool:
-        """Whether it is a picture."""
-        return self.geometry.is_picture(len(self.numbers))
+        """Whether it is a single slice of which no spacing is known."""
+        return len(self.numbers) == 1 and self.geometry.spacing is None
 
     @property
     def shown(self) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from data.colors import COLORS, class_colors
 from data.dataset import SliceDataset
 from data.folder import DataFolder
+from data.geometry import Geometry
 from data.volumes import Volume
 from experiments.results import MEAN, Column
 from metrics import Metric, mean_title
@@ -39,9 +40,11 @@ plt.rcParams["pdf.fonttype"] = 42  # TrueType: text stays text
 plt.rcParams["text.parse_math"] = plt.rcParams["text.usetex"] = False  # names are shown as they are
 
 
-def save_overview(path: Path, volumes: list[Volume], dataset: SliceDataset, most: int = 4) -> None:
-    """Write a PNG of image, truth and prediction: the fullest slice of the first `most` subjects."""
-    volumes = volumes[:most]
+def save_overview(
+    path: Path, volumes: Sequence[Volume], dataset: SliceDataset, geometry: Mapping[str, Geometry]
+) -> None:
+    """Write a PNG of image, truth and prediction: the fullest slice of the first four subjects."""
+    volumes = volumes[:4]
     figure, axes = plt.subplots(
         len(volumes), 3, figsize=(7.5, 2.6 * len(volumes) + 0.4), squeeze=False, layout="constrained"
     )
@@ -49,35 +52,40 @@ def save_overview(path: Path, volumes: list[Volume], dataset: SliceDataset, most
         index, truth, prediction = _fullest_of(volume, dataset)
         image = dataset.picture(index)
         for axis, overlay in zip(row, (None, truth, prediction), strict=True):
-            _draw(axis, image, overlay, len(dataset.labels.names))
+            _draw(axis, image, overlay, len(dataset.labels.names), geometry[volume.subject].pixel_aspect)
         row[0].set_ylabel(f"subject {volume.subject}, slice {dataset.slices[index].number}", fontsize=8)
     for axis, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
         axis.set_title(title, fontsize=9)
     _save(figure, path, dataset.labels.names, dataset.labels.ignore is not None)
 
 
-def save_contact_sheet(path: Path, data: DataFolder, most: int = 6) -> None:
-    """Write a PNG of image and truth: the fullest slice of the first `most` subjects of each split."""
-    columns = min(most, max(len(data.dataset(split).subjects()) for split in data.splits))
+def save_contact_sheet(path: Path, data: DataFolder) -> None:
+    """Write a PNG of image and truth: the fullest slice of the first six subjects of each split."""
+    columns = min(6, max(len(data.dataset(split).subjects()) for split in data.splits))
     rows = 2 * len(data.splits)
     figure, axes = plt.subplots(rows, columns, figsize=(1.8 * columns, 1.9 * rows), squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.set_axis_off()
     for row, split in enumerate(data.splits):
         dataset = data.dataset(split)
-        for column, (subject, indices) in enumerate(list(dataset.subjects().items())[:most]):
+        for column, (subject, indices) in enumerate(list(dataset.subjects().items())[:columns]):
             targets = [dataset[index][1].numpy() for index in indices]
             k = fullest(targets)
             image = dataset.picture(indices[k])
             for axis, overlay in zip(axes[2 * row : 2 * row + 2, column], (None, targets[k]), strict=True):
                 axis.set_axis_on()
-                _draw(axis, image, overlay, len(data.labels.names))
+                _draw(axis, image, overlay, len(data.labels.names), data.geometry[subject].pixel_aspect)
             axes[2 * row, column].set_title(f"{split} {subject}", fontsize=8)
     _save(figure, path, data.labels.names, data.labels.ignore is not None)
 
 
-def save_montage(path: Path, images: np.ndarray, segmentation: np.ndarray, names: tuple[str, ...]) -> None:
-    """Write a PNG of six slices evenly through what was found: images (1 or 3, D, H, W), class indices (D, H, W)."""
+def save_montage(
+    path: Path, images: np.ndarray, segmentation: np.ndarray, names: tuple[str, ...], aspect: float = 1.0
+) -> None:
+    """Write a PNG of six slices evenly through what was found: images (1 or 3, D, H, W), class indices (D, H, W).
+
+    `aspect` is the height of a pixel by its width.
+    """
     found = np.flatnonzero(segmentation.any(axis=(1, 2)))
     if not found.size:
         found = np.arange(len(segmentation))
@@ -85,7 +93,7 @@ def save_montage(path: Path, images: np.ndarray, segmentation: np.ndarray, names
     figure, axes = plt.subplots(2, len(shown), figsize=(1.8 * len(shown), 4), squeeze=False, layout="constrained")
     for column, k in enumerate(shown):
         for axis, overlay in zip(axes[:, column], (None, segmentation[k]), strict=True):
-            _draw(axis, images[:, k], overlay, len(names))
+            _draw(axis, images[:, k], overlay, len(names), aspect)
         axes[0, column].set_title(f"slice {k + 1} of {len(segmentation)}", fontsize=8)
     _save(figure, path, names)
 
@@ -164,11 +172,15 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
 
 
 class GridRow(NamedTuple):
-    """A row of a qualitative grid: its label, an image (1 or 3, H, W), and class indices (H, W) to show over it."""
+    """A row of a qualitative grid."""
 
     label: str
     image: np.ndarray
+    """(1 or 3, H, W)."""
     overlays: list[np.ndarray]
+    """Class indices (H, W) to show over it."""
+    aspect: float
+    """The height of a pixel by its width."""
 
 
 def save_grid(path: Path, rows: Sequence[GridRow], titles: Sequence[str], names: Sequence[str]) -> None:
@@ -182,9 +194,9 @@ def save_grid(path: Path, rows: Sequence[GridRow], titles: Sequence[str], names:
         len(rows), columns, figsize=(width, len(rows) * width / columns + 0.4), squeeze=False, layout="constrained"
     )
     for line, row in zip(axes, rows, strict=True):
-        window = _window(np.any([marked(overlay) for overlay in row.overlays], axis=0))
+        window = _window(np.any([marked(overlay) for overlay in row.overlays], axis=0), row.aspect)
         for axis, overlay in zip(line, (None, *row.overlays), strict=True):
-            _draw(axis, row.image[:, *window], None if overlay is None else overlay[window], len(names))
+            _draw(axis, row.image[:, *window], None if overlay is None else overlay[window], len(names), row.aspect)
         line[0].set_ylabel(row.label, fontsize=7)
     for axis, title in zip(axes[0], ("image", *titles), strict=True):
         axis.set_title(title, fontsize=7)
@@ -192,11 +204,13 @@ def save_grid(path: Path, rows: Sequence[GridRow], titles: Sequence[str], names:
     _save(figure, path, names, hatching, dpi=300)
 
 
-def _window(marked: np.ndarray) -> tuple[slice, slice]:
+def _window(marked: np.ndarray, aspect: float) -> tuple[slice, slice]:
     """Rows and columns of a square about what is marked in (H, W), with a margin, and half the image at least."""
     pixels = np.argwhere(marked if marked.any() else ~marked)
     low, high, size = pixels.min(0), pixels.max(0) + 1, np.array(marked.shape)
-    length = np.minimum(size, round(max(1.3 * (high - low).max(), size.max() / 2)))
+    sides = np.array([aspect, 1.0])  # of a pixel
+    side = max(1.3 * ((high - low) * sides).max(), (size * sides).max() / 2)
+    length = np.minimum(size, np.rint(side / sides).astype(int))
     first = np.clip((low + high - length) // 2, 0, size - length)
     return slice(first[0], first[0] + length[0]), slice(first[1], first[1] + length[1])
 
@@ -208,9 +222,9 @@ def overlay(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return np.rint(255 * np.where(classes[..., None] > 0, (colors + table[classes]) / 2, colors)).astype(np.uint8)
 
 
-def overlays(volumes: Sequence[Volume], dataset: SliceDataset, most: int = 3) -> Iterator[tuple[str, np.ndarray]]:
-    """Of the first `most` subjects: name, and their fullest slice as uint8 (H, 2 W, 3), truth beside prediction."""
-    for volume in volumes[:most]:
+def overlays(volumes: Sequence[Volume], dataset: SliceDataset) -> Iterator[tuple[str, np.ndarray]]:
+    """Of the first three subjects: name, and their fullest slice as uint8 (H, 2 W, 3), truth beside prediction."""
+    for volume in volumes[:3]:
         index, truth, prediction = _fullest_of(volume, dataset)
         image = dataset.picture(index)
         yield volume.subject, np.hstack([overlay(image, truth), overlay(image, prediction)])
@@ -246,13 +260,13 @@ def _colors(classes: int) -> list[tuple[float, float, float]]:
     return [(red / 255, green / 255, blue / 255) for red, green, blue in class_colors(classes)]
 
 
-def _draw(axis: Axes, image: np.ndarray, overlay: np.ndarray | None, classes: int) -> None:
-    """An image (1 or 3, H, W), in grey or RGB, and class indices (H, W) over it."""
-    axis.imshow(image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray")
+def _draw(axis: Axes, image: np.ndarray, overlay: np.ndarray | None, classes: int, aspect: float) -> None:
+    """An image (1 or 3, H, W), in grey or RGB, and class indices (H, W) over it; `aspect` as in `GridRow`."""
+    axis.imshow(image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray", aspect=aspect)
     if overlay is not None:
         shown = np.ma.masked_equal(hatched(overlay), 0)
         colors = ListedColormap(_colors(classes)[1:]).with_extremes(over=NOT_ANNOTATED)
-        axis.imshow(shown, cmap=colors, vmin=0.5, vmax=classes - 0.5, alpha=0.5, interpolation="nearest")
+        axis.imshow(shown, cmap=colors, vmin=0.5, vmax=classes - 0.5, alpha=0.5, aspect=aspect, interpolation="nearest")
     axis.set_xticks([], [])
     axis.set_yticks([], [])
 

@@ -9,6 +9,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from data.dataset import SliceDataset
+from data.geometry import Geometry
 from data.volumes import Volume
 from models.inspection import Inspection, inspect
 from reporting.encoding import encode_classes, encode_heat, encode_image
@@ -17,7 +18,9 @@ from reporting.viewer import worst_slice
 from utils import IGNORED
 
 
-def look_inside(model: nn.Module, dataset: SliceDataset, volume: Volume, counts: np.ndarray) -> list[dict[str, Any]]:
+def look_inside(
+    model: nn.Module, dataset: SliceDataset, volume: Volume, counts: np.ndarray, geometry: Geometry
+) -> list[dict[str, Any]]:
     """Maps of the refinement at a subject's fullest slice and the one with the most errors; none without refinement.
 
     The position attention is that of the pixel deepest inside the largest class of the truth there.
@@ -41,6 +44,7 @@ def look_inside(model: nn.Module, dataset: SliceDataset, volume: Volume, counts:
                 "image": encode_image(dataset, indices[k]),
                 "truth": encode_classes(target),
                 "truth_note": "hatched: not annotated" if IGNORED in target else "",
+                "aspect": target.shape[1] / (target.shape[0] * geometry.pixel_aspect),
                 "point": [(point[1] + 0.5) / target.shape[1], (point[0] + 0.5) / target.shape[0]],
                 "rows": _maps(inspection),
             })  # fmt: skip

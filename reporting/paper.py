@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from data.dataset import SubjectSlices
 from data.volumes import Volume
 from experiments.results import MEAN, Row
 from metrics import METRICS
@@ -16,6 +15,7 @@ from reporting import figures
 from reporting.comparison import read_rows
 from reporting.figures import save_boxes, save_grid
 from reporting.segmentation import segment_run
+from reporting.viewer import Segmented
 from utils import IGNORED, InputError, make_folder
 
 
@@ -37,7 +37,7 @@ def write_figures(rows: Sequence[Row], out: Path, device: str, against: str | No
     chosen = [common[k] for k in np.unique(np.linspace(0, len(common) - 1, most).round().astype(int))]
     lines = []
     for subject in chosen:
-        dataset, ours = segmented[reference][subject]
+        run, ours = segmented[reference][subject]
         volumes = [of_row[subject][1] for of_row in segmented]
         for row, volume in zip(rows, volumes, strict=True):
             if not np.array_equal(volume.target, ours.target):
@@ -45,7 +45,7 @@ def write_figures(rows: Sequence[Row], out: Path, device: str, against: str | No
                     f"{row.name}: its truth of subject {subject} is another one than that of {table.reference.name}; "
                     "leave the row out, or score it against the same truth"
                 )
-        lines.append(_line(dataset, ours, volumes))
+        lines.append(_line(run, ours, volumes))
     make_folder(out)
     values = {result.name: result.values for result in table.results}
     written = []
@@ -57,12 +57,12 @@ def write_figures(rows: Sequence[Row], out: Path, device: str, against: str | No
     return written
 
 
-def _segment_row(row: Row, device: str, classes: Sequence[str]) -> dict[str, tuple[SubjectSlices, Volume]]:
-    """Test subject -> the slices and the segmentation, in indices of `classes`, of the row's first run that tested it.
+def _segment_row(row: Row, device: str, classes: Sequence[str]) -> dict[str, tuple[Segmented, Volume]]:
+    """Test subject -> the run and the segmentation, in indices of `classes`, of the row's first run that tested it.
 
     `classes` are without the background.
     """
-    found: dict[str, tuple[SubjectSlices, Volume]] = {}
+    found: dict[str, tuple[Segmented, Volume]] = {}
     for folder in row.folders:
         segmented, _ = segment_run(folder, device)
         index = np.arange(256, dtype=np.uint8)
@@ -70,12 +70,13 @@ def _segment_row(row: Row, device: str, classes: Sequence[str]) -> dict[str, tup
             index[k] = 1 + classes.index(name)
         for volume in segmented.volumes:
             ours = volume._replace(prediction=index[volume.prediction], target=index[volume.target])
-            found.setdefault(volume.subject, (segmented.dataset, ours))
+            found.setdefault(volume.subject, (segmented, ours))
     return found
 
 
-def _line(dataset: SubjectSlices, ours: Volume, volumes: Sequence[Volume]) -> figures.GridRow:
+def _line(segmented: Segmented, ours: Volume, volumes: Sequence[Volume]) -> figures.GridRow:
     """A subject at the slice where its segmentations together have the most wrong pixels."""
+    dataset, aspect = segmented.dataset, segmented.geometry[ours.subject].pixel_aspect
     indices, positions = dataset.subjects()[ours.subject], dataset.positions(ours.subject)
     truth = ours.target[positions]
     errors = ((volume.prediction[positions] != truth) & (truth != IGNORED) for volume in volumes)
@@ -83,4 +84,5 @@ def _line(dataset: SubjectSlices, ours: Volume, volumes: Sequence[Volume]) -> fi
     k = int(np.argmax(wrong))
     image = dataset.picture(indices[k])
     overlays = [array[positions[k]] for array in (ours.target, *(volume.prediction for volume in volumes))]
-    return figures.GridRow(f"subject {ours.subject}, slice {dataset.slices[indices[k]].number}", image, overlays)
+    label = f"subject {ours.subject}, slice {dataset.slices[indices[k]].number}"
+    return figures.GridRow(label, image, overlays, aspect)

@@ -47,7 +47,9 @@ def _add_slices(page: dict[str, Any], segmented: Segmented, model: nn.Module | N
     page["classes"] = list(names[1:])
     if model:
         for volume in worst[:INSPECTED]:
-            page["inside"] += look_inside(model, segmented.dataset, volume, counts[volume.subject])
+            page["inside"] += look_inside(
+                model, segmented.dataset, volume, counts[volume.subject], segmented.geometry[volume.subject]
+            )
     room = LIMIT - len(fill("report.html", page)) - 10_000
     volumes = worst[:WHILE_TRAINING] if segmented.split == "val" else worst
     subjects = view(segmented, volumes, counts, room)

@@ -57,7 +57,7 @@ class RunReport:
         if rank() > 0:
             return
         with harmless(self.folder / "test.png"):
-            save_overview(self.folder / "test.png", list(volumes), test_set)
+            save_overview(self.folder / "test.png", volumes, test_set, self.data.geometry)
         with harmless(self.folder / "report.html"):
             write_page(self.folder, Segmented("test", test_set, volumes, self.data.geometry), network)
         if self.curves is not None:

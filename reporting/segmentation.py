@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -18,6 +19,7 @@ from inference.networks import load_network
 from inference.segmentation import check_finite, segment_subjects
 from reporting.viewer import Segmented
 from training.device import Machine
+from training.scores import class_dice
 from training.setup import open_data_of
 from utils import InputError, read_csv
 
@@ -39,9 +41,9 @@ def segment_run(folder: Path, device: str) -> tuple[Segmented, nn.Module | None]
     """
     if (folder / "evaluation.json").exists():
         evaluation = Evaluation(Sources.read(folder / "evaluation.json"))
-        if {row["subject"] for row in read_csv(folder / "test.csv")} != set(evaluation.subjects()):
-            raise InputError(f"{folder}: other subjects were scored than there are now; evaluate again")
-        return scored(evaluation, evaluation.subjects()), None
+        segmented = scored(evaluation, evaluation.subjects())
+        _check_scores(folder, segmented)
+        return segmented, None
     config = run_config(folder)
     machine = Machine.of(config.change(device=device, workers="auto").machine)
     trained = load_network(folder / "best.pt", machine.device)
@@ -58,6 +60,19 @@ def segment_run(folder: Path, device: str) -> tuple[Segmented, nn.Module | None]
     volumes = list(segment_subjects(trained.model, dataset, subjects, options, machine, split))
     check_finite(volumes, trained.path)
     return Segmented(split, dataset, volumes, data.geometry), trained.model
+
+
+def _check_scores(folder: Path, segmented: Segmented) -> None:
+    """Raises InputError where subjects, segmentations or truths are others than those that test.csv scores."""
+    stored = {(row["subject"], row["class"]): float(row["dsc"] or "nan") for row in read_csv(folder / "test.csv")}
+    names = segmented.dataset.labels.names
+    if {subject for subject, _ in stored} != {volume.subject for volume in segmented.volumes}:
+        raise InputError(f"{folder}: other subjects were scored than there are now; evaluate again")
+    for volume in segmented.volumes:
+        found = class_dice(volume, names)
+        known = [stored.get((volume.subject, name), math.inf) for name in found]
+        if not np.allclose(list(found.values()), known, rtol=0, atol=1e-9, equal_nan=True):
+            raise InputError(f"{folder}: subject {volume.subject} is not what was scored; evaluate again")
 
 
 class ScoredSlice(NamedTuple):

@@ -98,13 +98,12 @@ def _subject(segmented: Segmented, volume: Volume, slices: list[int], counts: np
     of_all = segmented.dataset.positions(volume.subject)
     positions = [of_all[k] for k in slices]
     dice = mean_dice(counts[positions])
-    width, height, _ = segmented.geometry[volume.subject].spacing or (1.0, 1.0, 1.0)
     rows, columns = volume.target.shape[1:]
     return {
         "subject": volume.subject,
         "numbers": [item.number for item in files],
         "size": [rows, columns],
-        "aspect": columns * width / (rows * height),
+        "aspect": columns / (rows * segmented.geometry[volume.subject].pixel_aspect),
         "dice": dice.tolist(),
         "worst": worst_slice(counts[positions]),
         "images": [encode_image(segmented.dataset, index) for index in indices],

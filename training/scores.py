@@ -15,7 +15,7 @@ from data.geometry import Geometry
 from data.nifti import write_nifti
 from data.viewers import write_viewer_labels
 from data.volumes import Volume, like, to_scan
-from metrics import TOLERANCE_MM, annotated, dice, score_subject, summarize, unknown_classes
+from metrics import TOLERANCE_MM, annotated, dice, is_slice, score_subject, summarize, unknown_classes
 from training.distributed import rank
 from utils import write_csv, write_json
 
@@ -32,16 +32,22 @@ def validation_scores(volumes: Sequence[Volume], names: Sequence[str]) -> dict[s
         return dict.fromkeys(["val_dsc", *(f"val_dsc {name}" for name in names[1:])], math.nan)
     rows = []
     for volume in volumes:
-        prediction, target = annotated(volume.prediction, volume.target)
-        unknown = unknown_classes(volume.target, len(names))
-        for k, name in enumerate(names[1:], 1):
-            value = math.nan if k in unknown else dice(prediction == k, target == k)
+        for name, value in class_dice(volume, names).items():
             rows.append({"subject": volume.subject, "class": name, "dsc": value})
     summary = summarize(rows)
     scores = {"val_dsc": summary["overall"]["dsc"]["mean"]}
     for name in names[1:]:
         scores[f"val_dsc {name}"] = summary["per_class"][name]["dsc"]["mean"]
     return scores
+
+
+def class_dice(volume: Volume, names: Sequence[str]) -> dict[str, float]:
+    """Class -> Dice, as `score_subject` has it; `names` begin with the background."""
+    prediction, target = annotated(volume.prediction, volume.target)
+    unknown = unknown_classes(volume.target, len(names))
+    return {
+        name: math.nan if k in unknown else dice(prediction == k, target == k) for k, name in enumerate(names[1:], 1)
+    }
 
 
 def write_test(folder: Path, volumes: Sequence[Volume], data: DataFolder, cost: dict[str, Any]) -> dict[str, Any]:
@@ -59,7 +65,7 @@ def write_test(folder: Path, volumes: Sequence[Volume], data: DataFolder, cost: 
         segmentation = to_scan(volume.prediction, geometry)
         values = labels.to_values(sitk.GetArrayViewFromImage(segmentation))
         write_nifti(folder / "predictions" / f"{volume.subject}.nii.gz", like(segmentation, values))
-    per_image = all(data.geometry[volume.subject].is_picture(len(volume.target)) for volume in volumes)
+    per_image = all(is_slice(volume.target.shape) for volume in volumes)
     return write_scores(folder, rows, labels, {"per_image": per_image, **cost})
 
 

@@ -157,20 +157,20 @@ function maps() {
     const row = (title, pictures) => el("div", { class: "maps" }, el("h3", {}, title), ...pictures);
     place.replaceChildren(row("Truth", [classMap(slice, slice.truth, "Truth", slice.truth_note, slice.point)]), ...slice.rows.map(({ title, classes, heat, cross }) =>
       row(title, classes ? classes.map((mask, s) => classMap(slice, mask, title, scaleName(s, title)))
-        : heat.map((map, s) => mapFigure(title, scaleName(s), [`data:image/png;base64,${map}`], cross && slice.point)))));
+        : heat.map((map, s) => mapFigure(slice, title, scaleName(s), [`data:image/png;base64,${map}`], cross && slice.point)))));
   });
 }
 
 const scaleName = (s, title) => (s < 4 ? `Res-${s + 2}` : title.startsWith("Refined") ? "prediction" : "mean");
 
 function classMap(slice, mask, title, caption, point = null) {
-  return mapFigure(title, caption, [`data:image/jpeg;base64,${slice.image}`, `data:image/png;base64,${mask}`], point);
+  return mapFigure(slice, title, caption, [`data:image/jpeg;base64,${slice.image}`, `data:image/png;base64,${mask}`], point);
 }
 
-/* Pictures over each other, and a cross at `point` (parts of width and height). */
-function mapFigure(title, caption, sources, point = null) {
+/* Pictures of a slice over each other, and a cross at `point` (parts of width and height). */
+function mapFigure(slice, title, caption, sources, point = null) {
   const cross = point && el("span", { class: "cross", style: { left: `${100 * point[0]}%`, top: `${100 * point[1]}%` } });
-  const images = sources.map((src, layer) => el("img", { src, alt: layer ? "" : [title, caption].filter(Boolean).join(", ") }));
+  const images = sources.map((src, layer) => el("img", { src, alt: layer ? "" : [title, caption].filter(Boolean).join(", "), style: { aspectRatio: String(slice.aspect) } }));
   return el("figure", {}, el("div", { class: "map" }, ...images, cross), el("figcaption", {}, caption));
 }
 

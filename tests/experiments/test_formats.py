@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import subprocess
@@ -37,8 +38,8 @@ def test_every_format_names_the_units(results):
 def test_terminal_has_the_papers_means_in_brackets(results):
     lines = [re.split(r"\s{2,}", line) for line in plain(Table("I", results)).splitlines()[3:5]]
     assert [line[:2] for line in lines] == [
-        ["MS-Dual-Guided", "80.00 ± 13.23 (86.75)"],
-        ["DAF", "73.33 ± 17.56 (82.48)"],
+        ["MS-Dual-Guided", "80.00 ± 13.23 [86.75]"],
+        ["DAF", "73.33 ± 17.56 [82.48]"],
     ]
 
 
@@ -95,7 +96,26 @@ def test_seeds_groups_and_disjoint_rows_are_named(results):
     assert "| 2 (3 subjects) |" in text
     sentence = "Not tested, because they share no test subject with MS-Dual-Guided: other."
     assert sentence in text and sentence in plain(table)
+    assert "80.50 ± 13.23 (± 0.71)" in plain(table)  # as the note on brackets says
+    assert "80.50 ± 13.23 (± 0.71) [86.75]" in plain(Table("I", [seeded]))
     assert re.search(r"\| other \| mean DSC % \| 73\.33 \[.*\] \|  \|  \|  \|  \|", text)
+
+
+def test_a_mean_over_some_subjects_says_over_how_many(results):
+    ours = results[0]
+    values = ours.values | {("spleen", "dsc"): ours.values["spleen", "dsc"] | {"3": math.nan}}
+    table = Table("Comparison", [replace(ours, values=values, by_seed={0: values})])
+    assert "**70.00 ± 14.14** (n = 2)" in markdown(table)
+    assert r"\textbf{70.00 $\pm$ 14.14} (n = 2)" in latex(table)
+
+
+def test_the_note_speaks_of_what_the_table_has(results):
+    lost = [replace(result, missed={"liver": 1, "spleen": 0}) for result in results]
+    for rows in (results, lost):
+        note = Table("IV", rows).note
+        assert "distance" not in note and "worst case" not in note
+    assert "DSC, VS and NSD are 0." in note
+    assert "The paper's distances are in voxels" in Table("V", results).note
 
 
 def test_missed_and_spurious_are_counted(results):

@@ -215,6 +215,14 @@ def test_groups_of_the_flag_count_in_the_tests(finished, tmp_path, no_pictures):
     assert {row["pairs"] for row in read_csv(tmp_path / "table.csv")} == {"", "2"}
 
 
+def test_no_table_of_earlier_runs_stays(finished, tmp_path, no_pictures):
+    """Where all runs were removed, such as to train longer, and none has finished again."""
+    options = reproduce.Options("I", out=tmp_path)
+    for runs in ([Run(row, "given", finished[row], []) for row in finished], []):
+        reproduce.write_table(options, runs, tmp_path, {}, [])
+        assert (tmp_path / "table.md").exists() == (tmp_path / "table.csv").exists() == bool(runs)
+
+
 # ---------------------------------------------------------------- mistakes of the user
 
 

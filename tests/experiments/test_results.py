@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.results import MEAN, parse_rows, read_result
+from experiments.tables import Table
 from tests.helpers.errors import assert_one_line
 from tests.helpers.results import scores_of
 from utils import InputError
@@ -107,10 +108,23 @@ def test_seeds_that_all_test_every_subject_are_apart(make_run):
     assert result.by_seed[7][MEAN, "dsc"] == pytest.approx({"1": 30, "2": 80})
     assert result.values[MEAN, "dsc"] == pytest.approx({"1": 55, "2": 65})
     assert result.values["liver", "dsc"] == pytest.approx({"1": 70, "2": 70})
-    # Seed 7 tests only one of the subjects: its fold is a fold.
+    # Seed 7 tests only one of the subjects: a mean over seeds would be another for each subject.
     part = read_result("a", folders[:3])
-    assert (part.seeds, part.folds, list(part.by_seed)) == ([], 3, [None])
-    assert part.values[MEAN, "dsc"] == pytest.approx({"1": 55, "2": 50})
+    assert (part.seeds, part.left_out, part.runs, part.folds) == ([0], [7], 2, 2)
+    assert part.values[MEAN, "dsc"] == pytest.approx({"1": 80, "2": 50})
+    assert "a is without seed 7, of which a test subject is missing" in Table("Comparison", [part]).note
+    # No seed tests all of them.
+    mixed = read_result("a", [folders[0], folders[3]])
+    assert (mixed.seeds, mixed.left_out, mixed.runs, mixed.folds) == ([], [], 2, 2)
+    assert mixed.values[MEAN, "dsc"] == pytest.approx({"1": 80, "2": 80})
+
+
+def test_folds_are_counted_once_whatever_runs_are_missing(make_run):
+    """Two folds with two seeds each, and a third fold of which each seed lacks another subject's run."""
+    runs = [(0, "1"), (1, "1"), (0, "2"), (1, "2"), (0, "3"), (1, "4")]
+    folders = [make_run(f"{seed}-{subject}", [scores_of(subject, "liver", 0.8)], seed) for seed, subject in runs]
+    result = read_result("a", folders)
+    assert (result.runs, result.folds, list(result.by_seed)) == (6, 4, [None])
 
 
 def test_a_structure_that_one_seed_misses(make_run):

@@ -46,6 +46,10 @@ def test_classes_of_brats_are_those_of_the_paper(results, names, printed):
     for name, theirs in zip(names, printed, strict=True):
         wanted = PAPER["tables"]["VII"]["rows"]["MS-Dual-Guided"][theirs]["DSC"]
         assert table.printed("MS-Dual-Guided", (name, "dsc")) == tuple(wanted)
+    enhancing = next(name for name in names if name.startswith("enhancing"))
+    assert table.mark("MS-Dual-Guided", (enhancing, "dsc")) == "1"
+    assert [table.mark("MS-Dual-Guided", (name, "dsc")) for name in names].count("1") == 1
+    assert "2285" in table.footnotes()[0][2]
     region = Table("VII", [replace(result, classes=list(names[:2]), regions=[names[2]])])
     assert region.printed("MS-Dual-Guided", (names[2], "dsc")) is None
     assert [label for label, key in region.columns if key == "dsc"] == [*names, MEAN]

@@ -22,7 +22,7 @@ import report
 import reproduce
 from data.geometry import Geometry
 from data.label_files import LabelVolume
-from inference.evaluation import Sources, compare
+from inference.evaluation import Evaluation, Sources, compare
 from main import main
 from tests.helpers.errors import assert_one_line, error_of
 from tests.helpers.files import tree
@@ -637,6 +637,77 @@ def test_the_page_shows_images_and_masks(pair, tmp_path):
     assert {subject["subject"] for subject in viewer["subjects"]} == {"a", "b"}
     assert all(subject["size"] == [7, 8] and subject["numbers"] == [1, 2, 3, 4, 5, 6] for subject in viewer["subjects"])
     assert len({image for subject in viewer["subjects"] for image in subject["images"]}) == 12
+
+
+def test_images_lie_where_slices_are_missing(tmp_path):
+    """Truth slices 1, 2, 5 and 6 of a scan whose slice k has the grey 10 k: their images are of these slices."""
+    numbers, size = (1, 2, 5, 6), (40, 48)
+    geometry = {
+        "spacing": [1, 1, 3],
+        "size": [48, 40, 6],
+        "origin": [0, 0, 0],
+        "direction": [1, 0, 0, 0, 1, 0, 0, 0, 1],
+    }
+    for kind in ("predictions", "truth"):
+        (tmp_path / kind / "GT").mkdir(parents=True)
+        for number in numbers:
+            Image.fromarray(np.full(size, number % 2, np.uint8)).save(
+                tmp_path / kind / "GT" / f"Subj_aslice_{number}.png"
+            )
+        content = {"labels": {"background": 0, "organ": 1}, "subjects": {"a": geometry}}
+        (tmp_path / kind / "dataset.json").write_text(json.dumps(content))
+    scan = np.broadcast_to(10.0 * np.arange(1, 7), (48, 40, 6)).astype(np.float32)
+    write(tmp_path / "images" / "a.nii.gz", scan, np.diag([-1.0, -1.0, 3.0, 1.0]))
+    sources = Sources(*(tmp_path / kind / "GT" for kind in ("predictions", "truth")), images=tmp_path / "images")
+    evaluation = Evaluation(sources)
+    pictures = evaluation.pictures(evaluation.compare("a"))
+    np.testing.assert_allclose(pictures.mean((1, 2, 3)), [0, 0.2, 0.8, 1], atol=0.03)
+
+
+def test_a_page_of_changed_segmentations_has_no_slices(pair, capsys):
+    score(**pair, **NAMED)
+    shutil.copy(pair["truth"] / "a.nii.gz", pair["predictions"] / "a.nii.gz")
+    report.main(report.Options((str(pair["out"]),), device="cpu"))
+    assert "subject a is not what was scored; evaluate again" in capsys.readouterr().out
+    assert '"viewer":null' in (pair["out"] / "report.html").read_text()
+    with pytest.raises(InputError, match="subject a is not what was scored"):
+        report.main(report.Options((str(pair["out"]),), figure=pair["out"] / "figures", device="cpu"))
+
+
+def test_no_old_page_stands_beside_new_scores(pair, monkeypatch):
+    score(**pair, **NAMED)
+    monkeypatch.setattr(evaluate, "scored", lambda *_: (_ for _ in ()).throw(MemoryError))
+    score(**pair, **NAMED)
+    assert tree(pair["out"]) == {"evaluation.json", "test.csv", "test.json"}
+
+
+def test_a_comparison_does_not_replace_the_page_of_a_run(pair):
+    score(**pair, **NAMED)
+    before, run = (pair["out"] / "report.html").read_bytes(), str(pair["out"])
+    with pytest.raises(InputError, match="is the folder of a run; choose another folder"):
+        report.main(report.Options((run,), against="run", out=pair["out"], device="cpu"))
+    with pytest.raises(InputError, match="is the folder of a run; choose another folder"):
+        reproduce.main(["compare", run, "--out", run])
+    assert (pair["out"] / "report.html").read_bytes() == before
+    assert tree(pair["out"]) == {"evaluation.json", "test.csv", "test.json", "report.html"}
+
+
+def test_subjects_without_an_image_are_named(pair, tmp_path, capsys):
+    write(tmp_path / "images" / "a_0000.nii.gz", np.zeros((8, 7, 6), np.float32))
+    score(**pair, **NAMED, images=tmp_path / "images")
+    assert f"{tmp_path / 'images'}: has no image of a, b; where files have other names" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("across", range(3))
+def test_single_slices_are_images_whatever_is_known_of_them(tmp_path, capsys, across):
+    """A slice of known spacing is scored in 2D, in mm, and is called so."""
+    shape = [20, 24, 22]
+    shape[across] = 1
+    for kind in ("predictions", "truth"):
+        write(tmp_path / kind / "a.nii.gz", np.random.default_rng(len(kind)).integers(0, 2, shape).astype(np.uint8))
+    score(tmp_path / "predictions", tmp_path / "truth", tmp_path / "run", names="organ")
+    output = capsys.readouterr().out
+    assert "1 images, mean" in output and "HD95 mm" in output and "3D" not in output
 
 
 def test_of_many_voxels_only_the_worst_subjects_are_on_the_page(pair, monkeypatch):

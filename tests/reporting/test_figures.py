@@ -21,6 +21,7 @@ import evaluate
 import report
 from data.dataset import Slice, SliceDataset
 from data.description import Labels
+from data.geometry import Geometry
 from data.volumes import Volume
 from experiments.results import MEAN, Row
 from inference.evaluation import Sources
@@ -55,11 +56,11 @@ def test_a_subject_is_shown_by_the_fold_that_tested_it(monkeypatch):
         classes = np.full((1, 2, 2), ord(folder.name), np.uint8)
         volumes = [Volume(subject, classes, classes) for subject in tested[folder.name]]
         labels = SimpleNamespace(names=("background",))
-        return Segmented("test", SimpleNamespace(labels=labels, of=folder.name), volumes, {}), None
+        return Segmented(folder.name, SimpleNamespace(labels=labels), volumes, {}), None
 
     monkeypatch.setattr(paper, "segment_run", segment)
     found = paper._segment_row(Row("ours", (Path("a"), Path("b"))), "cpu", [])
-    assert {subject: (of.of, chr(volume.prediction[0, 0, 0])) for subject, (of, volume) in found.items()} == {
+    assert {subject: (of.split, chr(volume.prediction[0, 0, 0])) for subject, (of, volume) in found.items()} == {
         "1": ("a", "a"), "2": ("a", "a"), "3": ("b", "b")
     }  # fmt: skip
 
@@ -179,11 +180,39 @@ def test_curves_show_single_epochs_folds_and_what_lies_on_each_other(tmp_path, d
 @settings(max_examples=60, deadline=None)
 def test_a_row_of_the_grid_shows_all_that_is_marked(seed, shape, share):
     marked = np.random.default_rng(seed).random(shape) < share
-    window = figures._window(marked)
+    window = figures._window(marked, 1.0)
     assert marked[window].sum() == marked.sum()
     for part, size in zip(window, shape, strict=True):
         assert 0 <= part.start < part.stop <= size
         assert part.stop - part.start >= min(size, max(shape) // 2)
+
+
+@pytest.mark.parametrize(("aspect", "rows", "columns"), [(1.0, 40, 40), (4.0, 30, 80), (0.5, 60, 40), (2.0, 30, 60)])
+def test_a_row_of_the_grid_is_a_square_of_the_body(aspect, rows, columns):
+    """60 x 80 pixels, `aspect` mm high and 1 mm wide: half of the longer side each way, as far as there are pixels."""
+    marked = np.zeros((60, 80), bool)
+    marked[30, 40] = True
+    window = figures._window(marked, aspect)
+    assert [part.stop - part.start for part in window] == [rows, columns]
+
+
+@pytest.mark.parametrize("spacing", [None, (1.0, 1.0, 2.0), (0.5, 2.0, 1.0)])
+def test_pixels_have_the_sides_of_the_scan(tmp_path, monkeypatch, spacing):
+    """A square of 20 x 20 pixels is drawn as high by wide as its pixels are."""
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, *_, **__: drawn.append(figure))
+    geometry = Geometry(spacing=spacing)
+    classes = np.ones((2, 20, 20), np.uint8)
+    images = np.zeros((1, 2, 20, 20), np.float32)
+    figures.save_montage(tmp_path / "a.png", images, classes, ("background", "a"), geometry.pixel_aspect)
+    row = figures.GridRow("a", images[:, 0], [classes[0]], geometry.pixel_aspect)
+    figures.save_grid(tmp_path / "b.png", [row], ["truth"], ("background", "a"))
+    height = spacing[1] / spacing[0] if spacing else 1
+    for figure in drawn:
+        figure.canvas.draw()
+        for axis in figure.axes:
+            box, rows, columns = axis.get_window_extent(), *axis.images[0].get_array().shape[:2]
+            assert box.height / box.width == pytest.approx(height * rows / columns, rel=1e-3)
 
 
 def test_overlay_is_half_image_half_color():

@@ -7,6 +7,7 @@ import pytest
 
 from data.colors import COLORS
 from data.folder import open_data
+from data.geometry import Geometry
 from models import build_model
 from reporting.encoding import encode_classes
 from reporting.inside import deepest, look_inside
@@ -57,10 +58,10 @@ def test_the_worst_and_the_fullest_slice_are_looked_into(data, volumes):
     prediction[0] = 0  # number 8; the organs are largest in number 12
     volume = volumes[0]._replace(prediction=prediction)
     counts = confusion(volume, len(CLASSES))
-    found = look_inside(build_model(CONFIG), dataset, volume, counts)
+    found = look_inside(build_model(CONFIG), dataset, volume, counts, Geometry())
     assert [(slice_["kind"], slice_["number"]) for slice_ in found] == [("fullest", 12), ("most errors", 8)]
     for slice_, k in zip(found, (4, 0), strict=True):  # the cross is on the largest organ
         column, row = slice_["point"]
         sizes = np.bincount(volume.target[k].ravel())[1:]
         assert sizes[volume.target[k][int(row * 48), int(column * 64)] - 1] == sizes.max()
-    assert look_inside(TinyNetwork(1, len(CLASSES)), dataset, volume, counts) == []
+    assert look_inside(TinyNetwork(1, len(CLASSES)), dataset, volume, counts, Geometry()) == []
