@@ -299,8 +299,8 @@ def shown_metrics(summary: dict[str, Any]) -> list[Metric]:
     """The metrics that a table of `summarize`'s values shows.
 
     Distances are in mm where all subjects have a spacing, else in voxels, or in pixels where the summary has
-    "per_image", as it does for subjects that are single slices. Their worst case is shown where a
-    class or region was missed or spurious; elsewhere it is the same.
+    "per_image", as it does for subjects that are single slices. Their worst case is shown where a class or region was
+    missed or spurious; elsewhere it is the same.
     """
     overall = summary["overall"]
     # A mean in mm over some of the subjects must not stand for all of them.
