@@ -129,7 +129,7 @@ class NetworkConfig(Group):
 class LossConfig(Group):
     """L = alpha * segmentation + beta * guided + gamma * reconstruction (Eq. 10, 7, 6)."""
 
-    alpha: Weight = 1.0
+    alpha: Annotated[float, Range(0, open_low=True)] = 1.0
     """Weight of the segmentation losses of all maps: cross-entropy, and Dice loss where --dice is not 0."""
     beta: Weight = 0.25
     """Weight of the distances between the latent features of successive steps."""
@@ -190,7 +190,7 @@ class AugmentationConfig(Group):
     """Rotations are uniform between minus and plus this angle, in degrees."""
     affine_probability: Probability = 0.0
     """Chance of another size (by 0.8 to 1.25), aspect (each side by up to 9 %, in opposite directions), shear (up to
-    0.1) and position (by up to a tenth of the sides), drawn together. The paper has none."""
+    0.1) and position (by up to a tenth of the sides before all this), drawn together. The paper has none."""
     intensity_probability: Probability = 0.0
     """Chance of each change of the image: noise, blur, brightness, contrast, low resolution, bias field, gamma. The
     paper has none."""
@@ -407,7 +407,10 @@ def parse_config(arguments: list[str] | None = None) -> Config:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--out", type=Path)
     given = parser.parse_known_args(arguments)[0]
-    resume = given.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # torchrun --max-restarts
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))  # as torchrun sets it
+    if restarts and given.out is None:
+        raise InputError("--out: must be given with torchrun --max-restarts, so that a restart finds its run")
+    resume = given.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     if resume and given.out is None:
         given.out = next(reversed(run_folders()), None)
     earlier = given.out and read_run(given.out / "config.json")

@@ -56,7 +56,7 @@ class GuidedLoss(nn.Module):
         self.all_reduce = all_reduce
 
     def forward(self, output: Output, target: Tensor, counted: bool = True) -> LossTerms:
-        """Output of the network and target (B, H, W), class indices; UNCOUNTED pixels do not count.
+        """Output of the network and target (B, H, W), class indices; the segmentation term leaves out UNCOUNTED pixels.
 
         With `counted` False, the slices do not enter the sums of `dice_loss` (`ShuffledBatches.weight` is 0).
         """

@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 IGNORED = 255  # in class indices: pixels that nobody annotated
-UNCOUNTED = -100  # in targets of training: such pixels and those that pad a batch, which losses leave out
+UNCOUNTED = -100  # in targets of training: such pixels and those that pad a batch; no segmentation loss has them
 MOST_NOTES = 3  # of one kind
 NOTED: defaultdict[str, set[tuple[Path, str]]] = defaultdict(set)  # kind of note -> files and notes
 

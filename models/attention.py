@@ -15,7 +15,7 @@ class PositionAttention(nn.Module):
     """Position attention (PAM, Eq. 1-2): each position is a mean over all positions, weighted by their likeness.
 
     out = gamma * softmax(q k^T) v + x, with q and k 1x1 convolutions to C/8 channels, v to C; gamma starts at 0.
-    With `pooling` above 1, k and v are those of the means over squares of that side, as in PVT (Wang et al., 2021).
+    With `pooling` above 1, k and v are those of the means over squares of that side, as in PVTv2 (Wang et al., 2022).
     """
 
     def __init__(self, channels: int, pooling: int = 1) -> None:

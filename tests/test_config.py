@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[1]
     [
         ("seed", 2**32), ("seed", -1), ("rotation_degrees", math.nan), ("rotation_degrees", math.inf),
         ("rotation_degrees", 181.0), ("flip_probability", 1.5), ("intensity_probability", 2.0), ("dice", -1.0),
-        ("alpha", math.inf), ("lr", 0.0), ("lr", math.nan), ("plateau_factor", 0.0), ("plateau_factor", 1.1),
+        ("alpha", math.inf), ("alpha", 0.0), ("lr", 0.0), ("lr", math.nan), ("plateau_factor", 0.0),
+        ("plateau_factor", 1.1),
         ("betas", (0.9, 1.0)), ("betas", (-0.1, 0.9)), ("steps", 0), ("channels", 0), ("classes", 1), ("epochs", 0),
         ("batch_size", 0), ("eval_batch_size", 0), ("plateau_epochs", 0), ("max_skipped", -1), ("workers", -1),
     ],
@@ -113,6 +114,13 @@ def test_flags_without_effect_are_named():
     ]
     assert idle_flags(parse_config(["--preset", "modern", "--model", "smp.Unet"])) == []
     assert idle_flags(parse_config(["--steps", "3", "--no_guidance"])) == []
+    assert idle_flags(parse_config(["--model", "daf_cam", "--variant", "released"])) == []
+    flags = ["--model", "daf_pam", "--variant", "released", "--rotation_probability", "0", "--rotation_degrees", "9"]
+    assert idle_flags(parse_config([*flags, "--sync_batch_norm"])) == [
+        "--variant without effect: only with channel attention or guidance",
+        "--rotation_degrees without effect: only with --rotation_probability",
+        "--sync_batch_norm without effect: only with several processes",
+    ]
     flags = ["--no_encoder_decoder", "--semantic_channels", "32", "--gamma", "0.5", "--steps", "1", "--beta", "1"]
     flags += ["--no_position_attention", "--key_pooling", "4"]
     assert idle_flags(parse_config(flags)) == [
@@ -126,6 +134,15 @@ def test_the_length_of_a_cycle_cannot_change(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(parse_config(["--preset", "modern", "--epochs", "1"]).to_dict()))
     with pytest.raises(InputError, match="epochs 1 -> 3"):
         parse_config(["--out", str(tmp_path), "--resume", "--epochs", "3"])
+
+
+def test_a_restart_by_torchrun_goes_on_with_the_named_run_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(InputError, match="--out: must be given with torchrun --max-restarts"):
+        parse_config([])
+    (tmp_path / "config.json").write_text(json.dumps(Config.of(epochs=7).to_dict()))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert parse_config(["--out", str(tmp_path)]) == Config.of(epochs=7, out=tmp_path)
 
 
 def test_a_run_is_not_overwritten_or_turned_into_another(tmp_path):

@@ -30,6 +30,8 @@ class Machine:
     def of(cls, options: MachineConfig) -> Machine:
         """The machine that `options` describe. Raises InputError for a device that cannot be used."""
         device = select_device(options.device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # events and pinned memory are of the current one
         if options.deterministic and device.type == "cuda":
             use_deterministic_kernels()
         return cls(device, choose_dtype(options.amp, device), loader_workers(options.workers, device))
@@ -63,8 +65,8 @@ def select_device(name: str) -> torch.device:
         print("No GPU is visible: running on the CPU.")
         return torch.device("cpu")
     try:
-        device = torch.device(name)
-        if torch.empty(0, device=device).is_meta:
+        device = torch.empty(0, device=name).device  # with its index
+        if device.type == "meta":
             raise RuntimeError("it computes nothing")
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -100,8 +102,9 @@ def choose_dtype(amp: str, device: torch.device) -> torch.dtype:
     if amp != "auto":
         return {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16
+        with torch.cuda.device(device):
+            if torch.cuda.is_bf16_supported(including_emulation=False):
+                return torch.bfloat16
         return torch.float16 if torch.cuda.get_device_capability(device) >= (7, 0) else torch.float32
     if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
         return torch.bfloat16

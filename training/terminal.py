@@ -10,6 +10,7 @@ from data.description import Labels
 from data.folder import DataFolder
 from models import count_parameters, describe_network, is_own, unused_options
 from training.device import Machine, device_name
+from training.distributed import world_size
 from training.memory import MemoryBudget
 from training.run import Progress, Run
 from utils import duration
@@ -110,14 +111,18 @@ def idle_flags(config: Config) -> list[str]:
     of_semantic_module = {"semantic_channels", "norm_by_scale", "gamma"}
     of_others = unused_options(network) | (set() if ours or is_own(network.model) else {"beta", "gamma"})
     plateau = {"plateau_epochs", "plateau_factor"}
+    augmentation = config.augmentation
     cases = [
         (True, of_others, f"not of --model {network.model}"),
         (ours and not guided, of_guidance, "only with --guidance"),
         (guided and not network.encoder_decoder, of_semantic_module, "only with --encoder_decoder"),
         (guided and network.steps == 1, {"beta"}, "only with two or more --steps"),
         (ours and not network.position_attention, {"key_pooling"}, "only with --position_attention"),
+        (network.model in ("daf", "daf_pam"), {"variant"}, "only with channel attention or guidance"),
         (config.optimization.schedule != "plateau", plateau, "only with --schedule plateau"),
-        (not config.augmentation.flip_probability, {"mirror", "mirror_axis"}, "only with flips"),
+        (not augmentation.flip_probability, {"mirror", "mirror_axis"}, "only with flips"),
+        (not augmentation.rotation_probability, {"rotation_degrees"}, "only with --rotation_probability"),
+        (world_size() == 1, {"sync_batch_norm"}, "only with several processes"),
     ]
     lines = [_idle(config, fields, reason) for holds, fields, reason in cases if holds]
     return [text for text in lines if text]

@@ -36,7 +36,7 @@ def _forward(block: nn.Module, forward: Any, *inputs: Any) -> Any:
     if not block.training:
         return forward(*inputs)
     contexts = functools.partial(_contexts, block)
-    return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 def _contexts(block: nn.Module) -> tuple[Any, Any]:

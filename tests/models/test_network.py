@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models.resnet import BasicBlock
 
 from config import PRESETS, Config
 from losses import GuidedLoss, around_centres
@@ -489,6 +490,25 @@ def test_recomputed_activations_change_nothing_but_memory(model):
         results.append((total.detach(), gradients, buffers, network.eval()(image).detach(), kept_bytes))
     torch.testing.assert_close(results[0][:4], results[1][:4], rtol=1e-10, atol=1e-12)
     assert results[1][4] < results[0][4]
+
+
+class WithDropout(BasicBlock):
+    """A block of somebody's own network."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.dropout(super().forward(x), 0.5)
+
+
+def test_recomputed_dropout_drops_the_same():
+    gradients = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(WithDropout(4, 4), WithDropout(4, 4)).double().train()
+        if recompute:
+            recompute_activations(network)
+        network(torch.rand(2, 4, 8, 8, dtype=torch.float64)).square().sum().backward()
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    torch.testing.assert_close(*gradients)
 
 
 def test_networks_without_blocks_cannot_recompute():

@@ -65,6 +65,22 @@ def test_train_logits_loss_and_gradient(state_dict, reference):
     assert relative_error(model.backbone.stem[0].weight.grad, reference["grad_resnext_layer0_conv"]) < 1e-9
 
 
+def test_running_statistics_meet_the_coarsest_scale_first(state_dict):
+    """The released code calls the semantic module of a step at scale 4 first, at scale 1 last."""
+    step = load_released(state_dict).train().steps[0]
+    generator = torch.Generator().manual_seed(0)
+    scales = [torch.randn(2, 128, 8, 8, dtype=torch.float64, generator=generator) + k for k in range(4)]
+    convolution, norm = step.semantic.encoder[:2]
+    mean, variance = norm.running_mean.clone(), norm.running_var.clone()
+    for x in (scales[3], scales[2], scales[1], scales[0]):
+        values = convolution(x).transpose(0, 1).flatten(1)
+        mean = 0.9 * mean + 0.1 * values.mean(1)
+        variance = 0.9 * variance + 0.1 * values.var(1)
+    step(scales)
+    torch.testing.assert_close(norm.running_mean, mean)
+    torch.testing.assert_close(norm.running_var, variance)
+
+
 def test_parameters_are_the_released_ones_without_the_unused(state_dict):
     model = load_released(state_dict)
     assert sum(parameter.numel() for parameter in model.parameters()) == 104_511_475 - 955_412

@@ -26,6 +26,8 @@ class NormAndActivation(nn.BatchNorm2d):
         nn.BatchNorm2d(3, affine=False),
         nn.BatchNorm2d(3, momentum=None),
         nn.BatchNorm2d(3, track_running_stats=False),
+        nn.BatchNorm1d(3),
+        nn.BatchNorm3d(3),
     ],
 )
 def test_what_would_no_longer_compute_the_same_is_refused(norm):

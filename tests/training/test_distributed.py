@@ -19,6 +19,7 @@ from config import AugmentationConfig, Config
 from data.batches import ShuffledBatches, collate
 from data.folder import open_data
 from models import build_model, recompute_activations, synchronize_batch_norm
+from models.network import BatchNorm
 from tests.helpers.processes import command, ended, run_to_end, signaled, start_all
 from tests.helpers.runs import ON_CPU, arguments, read_csv
 from training.checkpoint import load_checkpoint
@@ -71,6 +72,39 @@ def test_synchronized_batch_norm_against_one_batch(tmp_path):
         torch.testing.assert_close(part["mean"], norm.running_mean, **close)
         torch.testing.assert_close(part["var"], norm.running_var, **close)
         assert part["count"] == 1
+
+
+def normalize_single_values(folder: Path, x: torch.Tensor) -> None:
+    with process_group():
+        norm = BatchNorm(3).double()
+        norm.running_mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
+        synchronize_batch_norm(norm)
+        first, last = x[[rank()]], x[:1].clone().requires_grad_()
+        of_two = norm(first)
+        before = norm.running_var.clone()
+        of_one = norm(last)
+        of_one.square().sum().backward()
+        gradients = last.grad, norm.weight.grad
+        torch.save((of_two, of_one, *gradients, before, norm.running_var, norm.running_mean), folder / f"{rank()}.pt")
+
+
+def test_a_single_value_of_each_channel_is_normalized_as_in_one_process(tmp_path):
+    """Of two slices each process has one value; of a last batch of one slice, both have the same."""
+    x = torch.randn(2, 3, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    processes = start_all(normalize_single_values, tmp_path, x, output=tmp_path / "out")
+    assert [ended(process) for process in processes] == [0, 0], (tmp_path / "out.0").read_text()
+    norm = BatchNorm(3).double()
+    norm.running_mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    last = x[:1].clone().requires_grad_()
+    of_two, before = norm(x), norm.running_var.clone()
+    of_one = norm(last)
+    of_one.square().sum().backward()
+    expected = of_one, last.grad, norm.weight.grad, before, norm.running_var, norm.running_mean
+    for k in (0, 1):
+        own, *others = torch.load(tmp_path / f"{k}.pt")
+        torch.testing.assert_close(own, of_two[[k]])
+        torch.testing.assert_close(others, list(expected))
+    assert torch.equal(before, norm.running_var)
 
 
 def epoch_in_float64(data: Path, out: Path, batch_size: int, recompute: bool, values: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -95,7 +96,9 @@ def test_a_run_in_float16_goes_on_bit_for_bit(make_data, tmp_path, tiny):
 
 
 def test_what_auto_chooses(monkeypatch):
-    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    cuda, cpu = torch.device("cuda", 1), torch.device("cpu")
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext(asked.append(device)))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     assert choose_dtype("auto", cuda) == torch.float16  # T4
@@ -103,6 +106,7 @@ def test_what_auto_chooses(monkeypatch):
     assert choose_dtype("auto", cuda) == torch.float32  # GTX 1080
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     assert choose_dtype("auto", cuda) == torch.bfloat16  # A100
+    assert asked == [cuda] * 3  # is_bf16_supported is about the current GPU
     for supported, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda supported=supported: supported)
         assert choose_dtype("auto", cpu) == dtype
