@@ -26,6 +26,9 @@ from data.sources.dicom_file import (
     is_dicom,
     layout,
     numbers,
+    orientation,
+    pixel_spacing,
+    position,
     read_file,
     read_pixels,
 )
@@ -198,20 +201,8 @@ def _read_headers(folder: Path) -> list[_Slice]:
 def _read_slice(path: Path, header: pydicom.FileDataset) -> _Slice:
     with explain(path):
         stored = layout(path, header)
-        position = numbers(header, "ImagePositionPatient", 3, largest=LONGEST)
-        axes = numbers(header, "ImageOrientationPatient", 6, largest=LONGEST).reshape(2, 3)
-        if not np.allclose(axes @ axes.T, np.eye(2), atol=1e-2):
-            raise ValueError("its ImageOrientationPatient is no two unit vectors at right angles")
-        spacing = numbers(header, "PixelSpacing", 2, largest=LONGEST)
-        if spacing.min() < 1 / LONGEST:
-            raise ValueError("its PixelSpacing is no two lengths")
         series = str(header.get("SeriesInstanceUID") or "").strip()
-    column = axes[0] / np.linalg.norm(axes[0])
-    normal = np.cross(column, axes[1])
-    normal /= np.linalg.norm(normal)
-    axes = np.array([column, np.cross(normal, column), normal])
-    # PixelSpacing is the distance of rows, then of columns: y before x.
-    return _Slice(path, series, axes, position, spacing[::-1], stored)
+        return _Slice(path, series, orientation(header), position(header), pixel_spacing(header), stored)
 
 
 def _thickness(path: Path) -> float:

@@ -28,6 +28,7 @@ from pydicom import uid
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import apply_modality_lut
 
+from data.geometry import LONGEST
 from data.png import MAX_PIXELS
 from utils import InputError
 
@@ -151,6 +152,33 @@ def whole(header: pydicom.Dataset, keyword: str, allowed: Sequence[int], default
     if value not in allowed:
         raise ValueError(f"its {keyword} cannot be {value:g}")
     return int(value)
+
+
+def position(header: pydicom.Dataset) -> np.ndarray:
+    """The center of the first pixel in mm, (3,). Raises ValueError where it is missing or no position."""
+    return numbers(header, "ImagePositionPatient", 3, largest=LONGEST)
+
+
+def orientation(header: pydicom.Dataset) -> np.ndarray:
+    """The directions of columns, rows and slices, (3, 3): unit vectors at right angles, one a row.
+
+    Raises ValueError where they are missing, or further from right angles than rounding explains.
+    """
+    axes = numbers(header, "ImageOrientationPatient", 6, largest=LONGEST).reshape(2, 3)
+    if not np.allclose(axes @ axes.T, np.eye(2), atol=1e-2):
+        raise ValueError("its ImageOrientationPatient is no two unit vectors at right angles")
+    column = axes[0] / np.linalg.norm(axes[0])
+    normal = np.cross(column, axes[1])
+    normal /= np.linalg.norm(normal)
+    return np.array([column, np.cross(normal, column), normal])
+
+
+def pixel_spacing(header: pydicom.Dataset) -> np.ndarray:
+    """The distances of columns and of rows in mm, (2,). Raises ValueError where they are missing or no lengths."""
+    spacing = numbers(header, "PixelSpacing", 2, largest=LONGEST)
+    if spacing.min() < 1 / LONGEST:
+        raise ValueError("its PixelSpacing is no two lengths")
+    return spacing[::-1]  # the file has that of rows first
 
 
 def layout(path: Path, header: pydicom.FileDataset) -> Layout:

@@ -14,7 +14,18 @@ import SimpleITK as sitk
 from pydicom import uid
 
 from data.geometry import LONGEST, MAX_VOXELS, Grid
-from data.sources.dicom_file import DEFLATED, PLAIN, explain, is_dicom, numbers, read_file, whole
+from data.sources.dicom_file import (
+    DEFLATED,
+    PLAIN,
+    explain,
+    is_dicom,
+    numbers,
+    orientation,
+    pixel_spacing,
+    position,
+    read_file,
+    whole,
+)
 from data.volumes import MAX_SPAN, like, resample
 from utils import InputError, some
 
@@ -195,21 +206,15 @@ def _read_frames(header: pydicom.FileDataset, count: int) -> _Frames:
         segment = group(frame, "SegmentIdentificationSequence")
         segments.append(whole(segment, "ReferencedSegmentNumber", sorted(declared - {0})))
         place, lie = group(frame, "PlanePositionSequence"), group(frame, "PlaneOrientationSequence")
-        positions.append(numbers(place, "ImagePositionPatient", 3, largest=LONGEST))
-        axes.append(numbers(lie, "ImageOrientationPatient", 6, largest=LONGEST).reshape(2, 3))
+        positions.append(position(place))
+        axes.append(orientation(lie))
         measures = group(frame, "PixelMeasuresSequence")
-        spacings.append(numbers(measures, "PixelSpacing", 2, largest=LONGEST)[::-1])  # that of rows stands first
+        spacings.append(pixel_spacing(measures))
         stated = [numbers(measures, name, default=0)[0] for name in ("SpacingBetweenSlices", "SliceThickness")]
         gaps.append(np.abs(stated))
     if not all(np.allclose(values, values[0], rtol=1e-4, atol=1e-4) for values in (axes, spacings, gaps)):
         raise ValueError("its frames differ in orientation or spacing")
-    if not np.allclose(axes[0] @ axes[0].T, np.eye(2), atol=1e-2) or np.min(spacings[0]) < 1 / LONGEST:
-        raise ValueError("its ImageOrientationPatient or PixelSpacing is none")
-    column = axes[0][0] / np.linalg.norm(axes[0][0])
-    normal = np.cross(column, axes[0][1])
-    normal /= np.linalg.norm(normal)
-    upright = np.array([column, np.cross(normal, column), normal])
-    return _Frames(segments, np.array(positions), upright, spacings[0], gaps[0].tolist())
+    return _Frames(segments, np.array(positions), axes[0], spacings[0], gaps[0].tolist())
 
 
 def _steps(path: Path, heights: np.ndarray, stated: list[float]) -> tuple[list[int], float]:

@@ -134,6 +134,10 @@ BROKEN = {
     "far away": (frame(0, PlanePositionSequence=item(ImagePositionPatient=[-20.0, 10.0, 550035.5])), "slices"),
     "absurd axes": (
         frame(0, PlaneOrientationSequence=item(ImageOrientationPatient=[1, 0, 0, 1, 0, 0])),
+        "right angles",
+    ),
+    "other axes": (
+        frame(0, PlaneOrientationSequence=item(ImageOrientationPatient=[0, 1, 0, -1, 0, 0])),
         "differ in orientation",
     ),
     "no spacing": (elements(SharedFunctionalGroupsSequence=NO_SPACING), "PixelSpacing"),
