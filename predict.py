@@ -19,17 +19,10 @@ import tyro
 from data.sources.dicom_seg_writer import check_writable
 from data.viewers import check_viewer_labels, write_viewer_labels
 from inference.output import OPTIONAL, OutputFolder, file_of
-from inference.results import (
-    Segmentation,
-    check_truth,
-    measure,
-    score,
-    write_dicom,
-    write_dicom_series,
-    write_probabilities,
-)
+from inference.results import Segmentation, measure, write_dicom, write_dicom_series, write_probabilities
 from inference.scans import Scan, files_of, scan_names
 from inference.segmenter import Segmenter
+from inference.truth import check_truth, read_truth, score
 from metrics import summarize
 from reporting.figures import save_montage
 from reporting.score_table import format_table
@@ -60,7 +53,8 @@ class Options:
     probabilities: bool = False
     """Also write the probability of each class, as a 4-D NIfTI."""
     truth: tuple[Path, ...] = ()
-    """Label volumes, or GT folders of PNG masks, or for pictures their masks, in the order of the scans: also score."""
+    """Label volumes, GT folders of PNG masks or splits with them, or masks of pictures, in the order of the scans: also
+    score."""
 
 
 def main(options: Options) -> None:
@@ -80,14 +74,16 @@ def main(options: Options) -> None:
     truths = options.truth or [None] * len(names)
     for source, name, truth in zip(options.inputs, names, truths, strict=True):
         for scan in scans_of(source, name, truth, segmenter):
+            preparation = segmenter.ensemble.identity.preparation
+            expected = None if truth is None else read_truth(truth, scan, segmenter.labels, preparation)
             output.claim(scan.name, scan.is_picture)
             if not scan.is_picture:
                 check_viewer_labels(options.out, segmenter.labels)
                 write_viewer_labels(options.out, segmenter.labels)
             segmentation = segmenter.segment(scan)
             write(options, segmentation, output)
-            if truth is not None:
-                rows = score(segmentation, truth)
+            if expected is not None:
+                rows = score(segmentation, expected)
                 output.replace_rows("scores.csv", scan.name, rows)
                 scores += rows
                 are_pictures.append(scan.is_picture)

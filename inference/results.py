@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,21 +13,16 @@ import SimpleITK as sitk
 from PIL import Image
 
 from data.colors import class_colors
-from data.description import Labels, description_beside, read_description
-from data.geometry import Geometry
-from data.listing import list_images
-from data.masks import MaskValues, check_colors
+from data.description import Labels
 from data.nifti import write_nifti
-from data.png import PICTURES, read_mask, unpack_color
+from data.png import unpack_color
 from data.preparation import Preparation
 from data.sources import dicom_seg_writer
 from data.sources.dicom import write_series
-from data.volume_files import aligned, read_label
 from data.volumes import assemble, like, to_scan
 from inference.networks import Ensemble
 from inference.output import file_of
-from inference.scans import Scan, check_preparation
-from metrics import score_subject
+from inference.scans import Scan
 from utils import InputError, atomic_path
 
 
@@ -154,106 +148,3 @@ def measure(segmentation: Segmentation) -> list[dict[str, Any]]:
         row = {"scan": segmentation.scan.name, "class": name, "voxels": count}
         rows.append(row if ml is None else row | {"ml": round(ml[name], 3)})
     return rows
-
-
-def check_truth(truth: Sequence[Path], labels: Labels) -> None:
-    """Raises InputError where masks of pictures among `truth` differ in what the values of their palettes mean."""
-    if labels.colors:
-        return
-    files = [path for each in truth for path in (sorted(each.iterdir()) if each.is_dir() else [each])]
-    masks = []
-    for path in files:
-        if path.suffix.lower() in (".png", ".bmp") and path.is_file():
-            with contextlib.suppress(InputError):  # said where it is the mask of a picture
-                masks.append(MaskValues.of(read_mask(path), path))
-    check_colors(masks, Path("dataset.json"))
-
-
-def score(segmentation: Segmentation, truth: Path) -> list[dict[str, Any]]:
-    """Rows of scores: against a label volume on the scan's own grid, against masks in a GT folder on that of slices."""
-    scan, image, labels = segmentation.scan, segmentation.image, segmentation.labels
-    mask = _mask_of(scan, truth)
-    if mask is not None:
-        prediction = sitk.GetArrayFromImage(image)
-        target = labels.to_classes(read_mask(mask), mask)[None]
-        spacing = None
-        if target.shape != prediction.shape:
-            raise InputError(
-                f"{mask}: is {_size(target)} pixels, and the picture {scan.name} {_size(prediction)}; "
-                "both must be of one size"
-            )
-    elif truth.is_dir():
-        prediction = segmentation.slices
-        target = assemble(scan.numbers, read_masks(segmentation, truth))
-        spacing = scan.geometry.array_spacing
-    else:
-        label = read_label(truth)
-        label = aligned(label, truth, image, Path(scan.name))
-        prediction = sitk.GetArrayFromImage(image)
-        target = labels.values_to_classes(sitk.GetArrayFromImage(label), truth)
-        spacing = image.GetSpacing()[::-1] if scan.geometry.spacing is not None else None
-    rows = score_subject(prediction, target, labels.names, spacing, labels.regions, labels.tolerances)
-    return [{"subject": scan.name} | row for row in rows]
-
-
-def _mask_of(scan: Scan, truth: Path) -> Path | None:
-    """The mask of a picture: the file itself, or the one of its name in a folder that has no numbered slices."""
-    if not scan.is_picture:
-        return None
-    if truth.is_file():
-        return truth if truth.suffix.lower() in PICTURES else None
-    if any(truth.glob("Subj_*slice_*.png")):
-        return None
-    found = [truth / f"{scan.name}{ending}" for ending in (".png", ".bmp") if (truth / f"{scan.name}{ending}").exists()]
-    if len(found) != 1:
-        raise InputError(f"{truth}: has {len(found)} masks called {scan.name}.png or .bmp; each picture must have one")
-    return found[0]
-
-
-def _size(picture: np.ndarray) -> str:
-    return f"{picture.shape[2]} x {picture.shape[1]}"
-
-
-def read_masks(segmentation: Segmentation, folder: Path) -> list[np.ndarray]:
-    """Class indices (H, W) of the scan's slices from a GT folder. Raises InputError for masks that are not theirs."""
-    scan, labels = segmentation.scan, segmentation.labels
-    described = read_description(description_beside(folder))
-    theirs = described.labels
-    if theirs and (theirs.names, theirs.codes) != (labels.names, labels.codes):
-        raise InputError(f"{folder}: its dataset.json gives other labels than the network was trained on")
-    check_preparation(folder, segmentation.preparation, described.preparation)
-    _check_geometry(scan, described.geometry.get(scan.name, Geometry()), folder)
-    masks = {number: paths[0] for number, paths in list_images(folder).get(scan.name, [])}
-    for number in sorted({*masks, *scan.numbers}):
-        if number not in masks:
-            raise InputError(f"{folder}: has no mask of subject {scan.name}, slice {number}")
-        if number not in scan.numbers:
-            raise InputError(f"{masks[number]}: is the mask of a slice that the scan does not have; remove it")
-    height, width = scan.images.shape[2:]
-    reader = theirs or labels
-    stored = {number: read_mask(masks[number]) for number in scan.numbers}
-    if not reader.colors:
-        values = [MaskValues.of(mask, masks[number]) for number, mask in stored.items()]
-        check_colors(values, description_beside(folder))
-    classes = []
-    for number in scan.numbers:
-        mask = reader.to_classes(stored[number], masks[number])
-        if mask.shape != (height, width):
-            raise InputError(f"{masks[number]}: is no mask of {width} x {height} pixels, as its slice is")
-        classes.append(mask)
-    return classes
-
-
-def _check_geometry(scan: Scan, stated: Geometry, folder: Path) -> None:
-    """Raises InputError where masks lie elsewhere than the slices, by what their dataset.json says; rounding passes."""
-    ours, theirs = scan.geometry, stated.of_slices(min(scan.numbers), max(scan.numbers))
-    spacing = min(ours.spacing or (1.0,))
-    tolerances = {"size": 0.0, "spacing": 1e-3 * spacing, "direction": 1e-3, "origin": 1e-2 * spacing}
-    for part, tolerance in tolerances.items():
-        pair = getattr(ours, part), getattr(theirs, part)
-        if None not in pair and not np.allclose(*pair, rtol=0, atol=tolerance):
-            shown = " and ".join(f"({', '.join(f'{value:.4g}' for value in values)})" for values in pair)
-            raise InputError(
-                f"{folder}: its dataset.json says that the masks of subject {scan.name} have another {part} than the "
-                f"scan's slices: {shown}; prepare both alike, or give the label volume"
-            )

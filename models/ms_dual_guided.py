@@ -62,8 +62,7 @@ class RefinementStep(nn.Module):
         attended = [self.attend(x, scale) for scale, x in enumerate(inputs)]
         latents, reconstructions = (), ()
         if self.semantic is not None:
-            # The coarsest scale first, as in the released code: the last one weighs most in running statistics.
-            latents, reconstructions = (each[::-1] for each in self.semantic(inputs[::-1]))
+            latents, reconstructions = self.semantic(inputs)
             shared = len(self.guide) == 1
             guides = [self.guide[0 if shared else scale](x) for scale, x in enumerate(reconstructions)]
             attended = [x * guide for x, guide in zip(attended, guides, strict=True)]

@@ -49,10 +49,11 @@ class SemanticModule(nn.Module):
         gradients. Else, batches are large and memory is what counts.
         """
         one_size = self.training and all(x.shape == scales[0].shape for x in scales)
-        passes = [range(len(scales))] if one_size else [[k] for k in range(len(scales))]
+        # The coarsest first, as in the released code: the last one weighs most in running statistics.
+        order = range(len(scales))[::-1]
         latents, reconstructions = [], []
-        for of_pass in passes:
-            x = torch.cat(tuple(scales)) if one_size else scales[of_pass[0]]
+        for of_pass in [order] if one_size else [[k] for k in order]:
+            x = torch.cat([scales[k] for k in of_pass]) if one_size else scales[of_pass[0]]
             height, width = x.shape[-2:]
             if height % 4 or width % 4:
                 x = F.pad(x, (0, -width % 4, 0, -height % 4), mode="replicate")
@@ -60,7 +61,7 @@ class SemanticModule(nn.Module):
             reconstruction = self._pass(self.decoder, latent, of_pass)[..., :height, :width]
             latents += _chunks(latent, len(of_pass))
             reconstructions += _chunks(reconstruction, len(of_pass))
-        return latents, reconstructions
+        return latents[::-1], reconstructions[::-1]
 
     def _pass(self, layers: nn.Sequential, x: Tensor, scales: Sequence[int]) -> Tensor:
         """The layers for the scales of these numbers, whose batches stand one after the other in `x`."""

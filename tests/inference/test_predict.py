@@ -65,6 +65,8 @@ def test_a_test_scan_gets_the_prediction_of_training(trained, tmp_path):
     """From the scan itself, from its slices, and in training: one segmentation, on the scan's own grid."""
     run(trained.checkpoint, trained.test_scan, out=tmp_path / "a", truth=(trained.test_label,))
     run(trained.checkpoint, trained.data / "test", out=tmp_path / "b", truth=(trained.data / "test" / "GT",))
+    run(trained.checkpoint, trained.data / "test", out=tmp_path / "c", truth=(trained.data / "test",))
+    assert (tmp_path / "c" / "scores.csv").read_bytes() == (tmp_path / "b" / "scores.csv").read_bytes()
     original, ours = sitk.ReadImage(trained.test_scan), sitk.ReadImage(tmp_path / "a" / "image_s3.nii.gz")
     assert_same_grid(ours, original, atol=1e-4)
     expected = read_array(trained.run / "predictions" / "s3.nii.gz")
@@ -335,6 +337,12 @@ def test_a_truth_with_an_unknown_value_says_where(trained, tmp_path):
     sitk.WriteImage(label, tmp_path / "truth.nii.gz")
     with pytest.raises(InputError, match=r"unknown mask value 99 at slice 2, row 3, column 1 \(1 pixels\)"):
         run(trained.checkpoint, trained.test_scan, out=tmp_path / "out", truth=(tmp_path / "truth.nii.gz",))
+    assert not any((tmp_path / "out").glob("*.nii.gz"))  # before the network segments
+
+
+def test_masks_of_another_subject_are_refused(trained, tmp_path):
+    with pytest.raises(InputError, match=r"val.GT: has no masks of subject s3 but of s\d; must be those of the scan"):
+        run(trained.checkpoint, trained.data / "test", out=tmp_path / "out", truth=(trained.data / "val",))
 
 
 def test_slices_of_another_size_than_their_geometry_are_refused(trained, tmp_path):

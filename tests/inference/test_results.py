@@ -13,8 +13,9 @@ from scipy.ndimage import map_coordinates
 
 from data.preparation import Preparation
 from data.volumes import largest_components, to_scan
-from inference.results import Segmentation, on_own_grid, read_masks, score, write_probabilities
+from inference.results import Segmentation, on_own_grid, write_probabilities
 from inference.scans import read_scans
+from inference.truth import read_truth, score
 from tests.helpers.errors import assert_clear
 from tests.helpers.scans import read_array
 from utils import InputError
@@ -55,19 +56,18 @@ def test_probabilities_of_resampled_slices_are_interpolated(trained, tmp_path, l
 def test_masks_of_a_truth_whose_palettes_differ_are_refused(trained, tmp_path):
     ensemble = trained.ensemble()
     (scan,) = read_scans(str(trained.data / "test"), "", ensemble)
-    segmentation = Segmentation(
-        scan, ensemble.identity.labels, np.zeros(0), sitk.Image(), ensemble.identity.preparation
-    )
-    expected = read_masks(segmentation, trained.data / "test" / "GT")
+    identity = ensemble.identity
+    expected = read_truth(trained.data / "test" / "GT", scan, identity.labels, identity.preparation)
     for turn in (0, 1):
         for path in sorted((trained.data / "test" / "GT").iterdir()):
             picture = Image.open(path)
             picture.putpalette(np.roll(np.arange(256), turn * int(path.stem[-1])).astype(np.uint8).repeat(3).tobytes())
             picture.save(tmp_path / path.name)
         if not turn:
-            np.testing.assert_array_equal(read_masks(segmentation, tmp_path), expected)
+            truth = read_truth(tmp_path, scan, identity.labels, identity.preparation)
+            np.testing.assert_array_equal(truth.target, expected.target)
     with pytest.raises(InputError) as caught:
-        read_masks(segmentation, tmp_path)
+        read_truth(tmp_path, scan, identity.labels, identity.preparation)
     assert_clear(caught.value, str(tmp_path), "the color of each class")
 
 
@@ -77,10 +77,10 @@ def test_regions_and_tolerances_of_the_labels_are_scored(trained):
     (scan,) = read_scans(str(trained.data / "test"), "", ensemble)
     first, second, *_ = ensemble.identity.labels.names[1:]
     labels = replace(ensemble.identity.labels, regions={"pair": (first, second)}, tolerances={"pair": 1.3})
-    segmentation = Segmentation(scan, labels, np.zeros(0), sitk.Image(), ensemble.identity.preparation)
-    target = np.stack(read_masks(segmentation, trained.data / "test" / "GT"))
-    segmentation = replace(segmentation, slices=np.roll(target, 1, axis=2))
-    rows = score(segmentation, trained.data / "test" / "GT")
+    truth = read_truth(trained.data / "test" / "GT", scan, labels, ensemble.identity.preparation)
+    target = truth.target
+    segmentation = Segmentation(scan, labels, np.roll(target, 1, axis=2), sitk.Image())
+    rows = score(segmentation, truth)
     assert [row["class"] for row in rows] == [*labels.names[1:], "pair"]
     assert [row["region"] for row in rows] == [False] * (len(rows) - 1) + [True]
     a, b = (np.isin(volume, (1, 2)) for volume in (segmentation.slices, target))
