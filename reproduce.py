@@ -291,6 +291,8 @@ def main(arguments: list[str]) -> None:
     """reproduce.py's command line."""
     if arguments[:1] == ["compare"]:
         return compare(tyro.cli(Compare, args=arguments[1:], prog="reproduce.py compare", use_underscores=True))
+    if arguments and difflib.get_close_matches(arguments[0], ["compare"]):
+        raise InputError(f"{arguments[0]}: no table of the paper; perhaps you meant compare, such as compare runs/a")
     options, rest = tyro.cli(Options, args=arguments, return_unknown_args=True, use_underscores=True)
     own = GROUP_OF.keys() - OF_RUNS - OF_ROWS
     if options.seeds:

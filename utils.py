@@ -314,8 +314,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises InputError for a file that is missing, no JSON, or a pipe or device."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file; correct the name")
     try:
-        if path.exists() and not path.is_file():
+        if not path.is_file():
             raise OSError("it is no file")
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # also numbers too long, brackets too deep

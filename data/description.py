@@ -332,8 +332,8 @@ def _to_classes(stored: np.ndarray, known: dict[int, int], path: Path, key: str)
     if (classes == UNKNOWN).any():
         value, where = _first_unknown(classes, stored)
         raise InputError(
-            f"{path}: unknown mask value {value} {where}; "
-            f"known are {list(known)}. Correct the mask, or name a class for it, as under {key} in dataset.json"
+            f"{path}: unknown mask value {value} {where}; known are {list(known)}. "
+            f"Correct the mask, or list its class, under {key} in dataset.json or with the names that are given"
         )
     return classes.astype(np.uint8)
 

@@ -120,7 +120,7 @@ class DataFolder:
         Raises InputError where flips exchange classes, but it is not known along which axis of the slices.
         """
         mirrors = {}
-        remedy = "; give its direction or mirror_axis (horizontal: columns run from left to right; vertical: rows do)"
+        remedy = "; give mirror_axis (horizontal: columns run from left to right; vertical: rows do), or its direction"
         if self.labels.mirror and augmentation is not None and augmentation.flip_probability:
             for subject in {item.subject: None for item in self.splits[split]}:
                 with errors_begin(f"subject {subject}", remedy):
@@ -262,7 +262,7 @@ def _split_anew(
     for split, names in subjects.items():
         for name in names:
             if name not in slices:
-                there = ", ".join(sorted(slices, key=natural))
+                there = some(sorted(slices, key=natural))
                 raise InputError(f"{root}: has no subject {name}, which the split wants for {split}; it has {there}")
     anew = {split: [item for name in names for item in slices.pop(name)] for split, names in subjects.items()}
     return anew, sorted(slices, key=natural)

@@ -28,6 +28,8 @@ from utils import InputError, errors_begin, note, printable, read_json, some
 Files = Path | dict[int, Path]  # of a subject: a file or a DICOM folder, or number of a slice -> PNG file
 VOLUMES = (*(ending for ending in ENDINGS if ".img" not in ending), *OTHERS)
 BESIDE = (".json", ".csv", ".txt", ".ctbl", ".npz", ".pkl", ".html")  # what programs write beside volumes
+# What predict.py writes of a scan beside its segmentation and volumes.csv.
+PREDICTED = ("_overlay.png", "_probabilities.nii.gz", ".seg.dcm", "_dicom")
 THEIRS = ("channel_names", "modality", "file_ending", "numTraining")  # keys of the Decathlon and of nnU-Net
 
 
@@ -67,6 +69,8 @@ def find_subjects(source: Path, pattern: str = "", part: str = "GT") -> dict[str
         folder = source / "GT" if part == "GT" and (source / part).is_dir() else source
         slices = list_images(folder).items()
         found = {subject: {number: files[0] for number, files in of_subject} for subject, of_subject in slices}
+    elif (source / "test" / part).is_dir():
+        raise InputError(f"{source}: is a whole data set; name a split of it, such as {source / 'test'}")
     else:
         found = dict(_find_all(source))
     if not found:
@@ -78,7 +82,10 @@ def find_subjects(source: Path, pattern: str = "", part: str = "GT") -> dict[str
 def _find_all(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     left_out, dicom = [], []
+    predicted = (folder / "volumes.csv").exists()
     for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+        if predicted and path.name.endswith(PREDICTED):
+            continue
         subject = path.name if path.is_dir() and _dicom_files(path) else _stem(path)
         if subject and subject in found:
             raise InputError(f"{path}: a second file of {subject} beside {found[subject]}; remove one of the two")

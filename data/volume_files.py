@@ -39,9 +39,7 @@ class VolumeFile(NamedTuple):
 def read_file(path: Path) -> VolumeFile:
     """The volumes of a file. Raises InputError for a file that is missing, damaged or something else."""
     if not path.is_file():
-        raise InputError(
-            f"{path}: no such file; correct the name, or copy it: each label needs its image, and each channel one"
-        )
+        raise InputError(f"{path}: no such file; correct the name, or copy it")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: is empty; copy it again")
     if path.name.lower().endswith(ENDINGS):

@@ -4,6 +4,7 @@
 # DIR is prepared as experiments/splits/replication/README.md says. The same command again goes on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+[ $# -ge 2 ] || { echo "error: must be given a data set and its folder, such as acdc DIR" >&2; exit 2; }
 name=$1 data=$2
 shift 2
 case $name in

@@ -146,6 +146,8 @@ def scan_of(values: np.ndarray, spacing: Sequence[float], ensemble: Ensemble) ->
 
 def check(scan: Scan, source: str, ensemble: Ensemble) -> None:
     """Raises InputError for other channels than the network takes; prints a warning where the scale is another."""
+    if scan.colored and ensemble.channels == 1:
+        raise InputError(f"{scan.files[0]}: is a picture in colors, and the network takes grey ones; save it as grey")
     if len(scan.images) != ensemble.channels:
         raise InputError(
             f"{source}: has {len(scan.images)} channels, the network takes {ensemble.channels}; "

@@ -35,7 +35,7 @@ class Segmenter:
         networks = [load_network(Path(path), chosen) for path in paths]
         for network in networks:
             if network.identity.preparation is None:
-                print(f"{network.path}: does not say how scans became slices; taking whole slices, each stretched")
+                print(f"note: {network.path}: does not say how scans became slices; they become whole ones of 8 bits")
             if tta and not network.config.augmentation.flip_probability:
                 raise OptionError(
                     f"tta: {network.path} was trained without flips, so they may exchange left and right; omit it"

@@ -26,6 +26,8 @@ from utils import InputError, read_csv
 
 def run_config(folder: Path) -> Config:
     """The configuration of a run. Raises InputError where there is none."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; correct the name")
     config = read_run(folder / "config.json")
     if config is None:
         raise InputError(f"{folder}: not a run folder of main.py; it has no config.json")

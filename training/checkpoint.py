@@ -69,7 +69,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu", foreign: boo
                 content = torch.load(file, map_location=device, weights_only=True)
                 _check_plain(content, most, foreign)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such checkpoint") from None
+        raise InputError(f"{path}: no such checkpoint; correct the name, such as best.pt of a run") from None
     except OSError as error:
         error.filename = error.filename or str(path)
         raise

@@ -33,7 +33,7 @@ def summary(run: Run, data: DataFolder, machine: Machine, budget: MemoryBudget) 
     rows = describe_data(data) | {
         "network": f"{describe_network(run.config.network)}, {count_parameters(run.network):,} parameters",
         "device": f"{device_name(machine.device)}, {machine.precision}{together}",
-        "memory": f"a training step takes {needed}; {budget.available / 2**30:.1f} GiB are free",
+        "memory": f"an iteration takes {needed}; {budget.available / 2**30:.1f} GiB are free",
         "results": f"{run.folder}{resumed}",
     }
     rows["data"] = f"{run.config.data}: {rows['data']}"

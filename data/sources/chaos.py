@@ -113,7 +113,7 @@ def ct_classes(codes: np.ndarray) -> np.ndarray:
 
 def _subjects(folder: Path, inside: str) -> list[str]:
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+        raise InputError(f"{folder}: no such folder; correct the name")
     found = [path.name for path in folder.iterdir() if (path / inside).is_dir()]
     if not found:
         raise InputError(f"{folder}: holds no SUBJECT/{inside}; name the challenge's MR or CT folder")
@@ -122,7 +122,7 @@ def _subjects(folder: Path, inside: str) -> list[str]:
 
 def _masks(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+        raise InputError(f"{folder}: no such folder; correct the name")
     return {path.stem: path for path in folder.glob("*.png") if not path.name.startswith(".")}
 
 

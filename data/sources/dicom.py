@@ -181,7 +181,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
 
 def _read_headers(folder: Path) -> list[_Slice]:
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+        raise InputError(f"{folder}: no such folder; correct the name")
     slices, left_out = [], []
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         header = read_file(path) if is_dicom(path) else None
@@ -191,7 +191,7 @@ def _read_headers(folder: Path) -> list[_Slice]:
             left_out.append(path.name)
     if not slices:
         hint = f"; name NIfTI files one by one, as in {folder}/*.nii.gz" if any(folder.glob("*.nii*")) else ""
-        raise InputError(f"{folder}: holds no DICOM files with pixels{hint}")
+        raise InputError(f"{folder}: holds no DICOM files with pixels{hint or '; name the folder that holds them'}")
     if left_out:
         count = f"{len(left_out)} of {len(left_out) + len(slices)} files"
         print(printable(f"note: {folder}: {count} left out, since they are no DICOM images: {some(left_out)}"))

@@ -223,6 +223,8 @@ def find_msd(folder: Path) -> VolumeFiles:
     those that are missing.
     """
     channels = _msd_channels(folder)
+    if folder.is_dir() and not (folder / "dataset.json").exists():
+        print(f"note: {folder}: has no dataset.json; classes without given names are called class 1, class 2, ...")
     numbers: dict[Path, list[int]] = {}
     for label in _glob(folder, "labelsTr/*.nii.gz"):
         numbered = _glob(folder, f"imagesTr/{glob.escape(_stem(label))}_[0-9][0-9][0-9][0-9].nii.gz")
@@ -324,7 +326,7 @@ def _found(
     folder: Path, files: dict[str, tuple[list[Path], Path]], what: str, more: str = "", **options: Any
 ) -> VolumeFiles:
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+        raise InputError(f"{folder}: no such folder; correct the name")
     if not files:
         raise InputError(f"{folder}: holds no {what}; name the folder above them{more}")
     return VolumeFiles(folder, files, **options)

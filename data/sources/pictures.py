@@ -154,7 +154,7 @@ def find_pictures(
     Raises InputError for another pattern, where nothing is found, and for two files of one subject and slice.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+        raise InputError(f"{folder}: no such folder; correct the name")
     masks = _find(folder, mask_pattern)
     if not masks:
         raise InputError(

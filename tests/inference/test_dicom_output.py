@@ -86,3 +86,16 @@ def test_segments_are_scored_by_their_names(trained, tmp_path):
     arguments = {"prediction_names": "{subject}.seg.dcm"}
     evaluate.main(evaluate.Options(Sources(tmp_path / "out", tmp_path / "truth", **arguments), tmp_path / "run"))
     assert [float(row["dsc"]) for row in read_csv(tmp_path / "run" / "test.csv")] == [1, 1, 1]
+
+
+def test_what_predict_writes_beside_segmentations_is_no_subject(trained, tmp_path, capsys):
+    pytest.importorskip("highdicom")
+    save_series(tmp_path / "in" / "a", PIXELS)
+    out = tmp_path / "out"
+    all_kinds = replace(options(trained, out, tmp_path / "in" / "a"), dicom_series=True, probabilities=True)
+    predict.main(all_kinds)
+    assert {"a_overlay.png", "a_probabilities.nii.gz", "a.seg.dcm", "a_dicom"} <= {path.name for path in out.iterdir()}
+    capsys.readouterr()
+    evaluate.main(evaluate.Options(Sources(out, out, labels=trained.data / "dataset.json"), tmp_path / "run"))
+    assert "note" not in capsys.readouterr().out
+    assert [(row["subject"], float(row["dsc"])) for row in read_csv(tmp_path / "run" / "test.csv")] == [("a", 1)] * 3

@@ -120,6 +120,15 @@ def test_so_do_those_of_slices_without_a_place(make_data, tmp_path, tiny, descri
     assert (tmp_path / "again" / "test.csv").read_bytes() == (tmp_path / "run" / "test.csv").read_bytes()
 
 
+def test_a_whole_data_set_is_no_truth(trained, tmp_path):
+    refused(
+        f"{trained.data}: is a whole data set; name a split of it, such as {trained.data / 'test'}",
+        predictions=trained.data / "test",
+        truth=trained.data,
+        out=tmp_path / "run",
+    )
+
+
 @pytest.mark.slow
 def test_where_slices_were_resampled_a_note_says_so(trained, tmp_path, capsys, tiny):
     data, run = retrain(trained, tmp_path, "--spacing", "1.1,1.0", "--size", "36")

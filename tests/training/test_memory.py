@@ -139,7 +139,7 @@ def test_out_of_memory_says_what_to_change(make_data, tmp_path):
     data = make_data({"train": ["1", "2"], "val": ["3"], "test": ["4"]}, numbers=(1, 2, 3), size=(256, 256))
     assert run_to_end(run_in_little_memory, data, tmp_path / "run", output=tmp_path / "out") == 1
     message = (tmp_path / "out").read_text()
-    assert "a training step takes about" in message
+    assert "an iteration takes about" in message
     assert "error: out of memory in a training step; " in message
     assert "Traceback" not in message
 

@@ -148,7 +148,7 @@ def test_the_memory_of_a_network_that_needs_values_is_unknown(make_data, tmp_pat
     assert budget(config).needed is None
     assert budget(config).advice() == "take a smaller --batch_size, or smaller slices"
     run(make_data(), tmp_path / "run", "--model", f"{HERE}:Values", "--epochs", "1")
-    assert "memory   a training step takes an unknown amount; " in capsys.readouterr().out
+    assert "memory   an iteration takes an unknown amount; " in capsys.readouterr().out
 
 
 def test_the_memory_of_others_is_estimated():

@@ -100,7 +100,7 @@ def test_regions_of_the_decathlon_s_brats():
 
 
 @pytest.mark.parametrize("form", ["decathlon", "nnunet"])
-def test_msd(tmp_path, form):
+def test_msd(tmp_path, form, capsys):
     cases = {f"case_{k}": random_case(k, 2, [0, 1, 2]) for k in range(3)}
     root = tmp_path / "in"
     for name, (image, label) in cases.items():
@@ -119,6 +119,11 @@ def test_msd(tmp_path, form):
     assert (described["name"], described["licence"]) == ("Toy", "CC0")
     assert open_data(tmp_path / "out").labels.names == ("background", "a", "b")
     check(tmp_path / "out", cases, [0, 1, 2])
+    assert "no dataset.json" not in capsys.readouterr().out
+    (root / "dataset.json").unlink()
+    prepare.main(["msd", str(root), "--out", str(tmp_path / "again"), "--split", "1,1,1"])
+    assert f"note: {root}: has no dataset.json; classes without given names" in capsys.readouterr().out
+    assert open_data(tmp_path / "again").labels.names == ("background", "class 1", "class 2")
 
 
 # ---------------------------------------------------------------- files by name
