@@ -240,7 +240,8 @@ class Config:
     out: Path | None = None
     """Run folder; by default the next free runs/NNN-PRESET."""
     resume: bool = False
-    """Continue the run in --out (without --out: the newest in runs/); with nothing to continue, start it."""
+    """Continue the run in --out (without --out: the newest in runs/), or start one where there is none. Flags that are
+    left out keep its values."""
     split_file: Path | None = None
     """Split the subjects in --data by this file, {"train": ["1", "2"], "val": ["3"], "test": ["4"]}, not by folder."""
 
