@@ -47,9 +47,11 @@ class PlainSemanticModule(SemanticModule):
     """A call for each scale."""
 
     def forward(self, scales: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        latents = [self.encoder(x) for x in scales]
-        # In train mode the layers see scale after scale, in whole passes; that encoders come first changes no value.
-        return latents, [self.decoder(latent) for latent in latents]
+        # In train mode the layers see scale after scale, in whole passes, as in the released code the coarsest first;
+        # that encoders come first changes no value.
+        latents = [self.encoder(x) for x in reversed(scales)]
+        reconstructions = [self.decoder(latent) for latent in latents]
+        return latents[::-1], reconstructions[::-1]
 
 
 class PlainPReLU(PReLU):

@@ -95,6 +95,8 @@ class VolumeFiles:
         label = self._read_label(subject)
         images: list[sitk.Image] = []
         for path in image_paths:
+            if not path.exists():
+                raise InputError(f"{path}: no such file; copy it, since each label needs its image in each channel")
             for image in [read_series(path).image] if path.is_dir() else read_file(path).channels:
                 first = images[0] if images else image
                 images.append(aligned(image, path, first, image_paths[0]))

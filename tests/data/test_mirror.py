@@ -132,7 +132,7 @@ def test_an_axis_that_is_not_known_is_refused_and_may_be_stated(make_data, tmp_p
     data.dataset("train", AugmentationConfig(flip_probability=0))
     with pytest.raises(InputError) as caught:
         data.dataset("train", ALWAYS)
-    assert_one_line(caught.value, "subject 1: it is not known which axis", "give its direction or mirror_axis (horiz")
+    assert_one_line(caught.value, "subject 1: it is not known which axis", "give mirror_axis (horizontal: ")
     for axis, number in (("horizontal", -1), ("vertical", -2)):
         config = Config.of(data=root, mirror_axis=axis)
         stated = open_data_of(config).dataset("train", ALWAYS)

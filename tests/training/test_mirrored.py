@@ -113,9 +113,7 @@ def test_a_mirrored_run_goes_on_with_the_same_mirror_only(kidneys, tmp_path, tin
 @pytest.mark.slow
 def test_a_run_without_a_known_axis_does_not_begin(kidneys, tmp_path, tiny):
     (kidneys / "dataset.json").write_text(json.dumps({"labels": LABELS}))
-    with pytest.raises(
-        InputError, match=r"subject train: it is not known which axis .* give its direction or mirror_ax"
-    ):
+    with pytest.raises(InputError, match=r"subject train: it is not known which axis .* give mirror_axis "):
         run(kidneys, tmp_path / "run", *MIRROR)
     assert not (tmp_path / "run").exists()
     run(kidneys, tmp_path / "run", *MIRROR, "--mirror_axis", "horizontal", "--epochs", "1")
