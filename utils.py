@@ -319,9 +319,18 @@ def read_json(path: Path) -> Any:
     try:
         if not path.is_file():
             raise OSError("it is no file")
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(path.read_text("utf-8"), object_pairs_hook=_table)
     except (OSError, ValueError, RecursionError) as error:  # also numbers too long, brackets too deep
         raise InputError(f"{path}: not readable as JSON ({error}); correct it") from None
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError for a key that stands twice, since one of its values would be lost."""
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        twice = next(key for k, key in enumerate(keys) if key in keys[:k])
+        raise ValueError(f"{twice!r} stands twice in one table")
+    return dict(pairs)
 
 
 def without_nan(value: Any) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import re
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +24,9 @@ OTHERS = {
     ".mha": ("MetaImageIO", ()),
     ".nrrd": ("NrrdImageIO", (b"data file", b"datafile", b"line skip", b"byte skip")),
 }
+LAST_FIELD = b"\nElementDataFile = LOCAL\n"  # of an .mha
 LONGEST_HEADER = 2**16  # bytes
+PIECE = 2**16  # bytes that are unpacked at a time, to a thousand times as many at most
 SPACINGS = {".mha": ("elementspacing", "elementsize"), ".nrrd": ("spacings", "space directions")}  # fields, in order
 ROUNDED = 0.05  # what 8 bits with a scale may take from a label: 1 of 0 to 14 is 18 times 14 / 255
 
@@ -113,7 +117,8 @@ def _read_other(path: Path) -> sitk.Image:
         known = ", ".join((".nii", ".nii.gz", ".hdr with .img", *OTHERS))
         raise InputError(f"{path}: is no file of a known kind ({known}); convert it to NIfTI, or name a DICOM folder")
     reader_name, forbidden = OTHERS[ending]
-    _check_fields(_header(path, ending, forbidden), ending, path)
+    fields = _header(path, ending, forbidden)
+    _check_fields(fields, ending, path)
     reader = sitk.ImageFileReader()
     reader.SetImageIO(reader_name)
     reader.SetFileName(itk_path(path))
@@ -123,6 +128,8 @@ def _read_other(path: Path) -> sitk.Image:
         if math.prod(size[:3]) > MAX_VOXELS or math.prod(size[3:]) > MAX_CHANNELS:
             raise InputError(f"{path}: says that it has {size} voxels, of at most {MAX_VOXELS:,}; crop it")
         image = reader.Execute()
+        if fields.get("compresseddata") == "true":
+            _check_packed(path, fields, sitk.GetArrayViewFromImage(image).nbytes)
     except RuntimeError as error:
         raise InputError(f"{path}: not a readable volume ({itk_reason(error)}); copy or export it again") from None
     kind = image.GetPixelIDTypeAsString()
@@ -148,7 +155,7 @@ def _header(path: Path, ending: str, forbidden: tuple[bytes, ...]) -> dict[str, 
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if ending == ".mha":  # nowhere else, whatever ITK takes for the end of the header
-            end = content.find(b"\nElementDataFile = LOCAL\n")
+            end = content.find(LAST_FIELD)
             alone = len(re.findall(rb"(?i)elementdatafile", content)) == 1 and 0 < end < LONGEST_HEADER
         else:
             blank = re.search(rb"\r?\n\r?\n", content[:LONGEST_HEADER])
@@ -159,6 +166,18 @@ def _header(path: Path, ending: str, forbidden: tuple[bytes, ...]) -> dict[str, 
         raise InputError(f"{path}: does not hold its own voxels; convert it to NIfTI")
     pairs = [line.split("=" if ending == ".mha" else ":", 1) for line in head.splitlines()]
     return {pair[0].strip(): pair[1].strip() for pair in pairs if len(pair) == 2}
+
+
+def _check_packed(path: Path, fields: dict[str, str], size: int) -> None:
+    """Raises InputError unless what stands behind the header unpacks to so many bytes: ITK takes what it gets."""
+    content = path.read_bytes()
+    packed = content[content.find(LAST_FIELD) + len(LAST_FIELD) :]
+    unpacker, unpacked = zlib.decompressobj(), 0
+    with contextlib.suppress(zlib.error):
+        for start in range(0, len(packed), PIECE):
+            unpacked += len(unpacker.decompress(packed[start : start + PIECE]))
+    if not unpacker.eof or unpacked != size or fields.get("compresseddatasize") != str(len(packed)):
+        raise InputError(f"{path}: its packed voxels are damaged; copy or export it again")
 
 
 def _check_fields(fields: dict[str, str], ending: str, path: Path) -> None:
@@ -172,6 +191,8 @@ def _check_fields(fields: dict[str, str], ending: str, path: Path) -> None:
     unit = " ".join(fields.get(name, "") for name in ("distanceunits", "space units", "units"))
     if not set(re.findall(r"[^\s\"]+", unit)) <= {"mm", "?"}:
         raise InputError(f"{path}: its unit is {unit.strip()}; export it in mm")
+    if fields.get("headersize", "0") not in ("0", "-1"):
+        raise InputError(f"{path}: has a HeaderSize, so its voxels begin elsewhere; export it again")
     scale = [fields.get(f"elementtointensityfunction{name}", "") for name in ("slope", "offset")]
     if any(text and _number(text) != neutral for text, neutral in zip(scale, (1, 0), strict=True)):
         raise InputError(

@@ -16,12 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.errors import assert_clear
 from tests.helpers.files import tree
 from utils import (
     LONGEST_NAME,
+    InputError,
     atomic_path,
     one_at_a_time,
     read_csv,
+    read_json,
     remove_leftovers,
     user_errors,
     write_csv,
@@ -82,6 +85,14 @@ def test_an_error_of_a_disk_without_a_name_is_a_line(capsys):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert ending.value.code == 1
     assert capsys.readouterr().err.startswith("error: a file: No space left on device; free some space")
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "b": 2, "a": 3}', '[{"x": {"a": 1, "a": 1}}]'])
+def test_a_key_that_stands_twice_in_a_table_is_refused(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_json(tmp_path / "a.json")
+    assert_clear(caught.value, "a.json: not readable as JSON ('a' stands twice in one table)")
 
 
 def test_files_have_the_usual_rights_and_the_longest_names(tmp_path):

@@ -27,7 +27,7 @@ from data.sources.dicom_file import (
     whole,
 )
 from data.volumes import MAX_SPAN, like, resample
-from utils import InputError, some
+from utils import InputError, note, some
 
 MOST_PARTS = 4  # slices that the closest frames may be apart, where the header does not say the distance
 ROUNDED = 0.06  # mm: a position of one decimal
@@ -104,11 +104,14 @@ def segment_names(path: Path) -> dict[int, str]:
 def read_named(path: Path, values: Mapping[str, int]) -> sitk.Image:
     """A segmentation in the `values` of the classes that its segments are called as.
 
-    Where segments are called otherwise, their numbers are the values. Raises InputError as `read_segmentation` does,
-    and where a segment is called as a class of another value than its number while other segments are no classes.
+    Capitals do not count. Where segments are called otherwise, their numbers are the values, with a note. Raises
+    InputError as `read_segmentation` does, and where a segment is called as a class of another value than its number
+    while other segments are no classes.
     """
     image, names = read_segmentation(path), segment_names(path)
     numbers = sitk.GetArrayViewFromImage(image)
+    spelled = {name.casefold(): name for name in values} | {name: name for name in values}
+    names = {number: spelled.get(name, spelled.get(name.casefold(), name)) for number, name in names.items()}
     found = {int(number): names[int(number)] for number in np.unique(numbers) if number}
     if not all(name in values for name in found.values()):
         for number, name in found.items():
@@ -118,6 +121,7 @@ def read_named(path: Path, values: Mapping[str, int]) -> sitk.Image:
                     f"{path}: its segment {number} is called {name}, which has the value {values[name]}, and a segment "
                     f"is called {other}, which is no class; name all segments as the classes, or number them so"
                 )
+        note(path, f"has segments that are not called as the classes ({some(list(found.values()))}); numbers count")
         return image
     table = np.zeros(max(found, default=0) + 1, np.uint16)
     table[0] = values.get("background", 0)

@@ -119,10 +119,11 @@ class VolumeFiles:
             path = segmentation_in(self.files[subject][1])
             return list(segment_names(path).values()) if path else []
 
-        values = {"background": 0}
+        spelled = {"background": "background"}  # as first met; capitals do not count
         for names in read_each(names_of, self.subjects(), skip_bad=True).values():
             for name in names:
-                values.setdefault(name, len(values))
+                spelled.setdefault(name.casefold(), name)
+        values = {name: value for value, name in enumerate(spelled.values())}
         return values if len(values) > 1 else {}
 
     def _read_label(self, subject: str) -> sitk.Image:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import re
 import struct
+import tempfile
 import time
 from pathlib import Path
 
@@ -405,6 +407,35 @@ def test_formats_of_one_file_are_read(tmp_path, ending):
         assert ours.GetSpacing() == image.GetSpacing()
 
 
+@given(st.integers(0, 10**6), st.integers(0, 7))
+@settings(max_examples=60, deadline=None)
+def test_a_packed_mha_file_with_a_flipped_bit_is_read_right_or_refused(place, bit):
+    image = sitk.GetImageFromArray(np.random.default_rng(0).integers(0, 3, (8, 9, 10)).astype(np.uint8))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.mha"
+        sitk.WriteImage(image, path, useCompression=True)
+        content = bytearray(path.read_bytes())
+        first = content.index(b"LOCAL\n") + 6
+        content[first + place % (len(content) - first)] ^= 1 << bit
+        path.write_bytes(content)
+        try:
+            found = read_label(path)
+        except InputError as error:
+            assert_clear(error, "a.mha")
+        else:
+            np.testing.assert_array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(image))
+
+
+@pytest.mark.parametrize("size", ["", "CompressedDataSize = 5"])
+def test_a_packed_mha_file_without_its_size_is_refused(tmp_path, size):
+    path = tmp_path / "a.mha"
+    sitk.WriteImage(sitk.Image(8, 9, 10, sitk.sitkUInt8), path, useCompression=True)
+    path.write_bytes(re.sub(rb"CompressedDataSize = [0-9]+", size.encode(), path.read_bytes()))
+    with pytest.raises(InputError) as caught:
+        read_label(path)
+    assert_clear(caught.value, "a.mha")
+
+
 def write_by_hand(path: Path, header: str) -> None:
     end = "ElementDataFile = LOCAL\n" if path.suffix == ".mha" else "\n"
     path.write_bytes((header + end).encode() + bytes(range(8)))
@@ -451,6 +482,7 @@ def test_headers_by_hand_say_how_large_voxels_are(tmp_path, capsys, name, header
         ("a.mha", "ElementToIntensityFunctionSlope = 2\n" + META, "are to be scaled"),
         ("a.mha", "ElementToIntensityFunctionOffset = -1024\n" + META, "are to be scaled"),
         ("a.mha", META + "TransformMatrix = 1 0 0 0.25 0.97 0 0 0 1\n", "off a right angle by 14 degrees"),
+        ("a.mha", "HeaderSize = 4\n" + META, "has a HeaderSize"),
         ("a.mha", META + "TransformMatrix = 2 0 0 0 1 0 0 0 1\n", "no unit vectors"),
     ],
 )

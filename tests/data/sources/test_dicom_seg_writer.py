@@ -304,6 +304,8 @@ def test_segments_are_the_classes_that_they_are_called_as(tmp_path):
     values = {"background": 0, "spleen": 1, "liver": 2, "right kidney": 7}
     found = sitk.GetArrayFromImage(read_named(tmp_path / "x.dcm", values))
     np.testing.assert_array_equal(found, np.array([0, 7, 99, 1])[array])
+    capitals = {"background": 0, "Spleen": 1, "liver": 2, "RIGHT kidney": 7}
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read_named(tmp_path / "x.dcm", capitals)), found)
     for others in ({"background": 0, "a": 1}, {"background": 0, "right kidney": 1}):
         np.testing.assert_array_equal(sitk.GetArrayFromImage(read_named(tmp_path / "x.dcm", others)), array)
     with pytest.raises(InputError) as caught:
