@@ -39,6 +39,15 @@ def scans(tmp_path):
 # ---------------------------------------------------------------- data sets
 
 
+def test_subjects_that_a_split_file_leaves_out_are_named(scans, tmp_path, capsys):
+    _, arguments = scans
+    prepare.main(arguments)
+    assert "leaves out" not in capsys.readouterr().out
+    (tmp_path / "split.json").write_text('{"train": ["s0"], "val": ["s2"], "test": ["s3"]}')
+    prepare.main([*arguments, "--out", str(tmp_path / "fewer")])
+    assert f"note: {tmp_path / 'split.json'}: leaves out 1 subjects: s1\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("normalize", ["slice", "volume"])
 def test_the_command_makes_a_data_set_that_goes_back_to_the_scans(scans, tmp_path, normalize, capsys):
     source, arguments = scans
