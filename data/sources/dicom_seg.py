@@ -92,6 +92,20 @@ def segmentation_in(path: Path) -> Path | None:
     return inside[0] if len(inside) == 1 and inside[0].is_file() and is_segmentation(inside[0]) else None
 
 
+def check_frame(path: Path, scan: Path) -> None:
+    """Raises InputError where a segmentation says another frame of reference than a file of a scan."""
+    frames = []
+    for file in (path, scan):
+        header = read_file(file)
+        with explain(file):
+            frames.append(str(header.get("FrameOfReferenceUID") or "").strip())
+    if all(frames) and frames[0] != frames[1]:
+        raise InputError(
+            f"{path}: lies in another frame of reference than {scan}, so their positions have nothing to do with each "
+            "other; choose the segmentation of this series"
+        )
+
+
 def segment_names(path: Path) -> dict[int, str]:
     """Number of a segment -> its label; "segment 1" and the like of those that have none."""
     header = read_file(path)

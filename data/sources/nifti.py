@@ -19,7 +19,7 @@ from data.dataset import natural
 from data.description import IGNORE
 from data.sources import Case, read_each
 from data.sources.dicom import read_series
-from data.sources.dicom_seg import extended, read_named, segment_names, segmentation_in
+from data.sources.dicom_seg import check_frame, extended, read_named, segment_names, segmentation_in
 from data.volume_files import aligned, read_file, read_label
 from utils import InputError, read_json, some
 
@@ -92,12 +92,15 @@ class VolumeFiles:
     def read(self, subject: str) -> Case:
         """Raises InputError for a missing or unreadable file, and for volumes that do not share one grid."""
         image_paths, label_path = self._paths(subject)
-        label = self._read_label(subject)
+        label, segmentation = self._read_label(subject), segmentation_in(label_path)
         images: list[sitk.Image] = []
         for path in image_paths:
             if not path.exists():
                 raise InputError(f"{path}: no such file; copy it, since each label needs its image in each channel")
-            for image in [read_series(path).image] if path.is_dir() else read_file(path).channels:
+            series = read_series(path) if path.is_dir() else None
+            if series is not None and segmentation is not None:
+                check_frame(segmentation, series.files[0])
+            for image in [series.image] if series else read_file(path).channels:
                 first = images[0] if images else image
                 images.append(aligned(image, path, first, image_paths[0]))
         if self.channels and len(images) != len(self.channels):
@@ -105,7 +108,7 @@ class VolumeFiles:
                 f"{image_paths[0]}: holds {len(images)} channels with the other files of its subject, where there must "
                 f"be {len(self.channels)}: {', '.join(self.channels)}"
             )
-        if segmentation_in(label_path):
+        if segmentation is not None:
             label = extended(label, images[0])
         label = aligned(label, label_path, images[0], image_paths[0])
         relative = [str(path.relative_to(self.folder)) for path in (*image_paths, label_path)]

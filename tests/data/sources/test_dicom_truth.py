@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 import prepare
 from data.sources.dicom import read_series
 from data.sources.nifti import find_pairs
-from tests.helpers.errors import assert_one_line
+from tests.helpers.errors import assert_clear, assert_one_line
 from tests.helpers.scans import save_series
 from tests.helpers.segs import save_seg
 from utils import InputError
@@ -91,3 +91,31 @@ def test_segmentations_that_lie_elsewhere_or_get_names_are_refused(tmp_path):
     with pytest.raises(InputError) as caught:
         find_pairs(tmp_path, ["{subject}/ct"], "{subject}/seg").read("s0")
     assert_one_line(caught.value, "s0/seg: has (41, 36, 7) voxels")
+
+
+def test_capitals_in_names_of_segments_do_not_make_classes(tmp_path):
+    write_subjects(tmp_path, np.eye(3), beside=False)
+    before = find_pairs(tmp_path, ["{subject}/ct"], "{subject}/seg").read("s3").label
+    numbers = np.array([0, 2, 1], np.uint16)
+    array = numbers[sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / "label_s3.nii.gz"))]
+    save_seg(tmp_path / "s3" / "seg", array, change=called("SPLEEN", "Liver"))
+    found = find_pairs(tmp_path, ["{subject}/ct"], "{subject}/seg")
+    assert found.classes(found.subjects()) == {0: "background", 1: "liver", 2: "spleen"}
+    np.testing.assert_array_equal(*map(sitk.GetArrayFromImage, (found.read("s3").label, before)))
+
+
+def test_a_segmentation_in_another_frame_of_reference_is_refused(tmp_path):
+    write_subjects(tmp_path, np.eye(3), beside=False)
+    found = find_pairs(tmp_path, ["{subject}/ct"], "{subject}/seg")
+    for frame, refused in (("1.2.5", False), ("1.2.6", True)):  # that of the series, and another one
+
+        def change(dataset: Dataset, frame=frame) -> None:
+            dataset.FrameOfReferenceUID = frame
+
+        save_seg(tmp_path / "s0" / "seg", np.ones((7, 36, 40), np.uint16), change=change)
+        if refused:
+            with pytest.raises(InputError) as caught:
+                found.read("s0")
+            assert_clear(caught.value, "s0/seg: lies in another frame of reference than", "s0/ct")
+        else:
+            found.read("s0")
