@@ -128,7 +128,7 @@ def _read_other(path: Path) -> sitk.Image:
         if math.prod(size[:3]) > MAX_VOXELS or math.prod(size[3:]) > MAX_CHANNELS:
             raise InputError(f"{path}: says that it has {size} voxels, of at most {MAX_VOXELS:,}; crop it")
         image = reader.Execute()
-        if fields.get("compresseddata") == "true":
+        if fields.get("compresseddata", "")[:1] in ("t", "1"):  # as ITK reads it
             _check_packed(path, fields, sitk.GetArrayViewFromImage(image).nbytes)
     except RuntimeError as error:
         raise InputError(f"{path}: not a readable volume ({itk_reason(error)}); copy or export it again") from None
