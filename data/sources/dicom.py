@@ -19,6 +19,7 @@ from pydicom import uid
 
 from data.geometry import LONGEST, MAX_VOXELS
 from data.sources.dicom_file import (
+    ROUNDED,
     Layout,
     explain,
     grey_slice,
@@ -31,10 +32,11 @@ from data.sources.dicom_file import (
     position,
     read_file,
     read_pixels,
+    rounding,
 )
 from utils import LEFTOVER, InputError, locked, make_folder, printable, some
 
-MAX_TILT = 0.5  # degrees; it shifts slices by a pixel (0.9 mm) in 100 mm, while rounded positions stay below 0.1
+MAX_TILT = 0.5  # degrees; it shifts slices by a pixel (0.9 mm) in 100 mm
 MODALITY, DESCRIPTION = "OT", "Segmentation"  # of what is written
 # Patient, study, frame of reference and position of a slice: what its segmentation shares with it.
 COPIED = (
@@ -62,6 +64,8 @@ class _Slice(NamedTuple):
     spacing: np.ndarray
     """Of columns, then rows, in mm."""
     layout: Layout
+    frame: str
+    """Unique identifier of the frame of reference, in which positions are given; empty for none."""
 
 
 def read_series(folder: Path) -> Series:
@@ -202,7 +206,8 @@ def _read_slice(path: Path, header: pydicom.FileDataset) -> _Slice:
     with explain(path):
         stored = layout(path, header)
         series = str(header.get("SeriesInstanceUID") or "").strip()
-        return _Slice(path, series, orientation(header), position(header), pixel_spacing(header), stored)
+        frame = str(header.get("FrameOfReferenceUID") or "").strip()
+        return _Slice(path, series, orientation(header), position(header), pixel_spacing(header), stored, frame)
 
 
 def _thickness(path: Path) -> float:
@@ -224,6 +229,7 @@ def _check_alike(slices: list[_Slice]) -> None:
             "size": item.layout.shape != first.layout.shape,
             "pixel spacing": not np.allclose(item.spacing, first.spacing, rtol=1e-4),
             "orientation": not np.allclose(item.axes, first.axes, atol=1e-3),
+            "frame of reference": item.frame != first.frame,
         }
         for what, differs in differences.items():
             if differs:
@@ -243,7 +249,7 @@ def _slice_gap(slices: list[_Slice], normal: np.ndarray) -> float:
         pair = f"{slices[k + 1].path} and {slices[k].path.name}"
         if distance < 0.01 * gap or distance < 1e-3:
             raise InputError(f"{pair}: lie at the same position; keep one of the two")
-        if abs(distance - gap) > 0.1 * gap:
+        if abs(distance - gap) > rounding(gap):
             raise InputError(f"{pair}: are {distance:.2f} mm apart, the others {gap:.2f} mm; slices are missing")
     return float((heights[-1] - heights[0]) / (len(slices) - 1))
 
@@ -254,7 +260,7 @@ def _check_straight(slices: list[_Slice], normal: np.ndarray, folder: Path) -> N
     heights = shifts @ normal
     sideways = np.linalg.norm(shifts - np.outer(heights, normal), axis=1).max()
     tilt = math.degrees(math.atan2(sideways, heights[-1])) if len(slices) > 1 else 0.0
-    if tilt > MAX_TILT:
+    if tilt > MAX_TILT and sideways > ROUNDED:
         raise InputError(
             f"{folder}: its slices shift sideways along the stack, as with a gantry tilted by {tilt:.1f} degrees; "
             "correct that first, such as with dcm2niix, and take the NIfTI file"

@@ -33,6 +33,7 @@ from data.png import MAX_PIXELS
 from utils import InputError
 
 MAX_BYTES = 8 * MAX_PIXELS  # of a file
+ROUNDED = 0.18  # mm: how far rounding to one decimal moves a position from another at most
 PLAIN = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian)
 DEFLATED = uid.DeflatedExplicitVRLittleEndian
 JPEG = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1)
@@ -109,6 +110,11 @@ def has_pixels(path: Path, header: pydicom.FileDataset) -> bool:
         return path.suffix.lower() == ".dcm" or header.preamble is not None
     known = kind.name != kind or not kind.startswith("1.2.840.10008")
     return "Image Storage" in kind.name or not known
+
+
+def rounding(spacing: float) -> float:
+    """How far, in mm, rounding may have moved what lies at multiples of a spacing; beyond, it lies elsewhere."""
+    return min(max(ROUNDED, 0.1 * spacing), 0.4 * spacing)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from data.geometry import LONGEST, MAX_VOXELS, Grid
 from data.sources.dicom_file import (
     DEFLATED,
     PLAIN,
+    ROUNDED,
     explain,
     is_dicom,
     numbers,
@@ -24,13 +25,13 @@ from data.sources.dicom_file import (
     pixel_spacing,
     position,
     read_file,
+    rounding,
     whole,
 )
 from data.volumes import MAX_SPAN, like, resample
 from utils import InputError, note, some
 
 MOST_PARTS = 4  # slices that the closest frames may be apart, where the header does not say the distance
-ROUNDED = 0.06  # mm: a position of one decimal
 PARALLEL = 0.999999  # cosine of the angle between two normals
 KINDS = (uid.SegmentationStorage, "1.2.840.10008.5.1.4.1.1.66.7")  # bits, and label maps
 
@@ -66,7 +67,7 @@ def read_segmentation(path: Path) -> sitk.Image:
         frames = _read_frames(header, len(masks))
         heights = (frames.positions - frames.positions[0]) @ frames.axes[2]
         sideways = frames.positions - frames.positions[0] - np.outer(heights, frames.axes[2])
-        if np.linalg.norm(sideways, axis=1).max() > 0.1 * frames.spacing.min():
+        if np.linalg.norm(sideways, axis=1).max() > rounding(frames.spacing.min()):
             raise InputError(f"{path}: its frames do not lie straight above each other; resample it to NIfTI")
         steps, gap = _steps(path, heights - heights.min(), frames.stated)
         shape = (max(steps) + 1, *masks.shape[1:])
@@ -147,10 +148,10 @@ def read_named(path: Path, values: Mapping[str, int]) -> sitk.Image:
 def extended(image: sitk.Image, other: sitk.Image) -> sitk.Image:
     """A segmentation with the slices that it leaves out: as far as the other image reaches, at its distances.
 
-    Frames that lie within a tenth of the distance at slices of the other image are those slices, since positions in
-    DICOM files are rounded.
+    Frames that lie within a tenth of the distance at slices of the other image are those slices, and their pixels are
+    those of the other image that lie as near as rounding moves them, since positions in DICOM files are rounded.
     """
-    image = _on_slices(image, other)
+    image = _on_pixels(_on_slices(image, other), other)
     grid = Grid.of(image)
     corners = product(*((-0.5, side - 0.5) for side in other.GetSize()))
     points = [other.TransformContinuousIndexToPhysicalPoint(corner) for corner in corners]
@@ -185,6 +186,18 @@ def _on_slices(image: sitk.Image, other: sitk.Image) -> sitk.Image:
     spread.SetOrigin((np.array(grid.origin) + (base + gap * nearest[0]) * normal).tolist())
     spread.SetDirection(grid.direction)
     return spread
+
+
+def _on_pixels(image: sitk.Image, other: sitk.Image) -> sitk.Image:
+    """A segmentation with its first pixel on that of the other image, where only rounding lies between them."""
+    origin = np.array(image.GetOrigin())
+    index = np.rint(other.TransformPhysicalPointToContinuousIndex(origin.tolist()))
+    normal = np.reshape(image.GetDirection(), (3, 3))[:, 2]
+    shift = Grid.of(other).position(index) - origin
+    sideways = shift - (shift @ normal) * normal
+    if np.linalg.norm(sideways) <= rounding(min(image.GetSpacing()[:2])):
+        image.SetOrigin((origin + sideways).tolist())
+    return image
 
 
 def _read_masks(path: Path, header: pydicom.FileDataset) -> np.ndarray:
@@ -248,8 +261,8 @@ def _steps(path: Path, heights: np.ndarray, stated: list[float]) -> tuple[list[i
     if not apart.size:
         return [0] * len(heights), stated[0] if stated else 1.0
     parts = [float(apart.min()) / part for part in range(1, MOST_PARTS + 1)]
-    fits = [(*_fit(levels, gap), 0.05 * gap) for gap in (*parts, *stated)]
-    fits = [(gap, lowest, min(ROUNDED, most)) for gap, lowest, most in fits] + [(gap, 0.0, 0.1 * gap) for gap in parts]
+    fits = [(*_fit(levels, gap), min(ROUNDED / 2, 0.05 * gap)) for gap in (*parts, *stated)]
+    fits += [(gap, 0.0, 0.1 * gap) for gap in parts]
     for gap, lowest, most in fits:
         steps = np.rint((heights - lowest) / gap)
         if np.abs(heights - lowest - steps * gap).max() < most:

@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from data.sources.dicom import Series, read_series, write_series
 from data.volumes import like
-from tests.helpers.scans import save_slice, slice_position, write_dicom
+from tests.helpers.scans import save_series, save_slice, slice_position, write_dicom
 from utils import InputError
 
 
@@ -178,6 +178,29 @@ def test_a_segmentation_shares_the_text_of_patient_study_and_place(tmp_path):
     assert written.SeriesInstanceUID != source.SeriesInstanceUID
     assert written.SOPInstanceUID != source.SOPInstanceUID
     assert written.ImageType[0] == "DERIVED"
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("gap", "count"), [(0.7, 3), (1.0, 2), (3.3, 9)])
+def test_positions_of_one_decimal_are_no_tilt_and_no_missing_slice(tmp_path, seed, gap, count):
+    """In thin stacks that lie askew, rounding moves slices aside by as much as a tilt of many degrees does."""
+    direction = Rotation.random(random_state=seed).as_matrix()
+    array = np.random.default_rng(seed).integers(0, 9, (count, 4, 5)).astype(np.uint16)
+    save_series(tmp_path, array, direction, gap, decimals=1)
+    series = read_series(tmp_path)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(series.image), array)
+    assert series.image.GetSpacing()[2] == pytest.approx(gap, abs=0.18 / (count - 1))
+
+
+def test_slices_of_two_frames_of_reference_are_refused(tmp_path):
+    """Positions mean the same place only in one frame of reference."""
+    files = save_series(tmp_path, np.zeros((3, 4, 5), np.uint16))
+    assert len(read_series(tmp_path).files) == 3
+    dataset = pydicom.dcmread(files[1])
+    dataset.FrameOfReferenceUID = "1.2.6"
+    dataset.save_as(files[1])
+    with pytest.raises(InputError, match=re.escape(str(files[1])) + ".*frame of reference.*keep one series"):
+        read_series(tmp_path)
 
 
 @pytest.mark.parametrize("angles", [(0, 0, 0), (12, -20, 8)])

@@ -113,20 +113,25 @@ def test_all_readers_find_each_voxel_where_it_was(tmp_path, capfd, filled, angle
     assert_same_scan(ours, expected)
 
 
-@pytest.mark.parametrize("angles", [(0, 0, 0), (180, 0, 0)])
+ALONG = ((0, 0, 0), (180, 0, 0))
+ASKEW = ((12, -20, 8), (-95, 40, 33))
+STACKS = [
+    ((*ALONG, *ASKEW), 0.625, 2, 120, range(50, 60)),
+    (ALONG, 1.25, 1, 60, range(20, 30)),  # askew, rounding moves slices by more than 5 % of their distance
+    (ALONG, 1.25, 1, 60, range(5, 59)),
+    ((*ALONG, *ASKEW), 0.6992, 3, 200, range(10, 190)),
+    ((*ALONG, *ASKEW), 0.9765625, 3, 100, (90,)),
+    ((*ALONG, *ASKEW), 3.0, 4, 20, (3, 8, 14)),
+    ((*ALONG, *ASKEW), 3.3, 1, 30, range(10, 20)),
+    ((*ALONG, *ASKEW), 1.0, 4, 30, (2, 11, 21)),
+]
+
+
 @pytest.mark.parametrize(
-    ("gap", "decimals", "count", "filled"),
-    [
-        (0.625, 2, 120, range(50, 60)),
-        (1.25, 1, 60, range(20, 30)),
-        (1.25, 1, 60, range(5, 59)),
-        (0.6992, 3, 200, range(10, 190)),
-        (0.9765625, 3, 100, (90,)),
-        (3.0, 4, 20, (3, 8, 14)),
-        (1.0, 4, 30, (2, 11, 21)),
-    ],
+    ("angles", "gap", "decimals", "count", "filled"),
+    [(angles, *stack) for lies, *stack in STACKS for angles in lies],
 )
-def test_slices_at_rounded_positions_keep_their_place(tmp_path, gap, decimals, count, filled, angles):
+def test_slices_at_rounded_positions_keep_their_place(tmp_path, angles, gap, decimals, count, filled):
     """Scanners write positions of few decimals; frames are those of the source that they refer to."""
     direction = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
     pixels, array = np.zeros((2, count, 5, 6), np.uint8)
