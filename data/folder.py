@@ -21,7 +21,7 @@ from data.geometry import Geometry
 from data.listing import SPLITS, list_splits
 from data.masks import MaskValues, check_background, check_colors, extremes
 from data.mirror import mirror_of
-from data.notes import Brightness, class_notes, group_notes, image_notes, lost_notes, number_notes, plane_notes
+from data.notes import Look, class_notes, copy_notes, image_notes, lost_notes, name_notes, number_notes, plane_notes
 from data.png import read_mask, read_pair
 from data.preparation import Preparation, lie_of
 from data.volumes import MAX_SPAN
@@ -166,7 +166,8 @@ def open_data(root: Path, subjects: dict[str, list[str]] | None = None, whole_gr
     """
     described = read_description(root / "dataset.json")
     found, notes = list_splits(root)
-    notes += group_notes(described.groups, {item.subject for items in found.values() for item in items})
+    there = {item.subject for items in found.values() for item in items}
+    notes += name_notes("subjects", described.geometry, there) + name_notes("groups", described.groups, there)
     if subjects:
         found, left_out = _split_anew(found, subjects, root)
         if left_out:
@@ -191,7 +192,8 @@ def open_data(root: Path, subjects: dict[str, list[str]] | None = None, whole_gr
     _check_validation([classes[item] for item in found["val"]], root)
     notes += class_notes(found, classes, labels.names)
     notes += lost_notes(described.lost, {item.subject for item in slices})
-    notes += image_notes({item: scan.brightness for item, scan in scans.items()})
+    looks = {item: scan.look for item, scan in scans.items()}
+    notes += image_notes(looks) + copy_notes(found, looks)
     geometry, gaps = _geometry_of_subjects(scans, described, root)
     notes += plane_notes(geometry)
     checked = {split: [_checked(item, scans[item], classes[item]) for item in items] for split, items in found.items()}
@@ -213,7 +215,7 @@ def open_data(root: Path, subjects: dict[str, list[str]] | None = None, whole_gr
 class _Scan(NamedTuple):
     shape: tuple[int, int, int]
     mask: MaskValues
-    brightness: Brightness
+    look: Look
     digest: str
 
 
@@ -225,9 +227,9 @@ def _scan(item: Slice, in_colors: bool) -> _Scan:
         raise InputError(
             f"{item.mask}: is {codes.shape[0]} x {codes.shape[1]} pixels; pad the slices to at least 32 x 32"
         )
-    brightness = Brightness.of(image, item.images)
+    look = Look.of(image, codes, item.images)
     digest = digest_of(image, mask.colors_of(codes) if in_colors else codes)
-    return _Scan(image.shape, MaskValues.of(mask, item.mask), brightness, digest)
+    return _Scan(image.shape, MaskValues.of(mask, item.mask), look, digest)
 
 
 def _checked(item: Slice, scan: _Scan, classes: set[int | None]) -> Slice:

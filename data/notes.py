@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from utils import some
 OBLIQUE = 15  # degrees between an axis of slices and the body's
 
 
-class Brightness(NamedTuple):
+class Look(NamedTuple):
     """What notes need to know of the images of a slice."""
 
     depths: tuple[int, ...]
@@ -26,13 +27,21 @@ class Brightness(NamedTuple):
     """Value of each file, of 1."""
     is_grey: bool
     """Whether it has three channels that are equal."""
+    is_mask: bool
+    """Whether it is the mask itself."""
+    pixels: str
+    """A text that only the same pixels have; empty where all are equal."""
 
     @classmethod
-    def of(cls, image: np.ndarray, paths: Sequence[Path]) -> Brightness:
-        """Of an image (channels, H, W)."""
+    def of(cls, image: np.ndarray, codes: np.ndarray, paths: Sequence[Path]) -> Look:
+        """Of an image (channels, H, W) and its mask (H, W)."""
         same = len(image) == 3 and len(paths) == 1 and bool((image == image[:1]).all())
         largest = image.max((1, 2)).tolist() if len(image) == len(paths) else [1.0] * len(paths)
-        return cls(tuple(map(bit_depth, paths)), tuple(largest), same)
+        depths = tuple(map(bit_depth, paths))
+        varies = bool((image != image[:, :1, :1]).any())
+        is_mask = varies and len(image) == 1 and np.array_equal(np.rint(image[0] * (2 ** depths[0] - 1)), codes)
+        pixels = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).hexdigest() if varies else ""
+        return cls(depths, tuple(largest), same, is_mask, pixels)
 
 
 def class_notes(
@@ -54,10 +63,10 @@ def class_notes(
     return notes
 
 
-def group_notes(groups: Mapping[str, str], subjects: set[str]) -> list[str]:
-    """Subjects that have a group and are nowhere, as of misspelled names; `groups` is subject -> group."""
-    missing = groups.keys() - subjects
-    return [f"the groups of dataset.json name {_some(missing)}, which the data set does not have"] if missing else []
+def name_notes(key: str, named: Iterable[str], subjects: set[str]) -> list[str]:
+    """Subjects that dataset.json names under a key and that are nowhere, as where they are misspelled."""
+    missing = set(named) - subjects
+    return [f"the {key} of dataset.json name {_some(missing)}, which the data set does not have"] if missing else []
 
 
 def number_notes(subject: str, numbers: Sequence[int]) -> list[str]:
@@ -96,9 +105,36 @@ def plane_notes(geometry: Mapping[str, Geometry]) -> list[str]:
     return notes
 
 
-def image_notes(images: Mapping[Slice, Brightness]) -> list[str]:
-    """Depths that differ between files of a channel where the deep ones are dark; RGB that is grey."""
+def copy_notes(splits: Mapping[str, Sequence[Slice]], images: Mapping[Slice, Look]) -> list[str]:
+    """Images that are in two splits, pixel by pixel; the scores of the later split say nothing of new scans."""
+    first: dict[str, tuple[str, Slice]] = {}
+    copies: dict[tuple[str, str], list[tuple[Slice, Slice]]] = {}
+    for split, slices in splits.items():
+        for item in slices:
+            own, other = first.setdefault(images[item].pixels, (split, item))
+            if images[item].pixels and own != split:
+                copies.setdefault((own, split), []).append((other, item))
+    return [
+        f"{len(pairs)} images of {split} are in {own}, too, such as {pairs[0][1].images[0]} and "
+        f"{pairs[0][0].images[0]}; keep copies in one split, or scores in {split} are too high"
+        for (own, split), pairs in copies.items()
+    ]
+
+
+def image_notes(images: Mapping[Slice, Look]) -> list[str]:
+    """Images without a picture; depths that differ between files of a channel where deep ones are dark; grey RGB."""
     notes = []
+    seen = {item.subject for item, image in images.items() if image.pixels}
+    blank = {item.subject for item in images} - seen
+    if blank:
+        notes.append(
+            f"all images of subjects {_some(blank)} have one value in all pixels; check how they were exported"
+        )
+    masks = [item for item, image in images.items() if image.is_mask]
+    if masks:
+        notes.append(
+            f"{len(masks)} images are their own masks, such as {masks[0].images[0]}; replace them by the images"
+        )
     if all(image.is_grey for image in images.values()):
         notes.append("the images are RGB with three equal channels; saved as grey, they train a network of one channel")
     for k in range(min(len(image.depths) for image in images.values())):

@@ -70,7 +70,8 @@ def resample(image: sitk.Image, grid: Grid, smooth: bool, outside: float = 0.0) 
     method = sitk.sitkLinear if smooth else sitk.sitkNearestNeighbor
     kind = image.GetPixelID()
     if smooth and kind not in (sitk.sitkFloat32, sitk.sitkFloat64):
-        kind = sitk.sitkFloat32  # for integers, ITK cuts off the fraction of what it interpolates
+        # For integers, ITK cuts off the fraction of what it interpolates; float32 holds those of 16 bits.
+        kind = sitk.sitkFloat32 if image.GetSizeOfPixelComponent() <= 2 else sitk.sitkFloat64
     size, spacing, origin, direction = grid
     return sitk.Resample(image, size, sitk.Transform(), method, origin, spacing, direction, outside, kind)
 

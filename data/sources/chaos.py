@@ -15,7 +15,7 @@ from data.sources import Case, read_each
 from data.sources.dicom import Series, read_series
 from data.volume_files import check_same_grid
 from data.volumes import like
-from utils import InputError
+from utils import InputError, errors_begin, some
 
 MR_CLASSES = {0: "background", 1: "liver", 2: "right kidney", 3: "left kidney", 4: "spleen"}
 MR_RANGES = ((55, 70), (110, 135), (175, 200), (240, 255))  # grey values between these, exclusive, by the challenge
@@ -99,10 +99,16 @@ class ChaosCT:
 
 
 def mr_classes(codes: np.ndarray) -> np.ndarray:
-    """Grey values -> 1 to 4 by the challenge's ranges; anything else is background."""
+    """Grey values -> 1 to 4 by the challenge's ranges. Raises InputError for others but 0."""
     classes = np.zeros(codes.shape, np.uint8)
     for k, (low, high) in enumerate(MR_RANGES, 1):
         classes[(codes > low) & (codes < high)] = k
+    others = np.unique(codes[(codes > 0) & (classes == 0)]).tolist()
+    if others:
+        raise InputError(
+            f"holds the values {some(others)}, and the challenge's organs have about 63, 126, 189 and 252; "
+            "copy its own file again"
+        )
     return classes
 
 
@@ -130,7 +136,9 @@ def _found_in(folder: Path, to_classes: Callable[[np.ndarray], np.ndarray]) -> s
     """The classes in the masks of a folder, without the background."""
     found: set[int] = set()
     for path in _masks(folder).values():
-        found.update(np.unique(to_classes(read_grey(path))).tolist())
+        codes = read_grey(path)
+        with errors_begin(path):
+            found.update(np.unique(to_classes(codes)).tolist())
     return found - {0}
 
 
@@ -142,5 +150,6 @@ def _stack(series: Series, masks: list[Path], to_classes: Callable[[np.ndarray],
         codes = read_grey(path)
         if codes.shape != size[1::-1]:
             raise InputError(f"{path}: is {codes.shape[1]} x {codes.shape[0]} pixels, its slice {size[0]} x {size[1]}")
-        classes.append(to_classes(codes))
+        with errors_begin(path):
+            classes.append(to_classes(codes))
     return like(series.image, np.stack(classes))

@@ -21,7 +21,7 @@ from data.sources import Case, read_each
 from data.sources.dicom import read_series
 from data.sources.dicom_seg import check_frame, extended, read_named, segment_names, segmentation_in
 from data.volume_files import aligned, read_file, read_label
-from utils import InputError, read_json, some
+from utils import InputError, note, read_json, some
 
 BRATS_CHANNELS = ("flair", "t1", "t1ce", "t2")  # the order of the Decathlon's Task01
 BRATS_CLASSES = {0: "background", 1: "necrotic and non-enhancing", 2: "edema", 4: "enhancing"}
@@ -157,6 +157,8 @@ def find_pairs(
     for subject, label in find_named(folder, label_pattern).items():
         images = [_either(folder / pattern.replace("{subject}", subject)) for pattern in image_patterns]
         files[subject] = (images, label)
+    if files and image_patterns:
+        _note_spare(folder, find_named(folder, image_patterns[0]).values(), files)
     channels = pattern_names(image_patterns)
     more = ", or a pattern for other names"
     return _found(folder, files, f"labels named {label_pattern}", more, names=names, channels=channels)
@@ -251,6 +253,7 @@ def find_msd(folder: Path) -> VolumeFiles:
             count = len(channels) or last + 1
             images = [_either(folder / "imagesTr" / f"{_stem(label)}_{k:04d}.nii.gz") for k in range(count)]
         files[subject] = (images, label)
+    _note_spare(folder, _glob(folder, "imagesTr/*.nii.gz"), files)
     what, more = "labelsTr/CASE.nii.gz, nor CASE.nii", "; files of other kinds are for the source nifti"
     return _found(folder, files, what, more, known=_msd_classes(folder), channels=channels)
 
@@ -326,6 +329,14 @@ def _msd_classes(folder: Path) -> dict[int, str] | None:
 def begins_with_number(key: str, value: Any) -> bool:
     """Whether an entry of labels is the Decathlon's, "1": "liver", not nnU-Net's: "liver": 1, or "11": 1 of a tooth."""
     return isinstance(value, str) and re.fullmatch("[0-9]{1,5}", key) is not None
+
+
+def _note_spare(folder: Path, images: Iterable[Path], files: Mapping[str, tuple[list[Path], Path]]) -> None:
+    """Print a note on images that belong to no subject."""
+    known = {path for images, label in files.values() for path in (*images, label)}
+    spare = [path.relative_to(folder).as_posix() for path in images if path not in known]
+    if spare:
+        note(folder, f"{len(spare)} images have no label and are left out: {some(spare)}")
 
 
 def _found(

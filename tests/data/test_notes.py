@@ -98,3 +98,43 @@ def test_rgb_that_is_grey(make_data):
     pixels[0, 0, 2] ^= 1
     save_png(path, pixels)
     assert open_data(root).notes == ()
+
+
+def test_subjects_of_dataset_json_that_are_nowhere(make_data):
+    root = make_data()
+    (root / "dataset.json").write_text(json.dumps({"subjects": {k: {"spacing": [1, 1, 2]} for k in ("1", "02", "3")}}))
+    assert open_data(root).notes == ("the subjects of dataset.json name 02, which the data set does not have",)
+
+
+def test_copies_of_images_in_another_split(make_data):
+    """A copy in the same split, and slices without a picture, are none."""
+    root = make_data({"train": ["1", "4"], "val": ["2"], "test": ["3"]}, numbers=(1, 2, 3))
+    train, same, val, test = (
+        root / split / "Img" / f"Subj_{subject}slice_2.png"
+        for split, subject in (("train", 1), ("train", 4), ("val", 2), ("test", 3))
+    )
+    for path in (same, test):
+        shutil.copy(train, path)
+    for path in root.glob("*/Img/*slice_3.png"):
+        save_png(path, np.zeros((40, 48), np.uint8))
+    (note,) = open_data(root).notes
+    assert note.startswith(f"1 images of test are in train, too, such as {test} and {train}")
+    pixels = np.asarray(Image.open(train)).copy()
+    pixels[-1, -1] ^= 1
+    save_png(test, pixels)
+    assert open_data(root).notes == ()
+    shutil.copy(val, test)
+    (note,) = open_data(root).notes
+    assert note.startswith(f"1 images of test are in val, too, such as {test} and {val}")
+
+
+def test_images_of_one_value_and_masks_in_their_place(make_data):
+    root = make_data({"train": ["1", "4"], "val": ["2"], "test": ["3"]})
+    for k in (1, 2):
+        save_png(root / "train" / "Img" / f"Subj_4slice_{k}.png", np.full((40, 48), 7, np.uint8))
+        shutil.copy(root / "val" / "GT" / f"Subj_2slice_{k}.png", root / "val" / "Img" / f"Subj_2slice_{k}.png")
+    notes = open_data(root).notes
+    assert [note.partition(";")[0] for note in notes] == [
+        "all images of subjects 4 have one value in all pixels",
+        f"2 images are their own masks, such as {root / 'val' / 'Img' / 'Subj_2slice_1.png'}",
+    ]

@@ -117,6 +117,10 @@ BAD = {
     "mask of another size": (
         lambda r: save_png(r / GROUND / "IMG-0004-00004.png", np.zeros((41, 40), np.uint8)), ["40 x 41", "40 x 40"],
     ),
+    "classes for greys": (
+        lambda r: save_png(r / GROUND / "IMG-0004-00004.png", np.full((40, 40), 4, np.uint8)),
+        ["IMG-0004-00004.png: holds the values 4", "63, 126, 189"],
+    ),
     "no ground truth": (
         lambda r: (r / GROUND).rename(r / "1" / "elsewhere"), ["Ground", "no such folder"],
     ),

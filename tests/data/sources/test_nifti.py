@@ -155,6 +155,25 @@ def test_hidden_files_are_left_out_and_packed_ones_are_as_good(tmp_path, find):
         np.testing.assert_array_equal(sitk.GetArrayFromImage(case.label), classes)
 
 
+def test_images_without_a_label_are_left_out_with_a_note(tmp_path, capsys):
+    """Labels that the pattern of images finds, too, and other channels are none."""
+    image, label = random_case(0, 1, [0, 1])
+    for name in ("a", "b", "c", "c_flair", "d"):
+        write_volume(tmp_path / "imagesTr" / f"{name}.nii.gz", image[0])
+    for name in ("a", "d"):
+        write_volume(tmp_path / "imagesTr" / f"{name}_seg.nii.gz", label)
+        write_volume(tmp_path / "labelsTr" / f"{name}.nii.gz", label)
+        write_volume(tmp_path / "imagesTr" / f"{name}_flair.nii.gz", image[0])
+    patterns = ["imagesTr/{subject}.nii.gz", "imagesTr/{subject}_flair.nii.gz"]
+    assert find_pairs(tmp_path, patterns, "imagesTr/{subject}_seg.nii.gz").subjects() == ["a", "d"]
+    expected = "3 images have no label and are left out: imagesTr/b.nii.gz, imagesTr/c.nii.gz, imagesTr/c_flair.nii.gz"
+    assert capsys.readouterr().out == f"note: {tmp_path}: {expected}\n"
+    assert find_pairs(tmp_path, ["imagesTr/{subject}_flair.nii.gz"], "imagesTr/{subject}_seg.nii.gz").subjects()
+    assert "1 images have no label and are left out: imagesTr/c_flair.nii.gz" in capsys.readouterr().out
+    assert find_msd(tmp_path).subjects() == ["a", "d"]
+    assert "7 images have no label and are left out: imagesTr/a_flair.nii.gz" in capsys.readouterr().out
+
+
 def test_a_pattern_may_hold_the_subject_several_times(tmp_path):
     """As in BIDS; a file of one subject in the folder of another is none of the pattern's."""
     image, label = "sub-{subject}/anat/sub-{subject}_T1w.nii.gz", "sub-{subject}/anat/sub-{subject}_dseg.nii.gz"
