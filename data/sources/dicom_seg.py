@@ -195,9 +195,11 @@ def _on_pixels(image: sitk.Image, other: sitk.Image) -> sitk.Image:
     normal = np.reshape(image.GetDirection(), (3, 3))[:, 2]
     shift = Grid.of(other).position(index) - origin
     sideways = shift - (shift @ normal) * normal
-    if np.linalg.norm(sideways) <= rounding(min(image.GetSpacing()[:2])):
-        image.SetOrigin((origin + sideways).tolist())
-    return image
+    if np.linalg.norm(sideways) > rounding(min(image.GetSpacing()[:2])):
+        return image
+    moved = sitk.Image(image)
+    moved.SetOrigin((origin + sideways).tolist())
+    return moved
 
 
 def _read_masks(path: Path, header: pydicom.FileDataset) -> np.ndarray:

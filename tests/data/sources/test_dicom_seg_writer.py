@@ -139,7 +139,10 @@ def test_slices_at_rounded_positions_keep_their_place(tmp_path, angles, gap, dec
     array[list(filled)] = np.random.default_rng(count).choice(np.array([1, 3], np.uint8), (len(filled), 5, 6))
     series = write(tmp_path / "x.dcm", array, tmp_path / "series")
     np.testing.assert_array_equal(by_pydicom(pydicom.dcmread(tmp_path / "x.dcm"), files), array)
-    ours = aligned(extended(read_segmentation(tmp_path / "x.dcm"), series.image), Path("x"), series.image, Path("y"))
+    stored = read_segmentation(tmp_path / "x.dcm")
+    origin = stored.GetOrigin()
+    ours = aligned(extended(stored, series.image), Path("x"), series.image, Path("y"))
+    assert stored.GetOrigin() == origin  # it is not changed
     np.testing.assert_array_equal(sitk.GetArrayFromImage(ours), array)
 
 
