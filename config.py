@@ -413,7 +413,7 @@ def parse_config(arguments: list[str] | None = None) -> Config:
         raise InputError("--out: must be given with torchrun --max-restarts, so that a restart finds its run")
     resume = given.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     if resume and given.out is None:
-        given.out = next(reversed(run_folders()), None)
+        given.out = next((run for run in reversed(run_folders()) if (run / "config.json").exists()), None)
     earlier = given.out and read_run(given.out / "config.json")
     if not earlier:
         return _parse(PRESETS.get(given.preset, PRESETS["paper"]), arguments)

@@ -9,9 +9,11 @@ python main.py --help                      every hyperparameter (config.py)
 from __future__ import annotations
 
 from config import Config, parse_config
+from training.signals import StopSignal
 from utils import first_process_speaks, user_errors
 
-if __name__ == "__main__":  # --help and mistakes in flags do not wait for PyTorch, which loads for seconds
+if __name__ == "__main__":  # signals, --help and mistakes in flags do not wait for PyTorch, which loads for seconds
+    StopSignal().listen()
     with first_process_speaks(), user_errors():
         CONFIG = parse_config()
 
@@ -29,7 +31,6 @@ from training.optimization import Optimization
 from training.run import Run
 from training.scores import validation_scores, write_test
 from training.setup import check_options, open_data_of, training_loader, training_loss, training_network
-from training.signals import StopSignal
 from training.terminal import epoch_line, introduce
 from utils import seed_everything
 
@@ -56,8 +57,7 @@ def main(config: Config, stop: StopSignal | None = None) -> None:
     optimization = Optimization(network, config.optimization, len(loader), machine.dtype)
     run = Run(config, data.identity(), network, optimization)
     introduce(run, data, machine, budget)
-    made_by = environment(machine)
-    run.begin(made_by)
+    made_by = run.begin(environment(machine))
     training = Training(network, loader, criterion, optimization, machine, stop)
     report = RunReport(run.folder, data, len(run.progress.log))
 

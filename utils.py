@@ -132,10 +132,15 @@ def harmless(path: Path) -> Iterator[None]:
         print(f"warning: {path}: could not be written ({reason}); all else goes on", flush=True)
 
 
+def is_first_process() -> bool:
+    """Whether this is the first of the processes that torchrun starts, or alone."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0"
+
+
 @contextlib.contextmanager
 def first_process_speaks() -> Iterator[None]:
     """Of the processes that torchrun starts, let only the first one print in the block."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0":
+    if is_first_process():
         yield
         return
     with contextlib.ExitStack() as stack:

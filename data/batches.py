@@ -110,10 +110,10 @@ def slice_loader(
 def read_batches(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
     """Images, float32 (B, C, H, W), and targets, int64 (B, H, W), of each batch of a `slice_loader`.
 
-    An InputError in one of its processes is raised here as it was there. They begin with SIGTERM and SIGUSR1 blocked:
-    clusters send these to every process of a job, and it is the training that decides what to do.
+    An InputError in one of its processes is raised here as it was there. They begin with SIGTERM, SIGUSR1 and SIGINT
+    blocked: clusters and terminals send these to every process of a job, and the training decides what to do.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT))
     try:
         batches = iter(loader)
     finally:

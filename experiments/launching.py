@@ -24,6 +24,7 @@ from utils import InputError, read_json, write_json
 ROOT = Path(__file__).resolve().parents[1]
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1
+STOPPED = (os.EX_TEMPFAIL, -signal.SIGTERM, -signal.SIGUSR1)  # exit codes; the latter before main.py listens
 
 
 @dataclass
@@ -181,7 +182,7 @@ class TrainingJob:
         """Train and score: main.py with these arguments. Raises RuntimeError with the last line of a failed one."""
         code = _train(arguments, log, dict(os.environ)).wait()
         # SLURM sends SIGTERM to every process of a job. It stops main.py alone: this job ends when submitit says so.
-        while code == os.EX_TEMPFAIL:
+        while code in STOPPED:
             code = _train(arguments, log, dict(os.environ)).wait()
         if code:
             raise RuntimeError(_last_line(log, code))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -257,6 +258,15 @@ def test_the_first_epoch_with_the_best_score_is_chosen(make_data, tmp_path, buil
     log = read_csv(out / "log.csv")
     assert [float(row["val_dsc"]) for row in log] == pytest.approx(scores)
     assert [float(row["lr"]) for row in log] == pytest.approx([0.01] * 4 + [0.005] * 2)
+
+
+@pytest.mark.parametrize("score", [0.0, math.nan])
+def test_without_any_validation_score_the_run_says_so(make_data, tmp_path, built, monkeypatch, capsys, score):
+    """Of networks that found nothing, the one that was trained longest is tested."""
+    monkeypatch.setattr("training.scores.dice", lambda *_: score)
+    out = run(make_data(), tmp_path / "run", "--epochs", "3")
+    assert "warning: no epoch had a validation Dice above 0" in capsys.readouterr().out
+    assert load_checkpoint(out / "best.pt")["epoch"] == (3 if score == 0 else 1)
 
 
 def test_segmentations_have_the_values_of_the_labels(make_data, tmp_path, built):

@@ -15,6 +15,7 @@ import scipy
 import torch
 
 from training.device import Machine, device_name
+from training.distributed import world_size
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,6 +31,7 @@ def environment(machine: Machine | None = None) -> dict[str, str]:
     }
     if machine is not None:
         found |= {"device": device_name(machine.device), "precision": machine.precision}
+        found["processes"] = str(world_size())
     return found | {
         "processor": processor_name(),
         "CPU cores": str(os.cpu_count()),
@@ -43,11 +45,14 @@ def environment(machine: Machine | None = None) -> dict[str, str]:
 
 
 def code_version(root: Path) -> tuple[str, str]:
-    """The git commit of the code in `root`, and whether files were changed since: "yes" or "no"; else "unknown"."""
+    """The git commit of the code in `root`, and whether Python files are others since: "yes" or "no"; else "unknown".
+
+    Python files that git does not know count, such as those of a network of one's own.
+    """
     top_and_commit = _git(root, "rev-parse", "--show-toplevel", "HEAD").splitlines()
     if len(top_and_commit) != 2 or Path(top_and_commit[0]).resolve() != root.resolve():
         return "unknown", "unknown"  # no checkout, or a copy inside of another one
-    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+    changes = _git(root, "status", "--porcelain", "--untracked-files=all", "--", "*.py")
     return top_and_commit[1], "yes" if changes else "no"
 
 

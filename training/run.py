@@ -17,7 +17,23 @@ from training.distributed import from_first, rank
 from training.epoch import Epoch
 from training.optimization import Optimization
 from training.transfer import Transfer, start_from
-from utils import InputError, lock_folder, make_folder, run_folders, unlock_folder, write_csv, write_json
+from utils import (
+    InputError,
+    OptionError,
+    changes,
+    errors_begin,
+    lock_folder,
+    make_folder,
+    read_csv,
+    read_json,
+    run_folders,
+    unlock_folder,
+    write_csv,
+    write_json,
+)
+
+MATTERS = ("commit", "changed since", "PyTorch", "device", "precision", "processes")
+"""What of an environment changes results, or may."""
 
 
 @dataclass
@@ -81,6 +97,9 @@ class Run:
         device = next(self.network.parameters()).device
         newest = load_newest(self.folder, device)
         if newest is None:
+            log = self.folder / "log.csv"
+            if log.exists() and read_csv(log):
+                raise InputError(f"{self.folder}: is a run, but has no last.pt to go on from; choose another --out")
             return ""
         path, last = newest
         if "progress" not in last:
@@ -93,7 +112,12 @@ class Run:
             self.progress = Progress.from_dict(last["progress"])
             self.network.load_state_dict(last["model"])
             self.optimization.load_state_dict(last["optimization"])
-        position = f"after epoch {len(self.progress.log)}"
+        done, wanted = len(self.progress.log), self.config.optimization.epochs
+        if wanted < done:
+            raise OptionError(f"epochs {wanted}: {self.folder} has {done} already; give as many or more")
+        if done:
+            self._read_best()  # the test needs it; what is wrong with it shows now, not after the last epoch
+        position = f"after epoch {done}"
         if self.progress.epoch.iteration:
             position += f", batch {self.progress.epoch.iteration}"
         return position
@@ -109,13 +133,27 @@ class Run:
                 f"{self.config.data}: has other {what} than {self.folder} was trained on; choose another --out"
             )
 
-    def begin(self, environment: dict[str, str]) -> None:
-        """Write what is known before training, and take away the mark of a finished run."""
-        if rank() == 0:
-            (self.folder / "test.json").unlink(missing_ok=True)
-            write_json(self.folder / "config.json", self.config.to_dict())
-            write_json(self.folder / "environment.json", environment)
-            write_csv(self.folder / "log.csv", self.progress.log)
+    def begin(self, environment: dict[str, str]) -> dict[str, str]:
+        """Write what is known before training, and take away the mark of a finished run.
+
+        Returns the environment with those in which the run was trained before; a note says what has changed.
+        """
+        if rank() > 0:
+            return environment
+        path = self.folder / "environment.json"
+        if self.resumed and path.exists():
+            before = read_json(path)
+            changed = changes({key: before[key] for key in MATTERS if key in before}, environment)
+            if changed:
+                print(f"note: {self.folder}: was trained otherwise before ({changed})")
+            starts = [before.get("earlier starts"), f"{before.get('date')}: {before.get('command')}"]
+            earlier = f"{starts[1]} ({changed})" if changed else starts[1]
+            environment = environment | {"earlier starts": "; ".join(filter(None, [starts[0], earlier]))}
+        (self.folder / "test.json").unlink(missing_ok=True)
+        write_json(self.folder / "config.json", self.config.to_dict())
+        write_json(path, environment)
+        write_csv(self.folder / "log.csv", self.progress.log)
+        return environment
 
     def _weights(self) -> dict[str, Any]:
         """What a network is loaded from: `inference.networks.load_network`."""
@@ -132,7 +170,7 @@ class Run:
         """Count an epoch: `row` is the log's, with the validation's score as "val_dsc". Saves; the best in best.pt."""
         progress = self.progress
         score = row["val_dsc"]
-        improved = progress.epoch.number == 0 or score > progress.best
+        improved = progress.epoch.number == 0 or score > progress.best or score == 0 == progress.best
         progress.best = max(progress.best, score)
         progress.epoch = Epoch(progress.epoch.number + 1)
         progress.log.append(row)
@@ -145,12 +183,22 @@ class Run:
 
     def load_best(self) -> int:
         """Give the network the weights of best.pt; return their epoch."""
+        best = self._read_best()
+        self.network.load_state_dict(best["model"])
+        if rank() == 0 and self.progress.best <= 0:
+            print("warning: no epoch had a validation Dice above 0, so nothing tells which network is the best")
+        return best["epoch"]
+
+    def _read_best(self) -> dict[str, Any]:
+        """The content of best.pt. Raises InputError where it is missing, damaged, or of another network."""
         path = self.folder / "best.pt"
-        best = load_checkpoint(path, next(self.network.parameters()).device)
-        with content_of(path):
-            check_weights(self.network, best["model"])
-            self.network.load_state_dict(best["model"])
-            return best["epoch"]
+        remedy = f"; copy it back, or train on from {self.folder / 'last.pt'} with --init and another --out"
+        with errors_begin("the best network so far", remedy):
+            best = load_checkpoint(path, next(self.network.parameters()).device)
+            with content_of(path):
+                check_weights(self.network, best["model"])
+                best["epoch"] = int(best["epoch"])
+        return best
 
     def cost(self) -> dict[str, float]:
         """Parameters, epochs, seconds of training with validation, and the peak of memory in GiB."""

@@ -1,31 +1,41 @@
-"""Signals by which clusters announce the end of a job."""
+"""Signals by which clusters announce the end of a job, and Ctrl-C. Imports no PyTorch, so that it listens early."""
 
 from __future__ import annotations
 
 import signal
 import sys
+import time
 from types import FrameType
 from typing import NoReturn
 
-from training.distributed import rank
+from utils import is_first_process
 
 REQUEUE = 75  # exit code EX_TEMPFAIL of sysexits.h: stopped by a signal, everything saved, start again with --resume
-ENDING = (signal.SIGTERM, signal.SIGUSR1)
+INTERRUPTED = 130  # exit code of shells for Ctrl-C
+ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopSignal:
-    """SIGTERM and SIGUSR1 (SLURM: preemption, --signal).
+    """SIGTERM and SIGUSR1 (SLURM: preemption, --signal), and SIGINT (Ctrl-C).
 
-    While the `with` block lasts, they end the program with the exit code REQUEUE: at once, or, after `defer` is set,
-    when the program asks whether one was `received` and has saved its work.
+    While the `with` block lasts, or from `listen` on, they end the program with the exit code REQUEUE, or INTERRUPTED
+    for SIGINT: at once, or, after `defer` is set, when the program asks whether one was `received` and has saved its
+    work. A second SIGINT ends it at once.
     """
 
     def __init__(self) -> None:
         self.received = ""
         self.defer = False
+        self.since = 0.0
+        """When the first SIGINT came."""
+
+    def listen(self) -> None:
+        """Handle the signals from now on. SIGINT stays ignored where it was, as in a job of `nohup` or reproduce.py."""
+        ignored = {signal.SIGINT} if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else set()
+        self.before = {number: signal.signal(number, self._handle) for number in ENDING if number not in ignored}
 
     def __enter__(self) -> StopSignal:
-        self.before = {number: signal.signal(number, self._handle) for number in ENDING}
+        self.listen()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -33,13 +43,25 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            self._interrupt()
         self.received = signal.Signals(number).name
         if not self.defer:
             self.end("outside of the training")
 
+    def _interrupt(self) -> None:
+        """Let the first SIGINT wait until the work is saved; torchrun sends it once more at the same time."""
+        if self.defer and self.received != "SIGINT":
+            self.since = time.monotonic()
+            if is_first_process():
+                print("\ninterrupted; saves first, Ctrl-C once more does not wait for it", file=sys.stderr, flush=True)
+        elif not self.defer or time.monotonic() - self.since > 1:
+            print("interrupted", file=sys.stderr, flush=True)
+            raise SystemExit(INTERRUPTED)
+
     def end(self, moment: str) -> NoReturn:
         """End the program; `moment` says at which point of the training."""
-        if rank() == 0:
+        if is_first_process():
             cause = self.received or "a signal to another process"
             print(f"stopped by {cause} {moment}; the same command with --resume goes on", file=sys.stderr, flush=True)
-        raise SystemExit(REQUEUE)
+        raise SystemExit(INTERRUPTED if self.received == "SIGINT" else REQUEUE)

@@ -35,6 +35,9 @@ def test_code_version(checkout, tmp_path):
     (checkout / "runs").mkdir()
     (checkout / "runs" / "log.csv").touch()  # a result is no change of the code
     assert code_version(checkout) == (commit, "no")
+    (checkout / "mine.py").touch()  # a network of one's own is one
+    assert code_version(checkout) == (commit, "yes")
+    (checkout / "mine.py").unlink()
     (checkout / "code.py").write_text("2")
     assert code_version(checkout) == (commit, "yes")
 
@@ -56,6 +59,7 @@ def test_environment(monkeypatch):
     assert found["PyTorch"] == torch.__version__
     assert found["CPU cores"] == str(os.cpu_count())
     assert all(isinstance(value, str) and value for value in found.values())
+    assert found["processes"] == "1"
     assert "precision" not in environment()
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,9 +17,10 @@ import torch
 from tests.helpers.processes import command, killed, run_to_end, signaled
 from tests.helpers.runs import arguments, same_result
 from training.checkpoint import load_checkpoint
-from training.signals import REQUEUE, StopSignal
+from training.signals import INTERRUPTED, REQUEUE, StopSignal
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -52,13 +55,15 @@ def test_killed_at_any_moment_it_ends_with_the_same_result(data, tmp_path):
 
 
 def test_a_signal_ends_the_iteration_and_the_run_goes_on_from_there(data, tmp_path):
-    """Two of its three iterations, then, resumed, the third and one of the next epoch, then the rest."""
+    """Two of its three iterations, then, resumed, the third and one of the next epoch, then another, then the rest."""
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     flags = ["--workers", "1", "--epochs", "2"]
     assert run_to_end(command, arguments(data, straight, *flags), output=tmp_path / "log") == 0
-    for number, position in ((signal.SIGUSR1, (0, 2)), (signal.SIGTERM, (1, 1))):
-        code = run_to_end(signaled, arguments(data, stopped, *flags), 2, number, output=tmp_path / "out")
-        assert code == REQUEUE, (tmp_path / "out").read_text()
+    ways = ((signal.SIGUSR1, 2, (0, 2)), (signal.SIGTERM, 2, (1, 1)), (signal.SIGINT, 1, (1, 2)))
+    for number, count, position in ways:
+        code = run_to_end(signaled, arguments(data, stopped, *flags), count, number, output=tmp_path / "out")
+        expected = INTERRUPTED if number == signal.SIGINT else REQUEUE
+        assert code == expected, (tmp_path / "out").read_text()
         assert f"stopped by {number.name} " in (tmp_path / "out").read_text()
         epoch = load_checkpoint(stopped / "last.pt")["progress"]["epoch"]
         assert (epoch["number"], epoch["iteration"]) == position
@@ -72,6 +77,52 @@ def test_a_signal_outside_of_training_ends_at_once():
         time.sleep(5)
     assert ending.value.code == REQUEUE
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_second_interrupt_does_not_wait(capfd):
+    """The two that torchrun and the terminal send at one moment count once."""
+    with pytest.raises(SystemExit) as ending, StopSignal() as stop:
+        stop.defer = True
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received == "SIGINT"
+        stop.since -= 2
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    assert ending.value.code == INTERRUPTED
+    assert capfd.readouterr().err.splitlines()[-1] == "interrupted"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_ignored_interrupt_stays_ignored():
+    """As of trainings that reproduce.py has started, which ends them by SIGTERM."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not stop.received
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGUSR1, REQUEUE), (signal.SIGTERM, REQUEUE), (signal.SIGINT, INTERRUPTED)]
+)
+def test_a_signal_while_the_program_loads(data, tmp_path, number, code):
+    """It is requeued, although PyTorch is not there yet."""
+    with subprocess.Popen(
+        [sys.executable, "main.py", *arguments(data, tmp_path / "run")], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while True:
+            caught = re.search(r"SigCgt:\t([0-9a-f]+)", Path(f"/proc/{process.pid}/status").read_text())[1]
+            if int(caught, 16) >> (signal.SIGUSR1 - 1) & 1:
+                break
+            assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(60) == code
+        assert len(process.stderr.read().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_diverged_run_keeps_its_last_good_checkpoint(data, tmp_path):

@@ -23,7 +23,7 @@ from tests.helpers.signals import StopAfter
 from tests.helpers.soak import soak
 from training.checkpoint import load_checkpoint
 from training.run import claim_folder
-from utils import InputError, run_folders, unlock_folder
+from utils import InputError, OptionError, run_folders, unlock_folder
 
 
 @pytest.fixture
@@ -38,6 +38,7 @@ def test_numbered_run_folders_and_resume_of_the_newest(make_data, tmp_path, monk
     for _ in range(2):
         main(parse_config([*flags, "--epochs", "1", "--preset", "quick", "--schedule", "plateau"]))
     assert sorted(path.name for path in Path("runs").iterdir()) == ["001-quick", "002-quick"]
+    Path("runs/2026-12-notes").mkdir()  # the user's own
     main(parse_config(["--resume", "--epochs", "2"]))
     assert [len(read_csv(Path("runs") / name / "log.csv")) for name in ("001-quick", "002-quick")] == [1, 2]
 
@@ -61,6 +62,62 @@ def test_a_file_is_no_run_folder(make_data, tmp_path, tiny):
         with pytest.raises(InputError, match=f"{out}: is a file"):
             run(data, tmp_path / out, "--epochs", "1")
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_run_without_its_last_checkpoint_is_not_begun_anew(make_data, tmp_path, tiny):
+    data = make_data()
+    out = run(data, tmp_path / "run", "--epochs", "1")
+    (out / "last.pt").unlink()
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"run: is a run, but has no last\.pt to go on from"):
+        run(data, out, "--epochs", "2")
+    unlock_folder(out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("content", [None, b"noise"])
+def test_a_run_whose_best_network_is_lost_is_refused_before_it_goes_on(make_data, tmp_path, tiny, content):
+    data = make_data()
+    out = run(data, tmp_path / "run", "--epochs", "1")
+    (out / "best.pt").unlink()
+    if content:
+        (out / "best.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"best.pt: .*; copy it back, or train on from .*last.pt with --init"):
+        run(data, out, "--epochs", "2")
+    unlock_folder(out)
+    assert (out / "test.json").exists()
+    assert len(read_csv(out / "log.csv")) == 1
+
+
+def test_fewer_epochs_than_there_are_already_are_refused(make_data, tmp_path, tiny):
+    data = make_data()
+    out = run(data, tmp_path / "run", "--epochs", "2")
+    with pytest.raises(OptionError, match=r"epochs 1: .* has 2 already"):
+        run(data, out, "--epochs", "1")
+    unlock_folder(out)
+    assert json.loads((out / "config.json").read_text())["epochs"] == 2
+    assert (out / "test.json").exists()
+
+
+def test_a_run_remembers_its_earlier_starts(make_data, tmp_path, monkeypatch, capsys, tiny):
+    data = make_data()
+    monkeypatch.setattr("training.environment.code_version", lambda root: ("abc", "no"))
+    monkeypatch.setattr("sys.argv", ["main.py", "--first"])
+    out = run(data, tmp_path / "run", "--epochs", "1")
+    assert "earlier starts" not in json.loads((out / "environment.json").read_text())
+    monkeypatch.setattr("sys.argv", ["main.py", "--second"])
+    run(data, out, "--epochs", "2")
+    assert "was trained otherwise" not in capsys.readouterr().out
+    monkeypatch.setattr("training.environment.code_version", lambda root: ("def", "yes"))
+    monkeypatch.setattr("sys.argv", ["main.py", "--third"])
+    run(data, out, "--epochs", "3")
+    changed = "commit abc -> def, changed since no -> yes"
+    assert f"note: {out}: was trained otherwise before ({changed})\n" in capsys.readouterr().out
+    of_test = json.loads((out / "test.json").read_text())["environment"]
+    for kept in (json.loads((out / "environment.json").read_text()), of_test):
+        assert kept["command"] == "main.py --third"
+        first, second = kept["earlier starts"].split("; ")
+        assert first.endswith("UTC: main.py --first") and second.endswith(f"UTC: main.py --second ({changed})")
 
 
 @pytest.mark.slow
