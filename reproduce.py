@@ -31,6 +31,7 @@ from models import build_model, check_network, count_parameters, own_class
 from reporting.comparison import read_rows
 from reporting.figures import save_boxes, save_curves
 from training.checkpoint import content_of, load_checkpoint
+from training.device import select_device
 from training.scores import tolerances_of
 from training.setup import open_data_of
 from utils import (
@@ -165,6 +166,8 @@ def plan_runs(options: Options, rows: dict[str, list[str]], each: list[Fold], fl
                 of_run = [*flags, "--data", str(fold.data), *split, *of_seed, *own]
                 config = parse_config(of_run)
                 check_network(config.network)
+                if options.slurm is None and config.machine.device != "auto":
+                    select_device(config.machine.device)
                 if config.loss.loss:
                     own_class("loss", config.loss.loss)
                 runs.append(Run(row, name, options.out / "runs" / slug(row) / name, of_run))

@@ -131,8 +131,19 @@ class SliceDataset(SubjectSlices, Dataset):
 
     def fingerprint(self) -> str:
         """A text that is the same for the same slices only: their names, pixels and masks."""
-        slices = "\n".join(f"{item.subject} {item.number} {item.digest}" for item in self.slices)
-        return hashlib.sha256(slices.encode()).hexdigest()
+        return _fingerprint(self.slices)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Subject -> the same of its slices, without its name."""
+        return {
+            subject: _fingerprint([self.slices[index]._replace(subject="") for index in indices])
+            for subject, indices in self.subjects().items()
+        }
+
+
+def _fingerprint(slices: Sequence[Slice]) -> str:
+    lines = "\n".join(f"{item.subject} {item.number} {item.digest}" for item in slices)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -59,6 +59,8 @@ def folds(options: Splitting, folder: Path) -> list[Fold]:
         raise InputError(f"--folds {options.folds}, --repeats {options.repeats}: must be at least 0 and 1")
     if options.groups and not anew:
         raise InputError('--groups: needs --folds or --split; other splits follow the "groups" of dataset.json')
+    if len({data.resolve() for data in options.data}) < len(options.data):
+        raise InputError(f"--data {' '.join(map(str, options.data))}: names a data set twice")
     several = len(options.data) > 1
     if several and options.split_files:
         raise InputError("--split_files: needs one data set")
@@ -124,8 +126,18 @@ def _splits(
 
 
 def _check_folds(each: list[Fold]) -> None:
-    """Raises InputError for data sets whose scores cannot share a row."""
+    """Raises InputError for data sets whose scores cannot share a row, or where two have different people of a name."""
     ours = each[0].opened
+    known: dict[str, tuple[str, Path]] = {}
+    for fold in each:
+        for split in fold.opened.splits:
+            for subject, slices in fold.opened.dataset(split).fingerprints().items():
+                first, data = known.setdefault(subject, (slices, fold.data))
+                if first != slices:
+                    raise InputError(
+                        f"{fold.data}: its subject {subject} has other slices than that of {data}; give different "
+                        "people different names"
+                    )
     for fold in each[1:]:
         theirs = fold.opened
         pairs = {

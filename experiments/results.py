@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from config import read_run
+from config import GROUP_OF, Config, changeable, differences, read_run
 from metrics import METRICS
 from utils import InputError, printable, read_csv, read_json
 
@@ -26,6 +26,8 @@ LOG = ("epoch", "val_dsc", "seconds")
 TEXTS = ("subject", "group", "class")
 IN_MM = tuple(key for key in METRICS if key.endswith("_mm"))
 SCORES = ("subject", "class", "missed", "spurious", *(key for key in METRICS if key not in IN_MM))
+# What the runs of a row may have of their own: folds and seeds, and what may change when a run resumes.
+MAY_DIFFER = {"preset", "seed", "split_file", "init"} | (changeable(Config()) - {"epochs"})
 REMEDY = "it was changed; bring the old one back, or let main.py --resume write it again"
 
 
@@ -133,6 +135,10 @@ class Result:
     folds: int
     curves: list[tuple[np.ndarray, np.ndarray]]
     """Of each run with a log, the hours of training up to the end of each epoch, and its validation Dice in %."""
+    slices: dict[str, str]
+    """Test subject -> fingerprint of its slices, where runs know it."""
+    code: set[str]
+    """Commits that the runs were trained with, where they are known."""
 
     @property
     def labels(self) -> list[str]:
@@ -155,11 +161,16 @@ class _Run:
     """A finished run as its files have it."""
 
     folder: Path
-    seed: int | None
+    config: Config | None
     summary: dict[str, Any]
     rows: list[dict[str, Any]]
     log: list[dict[str, Any]]
     values: Values
+
+    @property
+    def seed(self) -> int | None:
+        """Where it is known."""
+        return None if self.config is None else self.config.machine.seed
 
     def labels(self, region: bool) -> list[str]:
         """The classes, or the regions."""
@@ -183,15 +194,29 @@ class _Run:
         """Class or region -> tolerance in mm."""
         return self.summary.get("tolerances_mm", {})
 
+    def slices(self) -> dict[str, str]:
+        """Test subject -> fingerprint of its slices; nothing where it is not known."""
+        return self.summary.get("slices", {})
+
+    def code(self) -> set[str]:
+        """The commit that it was trained with, where it is known."""
+        environment = self.summary.get("environment", {})
+        commit, changed = environment.get("commit", "unknown"), environment.get("changed since")
+        if self.config is None or commit == "unknown":
+            return set()
+        return {f"{commit[:9]} with changes" if changed == "yes" else commit[:9]}
+
 
 def read_result(name: str, folders: Sequence[Path]) -> Result:
     """The result of a row's finished runs.
 
-    Raises InputError where one of them is not finished, or has other classes, groups or tolerances than the others.
+    Raises InputError where one of them is not finished, has other classes, groups, tolerances or settings than the
+    others, repeats one of them, or has another subject of the same name.
     """
     runs = [_read_run(folder) for folder in folders]
-    for run in runs[1:]:
-        _check_alike(run, runs[0])
+    for k, run in enumerate(runs):
+        for other in runs[:k]:
+            _check_alike(run, other)
     by_seed, left_out = _whole_seeds(runs)
     runs = list(chain.from_iterable(by_seed.values()))
     of_seeds = {seed: _mean_values([run.values for run in of_one]) for seed, of_one in by_seed.items()}
@@ -221,6 +246,8 @@ def read_result(name: str, folders: Sequence[Path]) -> Result:
         runs=len(runs),
         folds=len({run.subjects() for run in runs}) if None in by_seed else max(map(len, by_seed.values())),
         curves=[_curve(run.log) for run in runs if run.log],
+        slices=dict(chain.from_iterable(run.slices().items() for run in runs)),
+        code=set().union(*(run.code() for run in runs)),
     )
 
 
@@ -233,6 +260,21 @@ def _check_alike(run: _Run, first: _Run) -> None:
     parameters = {run.summary["parameters"], first.summary["parameters"]}
     if len(parameters - {None}) > 1:
         raise InputError(f"{run.folder}: is of another network than {first.folder}; give each network its own row")
+    if run.config and first.config:
+        changed = differences(first.config, run.config, GROUP_OF.keys() - MAY_DIFFER)
+        if changed:
+            raise InputError(
+                f"{run.folder}: was trained otherwise than {first.folder} ({changed}); give it a row of its own"
+            )
+        same = not differences(first.config, run.config, {"seed", "data", "split_file", "init"})
+        if same and run.subjects() == first.subjects():
+            raise InputError(f"{run.folder}: repeats {first.folder}, with its seed; train it with another --seed")
+    for subject, slices in run.slices().items():
+        if first.slices().get(subject, slices) != slices:
+            raise InputError(
+                f"{run.folder}: its subject {subject} has other slices than that of {first.folder}; give different "
+                "people different names, and each preparation a row of its own"
+            )
 
 
 def _whole_seeds(runs: Sequence[_Run]) -> tuple[dict[int | None, list[_Run]], list[int]]:
@@ -277,9 +319,8 @@ def _read_run(folder: Path) -> _Run:
     rows = read_table(folder / "test.csv", SCORES)
     _check_rows(rows, folder / "test.csv")
     config = read_run(folder / "config.json")
-    seed = None if config is None else config.machine.seed
     log = read_table(folder / "log.csv", LOG) if (folder / "log.csv").exists() else []
-    return _Run(folder, seed, read_summary(folder / "test.json"), rows, log, _values(rows))
+    return _Run(folder, config, read_summary(folder / "test.json"), rows, log, _values(rows))
 
 
 def _check_rows(rows: list[dict[str, Any]], path: Path) -> None:
@@ -290,6 +331,11 @@ def _check_rows(rows: list[dict[str, Any]], path: Path) -> None:
         raise InputError(f"{path}: has no rows; {REMEDY}")
     if not len(rows) == len(pairs) == len(subjects) * len(labels):
         raise InputError(f"{path}: must have one row for each subject and class; {REMEDY}")
+    for key, metric in METRICS.items():
+        most = math.inf if metric.lower_is_better else 1.0
+        wrong = [row[key] for row in rows if key in row and not (math.isnan(row[key]) or 0 <= row[key] <= most)]
+        if wrong:
+            raise InputError(f"{path}: {key} cannot be {wrong[0]}; {REMEDY}")
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -300,6 +346,9 @@ def read_summary(path: Path) -> dict[str, Any]:
     for name in COST:
         if not isinstance(summary, dict) or name not in summary or type(summary[name]) not in kinds:
             raise InputError(f"{path}: gives no number for {name}; {REMEDY}")
+    for name in ("slices", "environment"):
+        if not isinstance(summary.get(name, {}), dict):
+            raise InputError(f"{path}: {name} must be an object; {REMEDY}")
     tolerances = summary.get("tolerances_mm", {})
     if not isinstance(tolerances, dict) or any(type(value) not in (int, float) for value in tolerances.values()):
         raise InputError(f"{path}: tolerances_mm must be numbers; {REMEDY}")

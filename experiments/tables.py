@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from experiments.results import MEAN, Column, Result, merged_groups
 from experiments.statistics import Comparison, compare, result_interval
 from metrics import TOLERANCE_MM, Metric, mean_std, mean_title, metrics_in
-from utils import InputError, OptionError
+from utils import InputError, OptionError, some
 
 PAPER = json.loads((Path(__file__).resolve().parent / "paper_tables.json").read_text())
 PAPER_MEAN = "mean"  # as paper_tables.json calls the mean over classes
@@ -167,6 +167,7 @@ class Table:
             if result.left_out:
                 seeds = ", ".join(map(str, result.left_out))
                 parts.append(f"{result.name} is without seed {seeds}, of which a test subject is missing")
+        parts += self._about_runs()
         counts = {"epochs": {result.epochs for result in self.results}, "folds": {row.folds for row in self.results}}
         counts["seeds"] = {len(result.seeds) or None for result in self.results}
         for name, numbers in counts.items():
@@ -175,6 +176,23 @@ class Table:
         if self.flags:
             parts.append(f"Flags of all trained rows: {self.flags}")
         return ". ".join(parts) + "."
+
+    def _about_runs(self) -> list[str]:
+        """What makes rows less alike than they should be: other slices of a subject, other code."""
+        slices: dict[str, set[str]] = {}
+        for subject, fingerprint in (pair for result in self.results for pair in result.slices.items()):
+            slices.setdefault(subject, set()).add(fingerprint)
+        others = [subject for subject, fingerprints in slices.items() if len(fingerprints) > 1]
+        parts = []
+        if others:
+            parts.append(
+                f"Subjects {some(others)} have other slices in some rows than in others: they are other people, or "
+                "prepared otherwise"
+            )
+        code = sorted(set().union(*(result.code for result in self.results)))
+        if len(code) > 1:
+            parts.append(f"Commits of the code: {', '.join(code)}")
+        return parts
 
     def _about_distances(self) -> list[str]:
         """What missing structures count, and the units and tolerances of distances."""

@@ -29,7 +29,8 @@ def own_class(option: str, text: str) -> partial[nn.Module]:
     """The class that `text` names, with the keyword arguments that stand in its brackets.
 
     The module lies in the folder where the program was started, or is an installed library. Raises OptionError, whose
-    message begins with `option`, where there is no such module, it fails, or has no such class of networks or losses.
+    message begins with `option`, where there is no such module, it fails, or has no such class of networks or losses
+    with these arguments.
     """
     where = f"{option} {text}"
     name, class_name, arguments = _parse(where, text)
@@ -50,6 +51,10 @@ def own_class(option: str, text: str) -> partial[nn.Module]:
             f"{where}: {file} has no class {class_name} derived from torch.nn.Module; correct the name, or rename the "
             "file if you mean another one"
         )
+    try:
+        inspect.signature(found).bind_partial(**arguments)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"{where}: {class_name} does not take these arguments: {error}") from None
     return partial(found, **arguments)
 
 

@@ -100,6 +100,7 @@ def test_its_buffers_are_part_of_the_loss():
         ("Unusable(fault='changes')", "changes its buffers or numbers, which no checkpoint keeps"),
         ("Unusable(fault='counts')", "changes its buffers or numbers, which no checkpoint keeps"),
         ("Unusable", r"Unusable\(\) fails: TypeError: "),
+        ("Unusable(fualt='raises')", r"Unusable does not take these arguments: got an unexpected keyword .*'fualt'"),
         ("NoModule", "has no class NoModule derived from torch.nn.Module"),
         ("Nothing", "has no class Nothing"),
     ],

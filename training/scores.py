@@ -53,7 +53,7 @@ def class_dice(volume: Volume, names: Sequence[str]) -> dict[str, float]:
 def write_test(folder: Path, volumes: Sequence[Volume], data: DataFolder, cost: dict[str, Any]) -> dict[str, Any]:
     """Write predictions/, test.csv and test.json (with what the run has cost) of the test subjects; return the summary.
 
-    Predictions lie on the grids of the scans, where dataset.json knows them.
+    Predictions lie on the grids of the scans, where dataset.json knows them. "slices" tells subjects of one name apart.
     """
     (folder / "predictions").mkdir(exist_ok=True)
     labels = data.labels
@@ -66,7 +66,8 @@ def write_test(folder: Path, volumes: Sequence[Volume], data: DataFolder, cost: 
         values = labels.to_values(sitk.GetArrayViewFromImage(segmentation))
         write_nifti(folder / "predictions" / f"{volume.subject}.nii.gz", like(segmentation, values))
     per_image = all(is_slice(volume.target.shape) for volume in volumes)
-    return write_scores(folder, rows, labels, {"per_image": per_image, **cost})
+    more = {"per_image": per_image, "slices": data.dataset("test").fingerprints()}
+    return write_scores(folder, rows, labels, more | cost)
 
 
 def score_volume(volume: Volume, geometry: Geometry, labels: Labels, groups: Mapping[str, str]) -> list[dict[str, Any]]:

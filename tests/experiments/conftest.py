@@ -23,9 +23,11 @@ DICE = {
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
-    """Make a run folder: what main.py writes with a seed, what evaluate.py writes without."""
+    """Make a run folder: what main.py writes with a seed, what evaluate.py writes without. Each has data of its own."""
 
-    def make(name: str, rows: list[dict[str, object]], seed: int | None = None, **summary: object) -> Path:
+    def make(
+        name: str, rows: list[dict[str, object]], seed: int | None = None, flags: dict | None = None, **summary: object
+    ) -> Path:
         folder = tmp_path / name
         folder.mkdir(parents=True)
         with (folder / "test.csv").open("w", newline="") as file:
@@ -37,7 +39,8 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
             (folder / "evaluation.json").write_text("{}")
         else:
             cost = {"parameters": 1234567, "epochs": 4, "seconds": 3725.0, "memory_gib": 1.26}
-            (folder / "config.json").write_text(json.dumps(Config.of(seed=seed).to_dict()))
+            config = Config.of(**{"seed": seed, "data": Path(name)} | (flags or {}))
+            (folder / "config.json").write_text(json.dumps(config.to_dict()))
             (folder / "log.csv").write_text("epoch,val_dsc,seconds\n1,0.5,1800\n2,0.75,900\n")
         (folder / "test.json").write_text(json.dumps(cost | summary))
         return folder

@@ -36,6 +36,18 @@ def test_folds_test_each_subject_once(tmp_path, flags, tested):
     assert found == folds(options, tmp_path)
 
 
+def test_two_data_sets_may_share_people_but_not_names(make_data, tmp_path):
+    first = shutil.copytree(make_data(), tmp_path / "first")
+    second = shutil.copytree(first, tmp_path / "second")
+    assert len(folds(Splitting((first, second)), tmp_path / "splits")) == 2
+    with pytest.raises(InputError, match="names a data set twice"):
+        folds(Splitting((first, tmp_path / "second" / ".." / "first")), tmp_path / "splits")
+    image, other = (second / "val" / "Img" / f"Subj_2slice_{k}.png" for k in (1, 2))
+    shutil.copy(other, image)
+    with pytest.raises(InputError, match=r"second: its subject 2 has other slices than that of .*first; give"):
+        folds(Splitting((first, second)), tmp_path / "splits")
+
+
 def test_a_split_of_other_subjects_is_not_mixed_in(make_data, tmp_path):
     """--folds again after a subject was added: the runs of the old folds must not join those of the new ones."""
     data = make_data({"train": ["1", "2"], "val": ["3"], "test": ["4"]})

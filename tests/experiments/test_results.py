@@ -221,6 +221,57 @@ def test_scores_that_are_not_whole_are_refused(make_run, change):
         read_result("a", [make_run("a", rows, 0)])
 
 
+def test_runs_of_other_settings_and_repeated_ones_are_no_row(make_run):
+    """Folds and seeds make a row: other data, split files, seeds, weights to start from, devices."""
+    rows = [scores_of("1", "liver", 0.5)]
+    first = make_run("a", rows, 0)
+    for name, flags in (("b", {"epochs": 7}), ("c", {"lr": 0.1, "flip_probability": 0.0})):
+        with pytest.raises(InputError, match=rf"{name}: was trained otherwise than .*a \(") as caught:
+            read_result("row", [first, make_run(name, rows, 1, flags)])
+        assert all(flag in str(caught.value) for flag in flags)
+    free = {"split_file": Path("s.json"), "init": Path("w.pt"), "device": "cuda:1", "workers": 3, "recompute": True}
+    assert read_result("row", [first, make_run("d", rows, 0, free)]).runs == 2
+    with pytest.raises(InputError, match=r"e: repeats .*a, with its seed"):
+        read_result("row", [first, make_run("e", rows, 0, {"data": Path("a")})])
+    assert read_result("row", [first, make_run("f", rows, 1, {"data": Path("a")})]).seeds == [0, 1]
+    other = [scores_of("2", "liver", 0.5)]
+    assert read_result("row", [first, make_run("g", other, 0, {"data": Path("a")})]).folds == 2
+
+
+def test_people_of_one_name_are_told_apart(make_run):
+    rows = [scores_of(subject, "liver", 0.5) for subject in ("1", "2")]
+    slices = {"a": "y", "b": "y", "c": "z"}
+    runs = [make_run(name, rows, k, slices={"1": "x", "2": slices[name]}) for k, name in enumerate(slices)]
+    unknown = make_run("d", rows, 3)
+    assert read_result("row", [*runs[:2], unknown]).slices == {"1": "x", "2": "y"}
+    with pytest.raises(InputError, match=r"c: its subject 2 has other slices than that of .*a; give different people"):
+        read_result("row", [runs[0], unknown, runs[2]])
+    results = [read_result(str(k), [run]) for k, run in enumerate(runs)]
+    assert "Subjects 2 have other slices in some rows than in others" in Table("t", results).note
+    assert "other slices" not in Table("t", results[:2]).note
+
+
+def test_a_table_says_which_commits_its_runs_are_of(make_run):
+    rows = [scores_of("1", "liver", 0.5)]
+    made_by = [
+        {"commit": letter * 40, "changed since": changed}
+        for letter, changed in (("a", "no"), ("a", "yes"), ("b", "no"))
+    ]
+    runs = [make_run(f"r{k}", rows, k, environment=each) for k, each in enumerate(made_by)]
+    runs += [make_run("scored", rows, environment=made_by[2]), make_run("old", rows, 5)]
+    results = [read_result(run.name, [run]) for run in runs]
+    assert "Commits of the code: aaaaaaaaa, aaaaaaaaa with changes, bbbbbbbbb" in Table("t", results).note
+    assert "Commits" not in Table("t", [results[0], *results[3:]]).note  # evaluate.py's is not that of a training
+
+
+@pytest.mark.parametrize(("key", "value"), [("dsc", 86.27), ("vs", -0.1), ("hd95_worst", -5.0), ("nsd", 1.01)])
+def test_scores_that_no_mask_has_are_a_line(make_run, key, value):
+    folder = make_run("a", [scores_of("1", "liver", 0.5, **{key: value})], 0)
+    with pytest.raises(InputError) as caught:
+        read_result("a", [folder])
+    assert_one_line(caught.value, f"test.csv: {key} cannot be {value}; it was changed")
+
+
 @pytest.mark.parametrize("value", [[], {"liver": "1"}, {"liver": True}])
 def test_damaged_tolerances_are_a_line(make_run, value):
     folder = make_run("a", [scores_of("1", "liver", 0.5)], 0)
