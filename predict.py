@@ -76,7 +76,7 @@ def main(options: Options) -> None:
         for scan in scans_of(source, name, truth, segmenter):
             preparation = segmenter.ensemble.identity.preparation
             expected = None if truth is None else read_truth(truth, scan, segmenter.labels, preparation)
-            output.claim(scan.name, scan.is_picture)
+            output.claim(scan.name, scan.is_picture, scan.files[0])
             if not scan.is_picture:
                 check_viewer_labels(options.out, segmenter.labels)
                 write_viewer_labels(options.out, segmenter.labels)

@@ -332,7 +332,7 @@ def _to_classes(stored: np.ndarray, known: dict[int, int], path: Path, key: str)
     if (classes == UNKNOWN).any():
         value, where = _first_unknown(classes, stored)
         raise InputError(
-            f"{path}: unknown mask value {value} {where}; known are {list(known)}. "
+            f"{path}: unknown value {value} {where}; known are {list(known)}. "
             f"Correct the mask, or list its class, under {key} in dataset.json or with the names that are given"
         )
     return classes.astype(np.uint8)

@@ -356,7 +356,8 @@ def infer_labels(masks: Sequence[MaskValues], root: Path) -> Labels:
     if codes == set(range(count)) and count <= 64:
         return Labels.indexed(("background", *(f"class {k}" for k in range(1, count))), tuple(range(count)))
     shown = sorted(codes)
-    example = json.dumps({"labels": {"background": 0, "NAME": next(code for code in shown if code)}})
+    classes = {f"NAME {k}": code for k, code in enumerate((code for code in shown[:4] if code), 1)}
+    example = json.dumps({"labels": {"background": 0} | classes})
     raise InputError(
         f"{root}: the masks hold the values {some(shown, 12)} ({count} in all{extremes(masks)}), which are neither "
         "CHAOS's 0, 63, 126, 189, 252, nor 0 and 255, nor class indices 0, 1, 2, ...; save all masks with one value "

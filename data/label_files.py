@@ -193,8 +193,9 @@ def read_label_table(path: Path, of_volumes: bool) -> tuple[Labels | None, dict[
         if isinstance(labels, dict) and (_is_theirs(labels) or any(key in content for key in THEIRS)):
             content = content | _our_table(labels)
         elif isinstance(labels, dict) and of_volumes and "values" not in content:
-            by_order = numbered(labels)
-            if labels != by_order and all(code in by_order.values() for code in labels.values()):
+            of_number = {number: name for name, number in numbered(labels).items()}
+            codes = [(name, code) for name, code in labels.items() if type(code) is int]
+            if any(of_number.get(code, name) != name for name, code in codes):
                 raise InputError("labels could be meant by their order or by their numbers; add values to say which")
             content = content | {"values": labels}
         known = "labels" in content or "colors" in content

@@ -14,9 +14,15 @@ from utils import LONGEST_NAME, InputError, note, printable
 
 SPLITS = ("train", "val", "test")
 LONGEST_SUBJECT = LONGEST_NAME - len(".nii.gz")  # as the name of a segmentation
+NO_SIGN = re.compile(r"[^A-Za-z0-9_-]")  # of a subject
 SUBJECT = re.compile(rf"[A-Za-z0-9_-]{{1,{LONGEST_SUBJECT}}}")
 NAME = re.compile(r"Subj_([A-Za-z0-9_-]+)slice_(-?[0-9]+)\.png")
 CHANNEL = re.compile(r"Img_[0-9]+")
+
+
+def as_subject(name: str) -> str:
+    """The name of a file or folder as a subject, in which dashes stand for all signs that a subject cannot have."""
+    return NO_SIGN.sub("-", name)
 
 
 def list_splits(root: Path) -> tuple[dict[str, list[Slice]], list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from data.label_files import (
     read_classes,
     read_label_table,
 )
+from data.listing import as_subject
 from data.png import PICTURES, read_image
 from data.preparation import AXES, acquired_plane, stretch
 from data.sources.dicom import read_series
@@ -158,6 +160,8 @@ class Evaluation:
         sides = ((self.sources.predictions, self.predictions), (self.sources.truth, self.truths))
         if all(list(found.values()) == [source] for source, found in sides):  # one and one, whatever they are called
             self.predictions = dict(zip(self.truths, self.predictions.values(), strict=True))
+        if not self.truths.keys() <= self.predictions.keys():  # prepare.py names its subjects so
+            self.predictions = _as_subjects(self.predictions, self.truths)
         missing = sorted(self.truths.keys() - self.predictions.keys(), key=natural)
         lacking = f"has no segmentation of {len(missing)} of {len(self.truths)} subjects: {some(missing)}"
         if missing and not (self.sources.partial and len(missing) < len(self.truths)):
@@ -259,6 +263,20 @@ def _in_masks(labels: Labels) -> dict[str, int]:
 
 
 # ---------------------------------------------------------------- on one grid
+
+
+def _as_subjects(found: dict[str, Files], subjects: Collection[str]) -> dict[str, Files]:
+    """`found`, with the names of those that are called as one of `subjects` once their names are a subject's.
+
+    Raises InputError where two of them would be one subject.
+    """
+    named: dict[str, Files] = {}
+    for name, files in found.items():
+        subject = name if name in subjects or as_subject(name) not in subjects else as_subject(name)
+        if subject in named:
+            raise InputError(f"two segmentations would be of subject {subject}, one of them called {name}; rename one")
+        named[subject] = files
+    return named
 
 
 def compare(subject: str, prediction: LabelVolume, truth: LabelVolume) -> Compared:

@@ -27,6 +27,8 @@ class OutputFolder:
         self.done: set[str] = set()
         self.owner: dict[str, str] = {}
         """File -> scan of the results that lie here."""
+        self.sources = {row["scan"]: Path(row["file"]) for row in self._rows("volumes.csv") if row.get("file")}
+        """Scan -> its file or folder when it was segmented."""
         names = {row["scan"] for row in self._rows("volumes.csv")}
         for kind in (*OPTIONAL, "overlay", "segmentation"):  # a scan may be called x_probabilities
             for name in names:
@@ -34,11 +36,20 @@ class OutputFolder:
                 if (folder / file).exists():
                     self.owner[file] = name
 
-    def claim(self, name: str, is_picture: bool) -> None:
-        """Take the names of a scan's results. Raises InputError where one is another scan's, or too long."""
+    def claim(self, name: str, is_picture: bool, source: Path | None = None) -> None:
+        """Take the names of a scan's results. Raises InputError where one is another scan's, or too long.
+
+        Another scan is one of another `source`, if that of the earlier results is still there.
+        """
         if name in self.done:
             raise InputError(f"a second scan called {name}; segment it into another --out")
         self.done.add(name)
+        before = self.sources.get(name)
+        if source and before and before.exists() and not before.samefile(source):
+            raise InputError(
+                f"{self.folder}: has the results of {before}, which are called {name}, too; segment {source} into "
+                "another --out, or name all scans in one call, where their folders tell them apart"
+            )
         other = file_of("segmentation", name, not is_picture)
         if other in self.owner:
             raise InputError(f"{self.folder / other}: is of a scan or picture of the same name; choose another --out")

@@ -141,10 +141,12 @@ def write_probabilities(out: Path, segmentation: Segmentation) -> None:
 
 
 def measure(segmentation: Segmentation) -> list[dict[str, Any]]:
-    """A row for each class: its voxels, and where the spacing is known its ml."""
-    ml = segmentation.ml
+    """A row for each class: its voxels, where the spacing is known its ml, and the file or folder of the scan."""
+    ml, scan = segmentation.ml, segmentation.scan
     rows = []
     for name, count in segmentation.voxels.items():
-        row = {"scan": segmentation.scan.name, "class": name, "voxels": count}
-        rows.append(row if ml is None else row | {"ml": round(ml[name], 3)})
+        row = {"scan": scan.name, "class": name, "voxels": count}
+        if ml is not None:
+            row["ml"] = round(ml[name], 3)
+        rows.append(row | {"file": str(scan.files[0].absolute())} if scan.files else row)
     return rows

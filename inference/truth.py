@@ -116,7 +116,10 @@ def read_masks(folder: Path, scan: Scan, labels: Labels, preparation: Preparatio
     subjects = list_images(folder)
     if scan.name not in subjects:
         others = some(list(subjects))
-        raise InputError(f"{folder}: has no masks of subject {scan.name} but of {others}; must be those of the scan")
+        raise InputError(
+            f"{folder}: has no masks of subject {scan.name} but of {others}; call the scan's file as its subject, or "
+            "give its label volume"
+        )
     masks = {number: paths[0] for number, paths in subjects[scan.name]}
     for number in sorted({*masks, *scan.numbers}):
         if number not in masks:

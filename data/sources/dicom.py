@@ -33,6 +33,7 @@ from data.sources.dicom_file import (
     read_file,
     read_pixels,
     rounding,
+    study_of,
 )
 from utils import LEFTOVER, InputError, locked, make_folder, printable, some
 
@@ -139,11 +140,14 @@ def _check_replaceable(folder: Path, series: Series) -> None:
     if not folder.is_dir():
         raise InputError(f"{folder}: is a file; move it, or choose another folder")
     sources = {path.resolve() for path in series.files}
+    studies = {study_of(path) for path in series.files}
     for path in folder.iterdir():
         if path.resolve() in sources:
             raise InputError(f"{path}: is a slice of the scan, which results never replace; choose another folder")
         if not path.name.startswith(".") and not _is_segmentation(path):
             raise InputError(f"{path}: is no segmentation of a slice, and would be lost with its folder; move it")
+        if not path.name.startswith(".") and study_of(path) not in studies:
+            raise InputError(f"{path}: is a segmentation of another study, and would be lost; choose another folder")
 
 
 def _is_segmentation(path: Path) -> bool:

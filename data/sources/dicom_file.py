@@ -112,6 +112,13 @@ def has_pixels(path: Path, header: pydicom.FileDataset) -> bool:
     return "Image Storage" in kind.name or not known
 
 
+def study_of(path: Path) -> str:
+    """The unique identifier of the study that a file belongs to; an empty text where it names none."""
+    header = read_file(path)
+    with explain(path):
+        return str(header.get("StudyInstanceUID") or "").strip()
+
+
 def rounding(spacing: float) -> float:
     """How far, in mm, rounding may have moved what lies at multiples of a spacing; beyond, it lies elsewhere."""
     return min(max(ROUNDED, 0.1 * spacing), 0.4 * spacing)

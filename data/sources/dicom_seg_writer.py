@@ -15,7 +15,7 @@ from pydicom.sr.coding import Code
 from data.colors import class_colors
 from data.geometry import LONGEST
 from data.sources.dicom import DESCRIPTION, Series
-from data.sources.dicom_file import explain, numbers, read_file
+from data.sources.dicom_file import explain, is_dicom, numbers, read_file, study_of
 from utils import InputError, atomic_path, printable
 
 PROGRAM = "Multi-scale self-guided attention"
@@ -88,7 +88,8 @@ def write_segmentation(
     """Write class indices on the grid of `series` as a binary segmentation that refers to the slices of the series.
 
     Segment k is class k, called names[k], whether it is anywhere or not. Frames without a voxel
-    are left out. Raises InputError for slices that cannot be read, or that have not what a reference needs.
+    are left out. Raises InputError for slices that cannot be read, or that have not what a reference needs, and where
+    `path` holds anything but a DICOM file of the same study.
     """
     from highdicom.seg import Segmentation
     from highdicom.version import __version__
@@ -117,6 +118,8 @@ def write_segmentation(
             specific_character_set=UTF_8,
         )
         _copy_patient(written, series.files[0])
+    if path.exists() and not (is_dicom(path) and study_of(path) == written.StudyInstanceUID):
+        raise InputError(f"{path}: is no segmentation of this study, and would be lost; choose another folder")
     with atomic_path(path) as temporary:
         written.save_as(temporary, enforce_file_format=True)
 

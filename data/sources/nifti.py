@@ -17,6 +17,7 @@ import SimpleITK as sitk
 from data.channels import pattern_names
 from data.dataset import natural
 from data.description import IGNORE
+from data.listing import as_subject
 from data.sources import Case, read_each
 from data.sources.dicom import read_series
 from data.sources.dicom_seg import check_frame, extended, read_named, segment_names, segmentation_in
@@ -245,7 +246,7 @@ def find_msd(folder: Path) -> VolumeFiles:
         )
     files: dict[str, tuple[list[Path], Path]] = {}
     for label in numbers:
-        subject = re.sub(r"[^A-Za-z0-9_-]", "-", _stem(label))
+        subject = as_subject(_stem(label))
         if subject in files:
             raise InputError(f"{label}: would be subject {subject}, as is {files[subject][1]}; rename one of the two")
         images = [_either(folder / "imagesTr" / f"{_stem(label)}.nii.gz")]

@@ -14,6 +14,7 @@ from data.channels import pattern_names
 from data.dataset import natural
 from data.description import IGNORE, Labels, read_description
 from data.folder import infer_labels
+from data.listing import as_subject
 from data.masks import MaskValues, check_background, check_colors, extremes
 from data.png import PICTURES, is_turned, read_mask, read_pixels
 from data.sources import PictureCase, read_each
@@ -206,7 +207,7 @@ def _find(folder: Path, pattern: str, without: set[Path] = frozenset()) -> dict[
         hidden = any(part.startswith(".") for part in name.parts)
         if match is None or path in without or hidden or not path.is_file():
             continue
-        key = (re.sub(r"[^A-Za-z0-9_-]", "-", match["subject"]), int(match.groupdict().get("slice") or 1))
+        key = (as_subject(match["subject"]), int(match.groupdict().get("slice") or 1))
         if key in found:
             raise InputError(
                 f"{path}: would be subject {key[0]}, slice {key[1]}, as is {found[key]}; rename one of the two"

@@ -97,6 +97,7 @@ def write_dicom(
         "0008|0005": charset,
         "0010|0010": "X",
         "0018|0050": "9.9",
+        "0020|000d": "1.2",
         "0020|000e": series,
         "0020|0032": "\\".join(f"{x:.6g}" for x in position),
         "0020|0037": "\\".join(f"{x:.8g}" for x in np.asarray(direction)[:, :2].T.ravel()),

@@ -92,6 +92,7 @@ def test_the_predictions_of_a_run_get_its_scores(trained, tmp_path, tiny):
     ours, theirs = (read_json(folder / "test.json") for folder in (tmp_path / "run", run))
     cost = ("parameters", "epochs", "seconds", "memory_gib", "best_epoch")
     assert all(ours.pop(key) is None and theirs.pop(key) is not None for key in cost)
+    assert list(theirs.pop("slices")) == [row["subject"] for row in read_csv(run / "test.csv")[:1]]
     for summary in (ours, theirs):
         summary.pop("environment")
     assert ours == theirs
@@ -399,7 +400,7 @@ TABLES = {
         "labels": {"background": 0, "liver": 9, "spleen": 7},
         "values": {"background": 0, "liver": 1, "spleen": 4},
     },
-    "ours, of volumes": {"labels": {"background": 0, "spleen": 4, "liver": 1}},
+    "ours, of volumes": {"labels": {"background": 0, "liver": 1, "spleen": 4}},
     "nnU-Net": {"labels": {"spleen": 4, "background": 0, "liver": 1}, "channel_names": {"0": "CT"}},
     "Decathlon": {"labels": {"0": "Background", "1": "liver", "4": "spleen"}},
     "regions": {"labels": {"background": 0, "both": [1, 4], "liver": 1, "spleen": [4]}, "regions_class_order": [1, 4]},
@@ -477,11 +478,24 @@ def test_options_that_cannot_work(pair, options, part):
     refused(part, **pair, **options)
 
 
-def test_labels_whose_order_is_not_that_of_their_numbers_need_values(pair):
+@pytest.mark.parametrize("labels", [{"spleen": 2, "liver": 1}, {"a": 2, "b": 3}, {"spleen": 4, "liver": 1}])
+def test_labels_whose_order_is_not_that_of_their_numbers_need_values(pair, labels):
     """Without values, main.py numbers classes by their order, and other programs mean the numbers."""
-    content = {"labels": {"background": 0, "spleen": 2, "liver": 1}}
+    content = {"labels": {"background": 0} | labels}
     (pair["truth"] / "dataset.json").write_text(json.dumps(content))
     refused("dataset.json: labels could be meant", **pair)
+
+
+def test_names_are_matched_as_prepare_writes_them(pair):
+    """A subject has letters, digits, dashes and underscores; predict.py calls segmentations as scans are."""
+    expected = score(**pair, **NAMED)
+    for side, names in (("truth", {"a": "pat-1-v2", "b": "b"}), ("predictions", {"a": "pat 1.v2", "b": "b"})):
+        for name, new in names.items():
+            (pair[side] / f"{name}.nii.gz").rename(pair[side] / f"{new}.nii.gz")
+    rows = score(**pair | {"out": pair["out"].with_name("again")}, **NAMED)
+    assert sorted(row["dsc"] for row in rows) == sorted(row["dsc"] for row in expected)
+    shutil.copy(pair["predictions"] / "b.nii.gz", pair["predictions"] / "pat.1 v2.nii.gz")
+    refused("two segmentations would be of subject pat-1-v2", **pair | {"out": pair["out"].with_name("two")}, **NAMED)
 
 
 def test_groups_are_those_of_the_table(pair):

@@ -58,6 +58,24 @@ def test_tables_keep_the_rows_of_what_lies_there(trained, tmp_path):
     assert len(read_csv(out / "volumes.csv")) == 2 * 3
 
 
+def test_scans_of_one_name_in_two_calls_do_not_replace_each_other(trained, tmp_path):
+    """As in a loop over patients, whose scans are all called T1; one that was moved may be segmented again."""
+    first, second = (copied(trained, tmp_path / patient, "T1")[0] for patient in ("p1", "p2"))
+    out = tmp_path / "out"
+    run(trained.checkpoint, first, out=out)
+    kept = {path: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(InputError) as caught:
+        run(trained.checkpoint, second, out=out)
+    assert_one_line(caught.value, str(first), str(second), "called T1, too", "another --out")
+    assert {path: path.read_bytes() for path in out.iterdir()} == kept
+    second.unlink()
+    second.symlink_to(first)
+    run(trained.checkpoint, second, out=out)  # the same file
+    moved = shutil.move(first, tmp_path / "T1.nii.gz")
+    run(trained.checkpoint, moved, out=out)
+    assert {row["file"] for row in read_csv(out / "volumes.csv")} == {str(moved)}
+
+
 def test_processes_that_write_at_one_time_lose_no_rows(tmp_path):
     script = (
         "import sys; from pathlib import Path; from inference.output import OutputFolder\n"

@@ -311,11 +311,11 @@ def test_flips_exchange_mirrored_classes_back_along_the_axis_of_each_scan(traine
     assert used == [(-1, [0, 3, 2, 1])] * 2
     subjects = json.loads((trained.data / "dataset.json").read_text())["subjects"]
     subjects["s3"]["direction"] = [0, 1, 0, 1, 0, 0, 0, 0, 1]
-    run(checkpoint, described(trained, tmp_path / "turned", subjects=subjects), out=tmp_path / "out", tta=True)
+    run(checkpoint, described(trained, tmp_path / "turned", subjects=subjects), out=tmp_path / "out2", tta=True)
     assert used[2:] == [(-2, [0, 3, 2, 1])]
     del subjects["s3"]["direction"]
     with pytest.raises(InputError) as caught:
-        run(checkpoint, described(trained, tmp_path / "unknown", subjects=subjects), out=tmp_path / "out", tta=True)
+        run(checkpoint, described(trained, tmp_path / "unknown", subjects=subjects), out=tmp_path / "out3", tta=True)
     assert_one_line(caught.value, "--tta: s3: it is not known which axis", f"{names[1]} and {names[3]}; give", "--tta")
     with pytest.raises(InputError, match="was trained on other data than"):
         run(f"{checkpoint},{trained.checkpoint}", trained.test_scan, out=tmp_path / "out", tta=True)
@@ -335,13 +335,13 @@ def test_a_truth_with_an_unknown_value_says_where(trained, tmp_path):
     label = sitk.ReadImage(trained.test_label)
     label[1, 3, 2] = 99
     sitk.WriteImage(label, tmp_path / "truth.nii.gz")
-    with pytest.raises(InputError, match=r"unknown mask value 99 at slice 2, row 3, column 1 \(1 pixels\)"):
+    with pytest.raises(InputError, match=r"unknown value 99 at slice 2, row 3, column 1 \(1 pixels\)"):
         run(trained.checkpoint, trained.test_scan, out=tmp_path / "out", truth=(tmp_path / "truth.nii.gz",))
     assert not any((tmp_path / "out").glob("*.nii.gz"))  # before the network segments
 
 
 def test_masks_of_another_subject_are_refused(trained, tmp_path):
-    with pytest.raises(InputError, match=r"val.GT: has no masks of subject s3 but of s\d; must be those of the scan"):
+    with pytest.raises(InputError, match=r"val.GT: has no masks of subject s3 but of s\d; call the scan's file"):
         run(trained.checkpoint, trained.data / "test", out=tmp_path / "out", truth=(trained.data / "val",))
 
 

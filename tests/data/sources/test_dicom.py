@@ -161,6 +161,20 @@ def test_a_written_series_replaces_nothing_else(tmp_path, there):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
 
 
+def test_a_written_series_replaces_none_of_another_study(tmp_path):
+    pixels = np.zeros((3, 6, 8), np.uint16)
+    for patient in "ab":
+        save_series(tmp_path / patient, pixels, StudyInstanceUID=f"1.2.{ord(patient)}")
+    first, second = (read_series(tmp_path / patient) for patient in "ab")
+    label = like(first.image, np.ones((3, 6, 8), np.uint8))
+    write_series(tmp_path / "out", label, first)
+    kept = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(InputError, match=r"is a segmentation of another study, and would be lost; choose another"):
+        write_series(tmp_path / "out", label, second)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == kept
+    write_series(tmp_path / "out", label, first)
+
+
 def test_a_segmentation_shares_the_text_of_patient_study_and_place(tmp_path):
     """What is there is copied to the letter, also from a file without preamble, in explicit VR."""
     shared = {"PatientName": "A^B", "PatientID": "7", "StudyInstanceUID": "1.2.9", "FrameOfReferenceUID": "1.2.7"}

@@ -146,6 +146,19 @@ def test_slices_at_rounded_positions_keep_their_place(tmp_path, angles, gap, dec
     np.testing.assert_array_equal(sitk.GetArrayFromImage(ours), array)
 
 
+def test_it_replaces_none_of_another_study(tmp_path):
+    for patient in "ab":
+        save_series(tmp_path / patient, PIXELS, StudyInstanceUID=f"1.2.{ord(patient)}")
+    write(tmp_path / "x.dcm", classes_in(2), tmp_path / "a")
+    kept = (tmp_path / "x.dcm").read_bytes()
+    with pytest.raises(InputError) as caught:
+        write(tmp_path / "x.dcm", classes_in(2), tmp_path / "b")
+    assert_one_line(caught.value, "x.dcm: is no segmentation of this study", "choose another folder")
+    assert (tmp_path / "x.dcm").read_bytes() == kept
+    write(tmp_path / "x.dcm", classes_in(1), tmp_path / "a")
+    assert (tmp_path / "x.dcm").read_bytes() != kept
+
+
 def test_it_belongs_to_the_study_of_its_source(tmp_path):
     details = {"PatientName": "Müller^J", "PatientID": "7", "StudyDate": "20200101", "StudyID": "S", "PatientSex": "F"}
     files = save_series(tmp_path / "series", PIXELS, SpecificCharacterSet="ISO_IR 100", **details)
