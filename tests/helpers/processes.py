@@ -87,6 +87,7 @@ def signaled(arguments: Sequence[str], iteration: int, number: int, rank: str = 
         for pid in (*map(int, children), own):
             os.kill(pid, number)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let their background jobs ignore it
     _at_iteration(iteration, send)
     command(arguments)
 

@@ -159,7 +159,7 @@ def elsewhere(tmp_path, monkeypatch) -> Path:
         (f"{HERE}:NoModule", "has no class NoModule derived from torch.nn.Module"),
         (f"{HERE}:in_folder", "has no class in_folder derived from torch.nn.Module"),
         (f"{HERE}:Wrong", "Wrong(classes=3) fails: TypeError: Wrong.__init__() missing 1 required"),
-        (f"{HERE}:Ours(depth=3)", "Ours(channels=1, classes=3, depth=3) fails: TypeError: Ours.__init__() got"),
+        (f"{HERE}:Ours(depth=3)", "Ours does not take these arguments: got an unexpected keyword argument 'depth'"),
         (f"{HERE}:Logits(width=-1)", "Logits(channels=1, classes=3, width=-1) fails: RuntimeError: "),
     ],
 )  # fmt: skip

@@ -40,6 +40,8 @@ def test_the_command_writes_the_same_page_again(kind, request, tiny, tmp_path, c
 
 def test_several_folders_or_rows_make_one_page_that_compares_them(run, tmp_path):
     other = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("*.pt"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"seed": config["seed"] + 1}))
     for rows, names in (((f"{run},{other}",), ["run"]), ((f"A, B={run}", f"x={other}"), ["A, B", "x"])):
         report.main(report.Options(rows, out=tmp_path / "page", device="cpu"))
         page = held(tmp_path / "page" / "report.html")

@@ -79,7 +79,15 @@ def test_a_signal_outside_of_training_ends_at_once():
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_second_interrupt_does_not_wait(capfd):
+@pytest.fixture
+def heeded():
+    """SIGINT, which shells let their background jobs ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_interrupt_does_not_wait(heeded, capfd):
     """The two that torchrun and the terminal send at one moment count once."""
     with pytest.raises(SystemExit) as ending, StopSignal() as stop:
         stop.defer = True
@@ -109,7 +117,7 @@ def test_an_ignored_interrupt_stays_ignored():
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGUSR1, REQUEUE), (signal.SIGTERM, REQUEUE), (signal.SIGINT, INTERRUPTED)]
 )
-def test_a_signal_while_the_program_loads(data, tmp_path, number, code):
+def test_a_signal_while_the_program_loads(heeded, data, tmp_path, number, code):
     """It is requeued, although PyTorch is not there yet."""
     with subprocess.Popen(
         [sys.executable, "main.py", *arguments(data, tmp_path / "run")], cwd=ROOT, stderr=subprocess.PIPE, text=True
