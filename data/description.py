@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import reprlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data.geometry import LONGEST, Geometry
+from data.geometry import CHECKS, LONGEST, Geometry
 from data.png import NO_COLOR, RGB, Mask, pack_colors, unpack_color
 from data.preparation import Preparation
 from utils import IGNORED, InputError, errors_begin, read_json, some
@@ -18,6 +20,12 @@ MAX_CLASSES = IGNORED  # class indices are uint8
 UNKNOWN = 256  # no class index
 MIRROR_AXES = {"horizontal": -1, "vertical": -2}  # which axis of slices (H, W) runs from left to right
 IGNORE = "ignore"  # in the tables of dataset.json, as nnU-Net has it: what marks pixels that nobody annotated
+
+KEYS = (
+    "labels", "colors", "values", "regions", "tolerances", "mirror", "mirror_axis", "groups", "subjects", "preparation",
+    "channels",
+)  # fmt: skip
+KEYS_OF_SUBJECT = (*CHECKS, "lost")
 
 
 @dataclass(frozen=True)
@@ -178,6 +186,7 @@ def read_description(path: Path) -> Description:
         if key in content and "labels" not in content and "colors" not in content:
             raise InputError(f"{path}: {key} needs classes; list all classes with their values under labels, too")
     with errors_begin(path):
+        _check_spelling(content, KEYS)
         labels = Labels.from_dict(content) if "labels" in content or "colors" in content else None
         groups = parse_groups(content.get("groups", {}))
     preparation = content.get("preparation")
@@ -229,8 +238,17 @@ def _read_geometry(subjects: Any, path: Path) -> dict[str, Geometry]:
     geometry = {}
     for subject, entry in subjects.items():
         with errors_begin(f"{path}: subject {subject}", "; correct it"):
+            _check_spelling(entry, KEYS_OF_SUBJECT)
             geometry[subject] = Geometry.from_dict(entry)
     return geometry
+
+
+def _check_spelling(content: dict[str, Any], known: tuple[str, ...]) -> None:
+    """Raises InputError for a key that is spelled nearly as a known one that is missing: it would count for nothing."""
+    for key in content.keys() - {*known}:
+        close = difflib.get_close_matches(key.lower(), known, 1, cutoff=0.8)
+        if close and close[0] not in content:
+            raise InputError(f"has the key {reprlib.repr(key)}, which means nothing; correct it to {close[0]}, or rename it")
 
 
 def _check_classes(labels: Any, key: str, where: str) -> None:

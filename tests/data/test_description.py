@@ -188,3 +188,31 @@ def test_dataset_json_that_is_no_file(tmp_path, case):
     with pytest.raises(InputError) as caught:
         open_data(tmp_path)
     assert_clear(caught.value, str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"label": {"background": 0, "liver": 63}}, "has the key 'label', which means nothing; correct it to labels"),
+        ({"Labels": {"background": 0, "liver": 63}}, "correct it to labels"),
+        ({"colours": {"background": [0, 0, 0], "liver": [9, 0, 0]}}, "correct it to colors"),
+        ({"group": {"1": "a"}}, "correct it to groups"),
+        ({"subjects": {"1": {"spacings": [1, 1, 3]}}}, "subject 1: has the key 'spacings', which means nothing; correct it"),
+        ({"subjects": {"1": {"Spacing": [1, 1, 3]}}}, "correct it to spacing"),
+    ],
+)
+def test_misspelled_keys_do_not_count_for_nothing(tmp_path, content, said):
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(InputError) as caught:
+        read_description(tmp_path / "dataset.json")
+    assert_clear(caught.value, "dataset.json: ", said)
+
+
+def test_keys_of_other_programs_are_left_out(tmp_path):
+    """Those of the Decathlon and nnU-Net, and a word beside the right one."""
+    theirs = dict.fromkeys(
+        ("name", "description", "reference", "licence", "license", "release", "modality", "tensorImageSize", "test",
+         "numTraining", "numTest", "training", "channel_names", "file_ending", "overwrite_image_reader_writer")
+    )  # fmt: skip
+    (tmp_path / "dataset.json").write_text(json.dumps(theirs | {"group": 1, "groups": {"1": "a"}}))
+    assert read_description(tmp_path / "dataset.json").groups == {"1": "a"}
