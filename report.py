@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tyro
 
-from experiments.results import parse_rows, refuse_run
+from experiments.given_rows import parse_rows, refuse_run
 from reporting.comparison import write_comparison
 from reporting.paper import write_figures
 from reporting.run_page import write_page

@@ -23,8 +23,9 @@ from config import GROUP_OF, parse_config
 from data.folder import Identity
 from experiments.folds import Fold, Splitting, folds
 from experiments.formats import latex, markdown, parameters_latex, parameters_markdown, parameters_table, plain
+from experiments.given_rows import parse_rows, refuse_run
 from experiments.launching import Run, check, run_all, submit_all
-from experiments.results import merged_groups, parse_rows, read_result, refuse_run
+from experiments.results import merged_groups, read_result
 from experiments.rows import OF_ROWS, OF_RUNS, ROWS, field_of, own_rows, slug
 from experiments.tables import PAPER, Table
 from models import build_model, check_network, count_parameters, own_class

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import reprlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -237,8 +236,9 @@ def _read_geometry(subjects: Any, path: Path) -> dict[str, Geometry]:
         raise InputError(f'{path}: subjects must be an object such as {{"1": {{"spacing": [1.5, 1.5, 8.0]}}}}')
     geometry = {}
     for subject, entry in subjects.items():
-        with errors_begin(f"{path}: subject {subject}", "; correct it"):
+        with errors_begin(f"{path}: subject {subject}"):
             _check_spelling(entry, KEYS_OF_SUBJECT)
+        with errors_begin(f"{path}: subject {subject}", "; correct it"):
             geometry[subject] = Geometry.from_dict(entry)
     return geometry
 
@@ -248,7 +248,7 @@ def _check_spelling(content: dict[str, Any], known: tuple[str, ...]) -> None:
     for key in content.keys() - {*known}:
         close = difflib.get_close_matches(key.lower(), known, 1, cutoff=0.8)
         if close and close[0] not in content:
-            raise InputError(f"has the key {reprlib.repr(key)}, which means nothing; correct it to {close[0]}, or rename it")
+            raise InputError(f"has the key {key!r}, which means nothing; correct it to {close[0]}, or rename it")
 
 
 def _check_classes(labels: Any, key: str, where: str) -> None:

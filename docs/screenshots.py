@@ -16,7 +16,7 @@ from pathlib import Path
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from experiments.results import parse_rows
+from experiments.given_rows import parse_rows
 from reporting.comparison import write_comparison
 from utils import atomic_path
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from config import read_run
-from experiments.results import Column, Result, Row, read_result
+from experiments.given_rows import Row
+from experiments.results import Column, Result, read_result
 from experiments.tables import Table
 from reporting.figures import Curve, mean_curve
 from reporting.run_page import fill

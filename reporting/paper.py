@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from data.volumes import Volume
-from experiments.results import MEAN, Row
+from experiments.given_rows import Row
+from experiments.results import MEAN
 from metrics import METRICS
 from reporting import figures
 from reporting.comparison import read_rows

@@ -197,7 +197,10 @@ def test_dataset_json_that_is_no_file(tmp_path, case):
         ({"Labels": {"background": 0, "liver": 63}}, "correct it to labels"),
         ({"colours": {"background": [0, 0, 0], "liver": [9, 0, 0]}}, "correct it to colors"),
         ({"group": {"1": "a"}}, "correct it to groups"),
-        ({"subjects": {"1": {"spacings": [1, 1, 3]}}}, "subject 1: has the key 'spacings', which means nothing; correct it"),
+        (
+            {"subjects": {"1": {"spacings": [1, 1, 3]}}},
+            "subject 1: has the key 'spacings', which",
+        ),
         ({"subjects": {"1": {"Spacing": [1, 1, 3]}}}, "correct it to spacing"),
     ],
 )

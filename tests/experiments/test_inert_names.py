@@ -18,7 +18,8 @@ import report
 import reproduce
 from experiments import statistics
 from experiments.formats import latex, markdown, plain
-from experiments.results import MEAN, parse_rows, read_result
+from experiments.given_rows import parse_rows
+from experiments.results import MEAN, read_result
 from experiments.tables import Table
 from metrics import METRICS, summarize
 from reporting.comparison import write_comparison

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.results import MEAN, parse_rows, read_result
+from experiments.given_rows import parse_rows
+from experiments.results import MEAN, read_result
 from experiments.tables import Table
 from tests.helpers.errors import assert_one_line
 from tests.helpers.results import scores_of

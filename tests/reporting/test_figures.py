@@ -23,7 +23,8 @@ from data.dataset import Slice, SliceDataset
 from data.description import Labels
 from data.geometry import Geometry
 from data.volumes import Volume
-from experiments.results import MEAN, Row
+from experiments.given_rows import Row
+from experiments.results import MEAN
 from inference.evaluation import Sources
 from metrics import METRICS
 from reporting import figures, paper

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.results import parse_rows
+from experiments.given_rows import parse_rows
 from metrics import dice
 from reporting.comparison import write_comparison
 from reporting.run_page import write_page
