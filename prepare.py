@@ -28,7 +28,7 @@ from data.sources.pictures import find_pictures
 from data.splits import PAPER_SEED, PROTOCOLS, Split, fold_splits, random_splits, read_groups, read_split, split_counts
 from data.writer import Plan, describe, write_data
 from reporting.figures import save_contact_sheet
-from utils import InputError, OptionError, errors_begin, harmless, printable, some, user_errors, write_json
+from utils import InputError, OptionError, counted, errors_begin, harmless, printable, some, user_errors, write_json
 
 CHAOS_LICENCE = "CC BY-NC-SA 4.0; Kavur et al., CHAOS, doi 10.5281/zenodo.3431873"
 
@@ -121,7 +121,8 @@ class Options(ABC):
             named = {subject for subjects in split.values() for subject in subjects}
             left_out = [subject for subject in source.subjects() if subject not in named]
             if left_out:
-                print(printable(f"note: {self.split_file}: leaves out {len(left_out)} subjects: {some(left_out)}"))
+                number = counted(len(left_out), "subject")
+                print(printable(f"note: {self.split_file}: leaves out {number}: {some(left_out)}"))
             return split, []
         splits = self._all_splits(source, groups)
         if not 1 <= self.fold <= len(splits):

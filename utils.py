@@ -450,6 +450,11 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after[name])
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 subject", "2 subjects"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def some(values: Sequence[object], most: int = 8) -> str:
     """The first values in words, separated by commas, and how many more there are."""
     more = f" and {len(values) - most} more" if len(values) > most else ""

@@ -25,7 +25,7 @@ from data.notes import Look, class_notes, copy_notes, image_notes, lost_notes, n
 from data.png import read_mask, read_pair
 from data.preparation import Preparation, lie_of
 from data.volumes import MAX_SPAN
-from utils import IGNORED, InputError, errors_begin, some
+from utils import IGNORED, InputError, counted, errors_begin, some
 
 CHAOS_LABELS = {"background": 0, "liver": 63, "right kidney": 126, "left kidney": 189, "spleen": 252}
 
@@ -171,7 +171,7 @@ def open_data(root: Path, subjects: dict[str, list[str]] | None = None, whole_gr
     if subjects:
         found, left_out = _split_anew(found, subjects, root)
         if left_out:
-            notes.append(f"{root}: the split leaves out {len(left_out)} subjects: {', '.join(left_out)}")
+            notes.append(f"{root}: the split leaves out {counted(len(left_out), 'subject')}: {', '.join(left_out)}")
     if whole_groups:
         with errors_begin(root / "dataset.json"):
             check_groups({split: [item.subject for item in items] for split, items in found.items()}, described.groups)

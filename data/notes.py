@@ -13,7 +13,7 @@ from data.dataset import Slice, natural
 from data.geometry import Geometry
 from data.png import bit_depth
 from data.preparation import lie_of
-from utils import some
+from utils import counted, some
 
 OBLIQUE = 15  # degrees between an axis of slices and the body's
 
@@ -115,7 +115,7 @@ def copy_notes(splits: Mapping[str, Sequence[Slice]], images: Mapping[Slice, Loo
             if images[item].pixels and own != split:
                 copies.setdefault((own, split), []).append((other, item))
     return [
-        f"{len(pairs)} images of {split} are in {own}, too, such as {pairs[0][1].images[0]} and "
+        f"{own} has {counted(len(pairs), 'image')} of {split}, too, pixel by pixel, such as {pairs[0][1].images[0]} as "
         f"{pairs[0][0].images[0]}; keep copies in one split, or scores in {split} are too high"
         for (own, split), pairs in copies.items()
     ]
@@ -132,9 +132,8 @@ def image_notes(images: Mapping[Slice, Look]) -> list[str]:
         )
     masks = [item for item, image in images.items() if image.is_mask]
     if masks:
-        notes.append(
-            f"{len(masks)} images are their own masks, such as {masks[0].images[0]}; replace them by the images"
-        )
+        place = f"{counted(len(masks), 'image')}, such as {masks[0].images[0]}"
+        notes.append(f"masks lie in the place of {place}; export the images themselves")
     if all(image.is_grey for image in images.values()):
         notes.append("the images are RGB with three equal channels; saved as grey, they train a network of one channel")
     for k in range(min(len(image.depths) for image in images.values())):

@@ -7,13 +7,14 @@ import textwrap
 from typing import Any
 
 from metrics import SHOWN_WORST_CASE, Metric, mean_title, parts_of, shown_metrics
-from utils import aligned_columns
+from utils import aligned_columns, counted
 
 
 def format_heading(summary: dict[str, Any]) -> str:
     """What the numbers of `format_table` are."""
-    units = "images" if summary["per_image"] else "subjects in 3D"
-    return f"{summary['subjects']} {units}, mean ± std"
+    number = summary["subjects"]
+    units = counted(number, "image") if summary["per_image"] else f"{counted(number, 'subject')} in 3D"
+    return f"{units}, mean ± std"
 
 
 def format_table(summary: dict[str, Any], width: int = 80) -> str:

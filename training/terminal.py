@@ -13,7 +13,7 @@ from training.device import Machine, device_name
 from training.distributed import world_size
 from training.memory import MemoryBudget
 from training.run import Progress, Run
-from utils import duration
+from utils import counted, duration
 
 
 def introduce(run: Run, data: DataFolder, machine: Machine, budget: MemoryBudget) -> None:
@@ -63,13 +63,13 @@ def notes_on_weights(run: Run) -> list[str]:
 
 def describe_data(data: DataFolder) -> dict[str, str]:
     """Rows of the summary: slices, splits, classes."""
-    channels = "1 channel" if data.channels == 1 else f"{data.channels} channels"
+    channels = counted(data.channels, "channel")
     if data.channel_names:
         channels += f" ({', '.join(data.channel_names)})"
     splits = []
     for name, slices in data.splits.items():
         subjects = {item.subject for item in slices}
-        splits.append(f"{name} {len(subjects)} subjects, {len(slices)} slices")
+        splits.append(f"{name} {counted(len(subjects), 'subject')}, {counted(len(slices), 'slice')}")
     return {
         "data": f"{channels}, slices of up to {data.size[1]} x {data.size[0]} pixels",
         "": "; ".join(splits),

@@ -22,7 +22,7 @@ from data.sources import Case, read_each
 from data.sources.dicom import read_series
 from data.sources.dicom_seg import check_frame, extended, read_named, segment_names, segmentation_in
 from data.volume_files import aligned, read_file, read_label
-from utils import InputError, note, read_json, some
+from utils import InputError, counted, note, read_json, some
 
 BRATS_CHANNELS = ("flair", "t1", "t1ce", "t2")  # the order of the Decathlon's Task01
 BRATS_CLASSES = {0: "background", 1: "necrotic and non-enhancing", 2: "edema", 4: "enhancing"}
@@ -337,7 +337,7 @@ def _note_spare(folder: Path, images: Iterable[Path], files: Mapping[str, tuple[
     known = {path for images, label in files.values() for path in (*images, label)}
     spare = [path.relative_to(folder).as_posix() for path in images if path not in known]
     if spare:
-        note(folder, f"{len(spare)} images have no label and are left out: {some(spare)}")
+        note(folder, f"{counted(len(spare), 'image')} without a label, left out: {some(spare)}")
 
 
 def _found(

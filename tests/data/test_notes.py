@@ -118,14 +118,14 @@ def test_copies_of_images_in_another_split(make_data):
     for path in root.glob("*/Img/*slice_3.png"):
         save_png(path, np.zeros((40, 48), np.uint8))
     (note,) = open_data(root).notes
-    assert note.startswith(f"1 images of test are in train, too, such as {test} and {train}")
+    assert note.startswith(f"train has 1 image of test, too, pixel by pixel, such as {test} as {train}")
     pixels = np.asarray(Image.open(train)).copy()
     pixels[-1, -1] ^= 1
     save_png(test, pixels)
     assert open_data(root).notes == ()
     shutil.copy(val, test)
     (note,) = open_data(root).notes
-    assert note.startswith(f"1 images of test are in val, too, such as {test} and {val}")
+    assert note.startswith(f"val has 1 image of test, too, pixel by pixel, such as {test} as {val}")
 
 
 def test_images_of_one_value_and_masks_in_their_place(make_data):
@@ -136,5 +136,5 @@ def test_images_of_one_value_and_masks_in_their_place(make_data):
     notes = open_data(root).notes
     assert [note.partition(";")[0] for note in notes] == [
         "all images of subjects 4 have one value in all pixels",
-        f"2 images are their own masks, such as {root / 'val' / 'Img' / 'Subj_2slice_1.png'}",
+        f"masks lie in the place of 2 images, such as {root / 'val' / 'Img' / 'Subj_2slice_1.png'}",
     ]

@@ -45,7 +45,7 @@ def test_subjects_that_a_split_file_leaves_out_are_named(scans, tmp_path, capsys
     assert "leaves out" not in capsys.readouterr().out
     (tmp_path / "split.json").write_text('{"train": ["s0"], "val": ["s2"], "test": ["s3"]}')
     prepare.main([*arguments, "--out", str(tmp_path / "fewer")])
-    assert f"note: {tmp_path / 'split.json'}: leaves out 1 subjects: s1\n" in capsys.readouterr().out
+    assert f"note: {tmp_path / 'split.json'}: leaves out 1 subject: s1\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("normalize", ["slice", "volume"])

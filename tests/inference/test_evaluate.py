@@ -730,7 +730,7 @@ def test_single_slices_are_images_whatever_is_known_of_them(tmp_path, capsys, ac
         write(tmp_path / kind / "a.nii.gz", np.random.default_rng(len(kind)).integers(0, 2, shape).astype(np.uint8))
     score(tmp_path / "predictions", tmp_path / "truth", tmp_path / "run", names="organ")
     output = capsys.readouterr().out
-    assert "1 images, mean" in output and "HD95 mm" in output and "3D" not in output
+    assert "1 image, mean" in output and "HD95 mm" in output and "3D" not in output
 
 
 def test_of_many_voxels_only_the_worst_subjects_are_on_the_page(pair, monkeypatch):

@@ -123,7 +123,7 @@ def test_scores_of_photographs_are_those_of_flat_masks(photos):
 
 
 def test_words_are_those_of_images(photos):
-    assert "1 images, mean" in photos.text
+    assert "1 image, mean" in photos.text
     assert "MSD pixels" in photos.text
     assert "3D" not in photos.text
     assert "voxels" not in photos.text

@@ -166,12 +166,12 @@ def test_images_without_a_label_are_left_out_with_a_note(tmp_path, capsys):
         write_volume(tmp_path / "imagesTr" / f"{name}_flair.nii.gz", image[0])
     patterns = ["imagesTr/{subject}.nii.gz", "imagesTr/{subject}_flair.nii.gz"]
     assert find_pairs(tmp_path, patterns, "imagesTr/{subject}_seg.nii.gz").subjects() == ["a", "d"]
-    expected = "3 images have no label and are left out: imagesTr/b.nii.gz, imagesTr/c.nii.gz, imagesTr/c_flair.nii.gz"
+    expected = "3 images without a label, left out: imagesTr/b.nii.gz, imagesTr/c.nii.gz, imagesTr/c_flair.nii.gz"
     assert capsys.readouterr().out == f"note: {tmp_path}: {expected}\n"
     assert find_pairs(tmp_path, ["imagesTr/{subject}_flair.nii.gz"], "imagesTr/{subject}_seg.nii.gz").subjects()
-    assert "1 images have no label and are left out: imagesTr/c_flair.nii.gz" in capsys.readouterr().out
+    assert "1 image without a label, left out: imagesTr/c_flair.nii.gz" in capsys.readouterr().out
     assert find_msd(tmp_path).subjects() == ["a", "d"]
-    assert "7 images have no label and are left out: imagesTr/a_flair.nii.gz" in capsys.readouterr().out
+    assert "7 images without a label, left out: imagesTr/a_flair.nii.gz" in capsys.readouterr().out
 
 
 def test_a_pattern_may_hold_the_subject_several_times(tmp_path):
