@@ -39,7 +39,7 @@ class Options:
     """Scans, pictures (PNG, JPEG, BMP), and folders of them. The channels of one in several files are separated by
     commas."""
     out: Path
-    """Folder for the segmentations; files of the same name in it are replaced."""
+    """Folder for the segmentations; those of the same scan in it are replaced."""
     tta: bool = False
     """Average over flips of the slices."""
     batch: int = 8

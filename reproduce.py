@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,6 @@ from models import build_model, check_network, count_parameters, own_class
 from reporting.comparison import read_rows
 from reporting.figures import save_boxes, save_curves
 from training.checkpoint import content_of, load_checkpoint
-from training.device import select_device
 from training.scores import tolerances_of
 from training.setup import open_data_of
 from utils import (
@@ -97,6 +96,8 @@ def reproduce(options: Options, flags: list[str]) -> None:
     runs = plan_runs(options, rows, each, flags)
     _check_given(given, runs, each[0], groups)
     to_go_on = [run for run in runs if check(run)]
+    if options.slurm is None:
+        check_device(run for run in runs if not run.finished())
     check_data(runs)
     for run in to_go_on:
         (run.folder / "test.json").unlink(missing_ok=True)  # no longer finished
@@ -167,12 +168,22 @@ def plan_runs(options: Options, rows: dict[str, list[str]], each: list[Fold], fl
                 of_run = [*flags, "--data", str(fold.data), *split, *of_seed, *own]
                 config = parse_config(of_run)
                 check_network(config.network)
-                if options.slurm is None and config.machine.device != "auto":
-                    select_device(config.machine.device)
                 if config.loss.loss:
                     own_class("loss", config.loss.loss)
                 runs.append(Run(row, name, options.out / "runs" / slug(row) / name, of_run))
     return runs
+
+
+def check_device(runs: Iterable[Run]) -> None:
+    """Raises InputError for a GPU that trainings here do not have, or that is not the one that each of them sees."""
+    for device in {parse_config(run.flags).machine.device for run in runs}:
+        if device.startswith("cuda") and not torch.cuda.device_count():
+            raise InputError(f"--device {device}: no GPU is visible here; choose auto or cpu")
+        if device.startswith("cuda:") and device != "cuda:0":
+            raise InputError(
+                f"--device {device}: each training sees one GPU, which is its cuda:0; leave it out, and choose GPUs by "
+                "CUDA_VISIBLE_DEVICES"
+            )
 
 
 def training_seeds(text: str) -> list[int | None]:

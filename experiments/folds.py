@@ -126,7 +126,7 @@ def _splits(
 
 
 def _check_folds(each: list[Fold]) -> None:
-    """Raises InputError for data sets whose scores cannot share a row, or where two have different people of a name."""
+    """Raises InputError for data sets whose scores cannot share a row, or that have different slices of a subject."""
     ours = each[0].opened
     known: dict[str, tuple[str, Path]] = {}
     for fold in each:
@@ -136,7 +136,7 @@ def _check_folds(each: list[Fold]) -> None:
                 if first != slices:
                     raise InputError(
                         f"{fold.data}: its subject {subject} has other slices than that of {data}; give different "
-                        "people different names"
+                        "people different names, and make a table of each preparation"
                     )
     for fold in each[1:]:
         theirs = fold.opened

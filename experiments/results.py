@@ -26,7 +26,7 @@ LOG = ("epoch", "val_dsc", "seconds")
 TEXTS = ("subject", "group", "class")
 IN_MM = tuple(key for key in METRICS if key.endswith("_mm"))
 SCORES = ("subject", "class", "missed", "spurious", *(key for key in METRICS if key not in IN_MM))
-# What the runs of a row may have of their own: folds and seeds, and what may change when a run resumes.
+# What the runs of a row may have of their own: folds and seeds, and what may change when a run resumes, not its epochs.
 MAY_DIFFER = {"preset", "seed", "split_file", "init"} | (changeable(Config()) - {"epochs"})
 REMEDY = "it was changed; bring the old one back, or let main.py --resume write it again"
 
@@ -130,10 +130,10 @@ class _Run:
         return self.summary.get("slices", {})
 
     def code(self) -> set[str]:
-        """The commit that it was trained with, where it is known."""
+        """The commit that it was last trained with, where it is known."""
         environment = self.summary.get("environment", {})
-        commit, changed = environment.get("commit", "unknown"), environment.get("changed since")
-        if self.config is None or commit == "unknown":
+        commit, changed = environment.get("commit"), environment.get("changed since")
+        if self.config is None or not isinstance(commit, str) or commit == "unknown":
             return set()
         return {f"{commit[:9]} with changes" if changed == "yes" else commit[:9]}
 
@@ -197,8 +197,7 @@ def _check_alike(run: _Run, first: _Run) -> None:
             raise InputError(
                 f"{run.folder}: was trained otherwise than {first.folder} ({changed}); give it a row of its own"
             )
-        same = not differences(first.config, run.config, {"seed", "data", "split_file", "init"})
-        if same and run.subjects() == first.subjects():
+        if _made_from(run.config) == _made_from(first.config) and run.subjects() == first.subjects():
             raise InputError(f"{run.folder}: repeats {first.folder}, with its seed; train it with another --seed")
     for subject, slices in run.slices().items():
         if first.slices().get(subject, slices) != slices:
@@ -206,6 +205,12 @@ def _check_alike(run: _Run, first: _Run) -> None:
                 f"{run.folder}: its subject {subject} has other slices than that of {first.folder}; give different "
                 "people different names, and each preparation a row of its own"
             )
+
+
+def _made_from(config: Config) -> tuple[Any, ...]:
+    """What makes runs of one row and with one set of test subjects different."""
+    data, split, weights = config.data, config.optimization.init, config.split_file
+    return config.machine.seed, *(path and path.resolve() for path in (data, split, weights))
 
 
 def _whole_seeds(runs: Sequence[_Run]) -> tuple[dict[int | None, list[_Run]], list[int]]:

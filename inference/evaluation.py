@@ -265,16 +265,21 @@ def _in_masks(labels: Labels) -> dict[str, int]:
 # ---------------------------------------------------------------- on one grid
 
 
-def _as_subjects(found: dict[str, Files], subjects: Collection[str]) -> dict[str, Files]:
-    """`found`, with the names of those that are called as one of `subjects` once their names are a subject's.
+def _as_subjects(found: dict[str, Files], truths: Collection[str]) -> dict[str, Files]:
+    """Segmentations by the names of their truths, of which one may be written as a subject: pat-1-v2 for "pat 1.v2".
 
-    Raises InputError where two of them would be one subject.
+    Raises InputError where two of them would be of one truth.
     """
+    free: dict[str, list[str]] = {}
+    for truth in truths:
+        if truth not in found:
+            free.setdefault(as_subject(truth), []).append(truth)
     named: dict[str, Files] = {}
     for name, files in found.items():
-        subject = name if name in subjects or as_subject(name) not in subjects else as_subject(name)
+        others = [] if name in truths else free.get(as_subject(name), [])
+        subject = others[0] if len(others) == 1 else name
         if subject in named:
-            raise InputError(f"two segmentations would be of subject {subject}, one of them called {name}; rename one")
+            raise InputError(f"two segmentations would be of {subject}, one of them called {name}; rename one")
         named[subject] = files
     return named
 

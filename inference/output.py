@@ -27,8 +27,6 @@ class OutputFolder:
         self.done: set[str] = set()
         self.owner: dict[str, str] = {}
         """File -> scan of the results that lie here."""
-        self.sources = {row["scan"]: Path(row["file"]) for row in self._rows("volumes.csv") if row.get("file")}
-        """Scan -> its file or folder when it was segmented."""
         names = {row["scan"] for row in self._rows("volumes.csv")}
         for kind in (*OPTIONAL, "overlay", "segmentation"):  # a scan may be called x_probabilities
             for name in names:
@@ -44,11 +42,11 @@ class OutputFolder:
         if name in self.done:
             raise InputError(f"a second scan called {name}; segment it into another --out")
         self.done.add(name)
-        before = self.sources.get(name)
-        if source and before and before.exists() and not before.samefile(source):
+        files = [row["file"] for row in self._rows("volumes.csv") if row["scan"] == name and row.get("file")]
+        if source and files and _is_another(files[0], source):
             raise InputError(
-                f"{self.folder}: has the results of {before}, which are called {name}, too; segment {source} into "
-                "another --out, or name all scans in one call, where their folders tell them apart"
+                f"{self.folder}: has the results of {files[0]}, which are called {name}, too; segment {source} into "
+                "another --out, or rename it"
             )
         other = file_of("segmentation", name, not is_picture)
         if other in self.owner:
@@ -88,6 +86,14 @@ class OutputFolder:
             if rows and TABLES[table] in rows[0]:
                 return rows
         raise InputError(f"{path}: is no table of predict.py, and would be replaced; move it, or choose another --out")
+
+
+def _is_another(file: str, source: Path) -> bool:
+    """Whether a file is still there, and is not `source`."""
+    try:
+        return not source.samefile(file)
+    except OSError:
+        return False
 
 
 def file_of(kind: str, name: str, is_picture: bool = False) -> str:

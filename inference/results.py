@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,5 +149,7 @@ def measure(segmentation: Segmentation) -> list[dict[str, Any]]:
         row = {"scan": scan.name, "class": name, "voxels": count}
         if ml is not None:
             row["ml"] = round(ml[name], 3)
-        rows.append(row | {"file": str(scan.files[0].absolute())} if scan.files else row)
+        if scan.files:  # a name may hold bytes that are no text
+            row["file"] = os.fsencode(scan.files[0].absolute()).decode(errors="backslashreplace")
+        rows.append(row)
     return rows

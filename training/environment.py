@@ -47,7 +47,7 @@ def environment(machine: Machine | None = None) -> dict[str, str]:
 def code_version(root: Path) -> tuple[str, str]:
     """The git commit of the code in `root`, and whether Python files are others since: "yes" or "no"; else "unknown".
 
-    Python files that git does not know count, such as those of a network of one's own.
+    Python files in `root` that git does not know count, such as that of a network of one's own.
     """
     top_and_commit = _git(root, "rev-parse", "--show-toplevel", "HEAD").splitlines()
     if len(top_and_commit) != 2 or Path(top_and_commit[0]).resolve() != root.resolve():

@@ -140,20 +140,29 @@ class Run:
         """
         if rank() > 0:
             return environment
-        path = self.folder / "environment.json"
-        if self.resumed and path.exists():
-            before = read_json(path)
+        before = self._environment_before()
+        if before:
             changed = changes({key: before[key] for key in MATTERS if key in before}, environment)
+            start = f"{before.get('date')}: {before.get('command')}"
             if changed:
                 print(f"note: {self.folder}: was trained otherwise before ({changed})")
-            starts = [before.get("earlier starts"), f"{before.get('date')}: {before.get('command')}"]
-            earlier = f"{starts[1]} ({changed})" if changed else starts[1]
-            environment = environment | {"earlier starts": "; ".join(filter(None, [starts[0], earlier]))}
+                start += f" ({changed})"
+            earlier = [before["earlier starts"], start] if "earlier starts" in before else [start]
+            environment = environment | {"earlier starts": "; ".join(earlier)}
         (self.folder / "test.json").unlink(missing_ok=True)
         write_json(self.folder / "config.json", self.config.to_dict())
-        write_json(path, environment)
+        write_json(self.folder / "environment.json", environment)
         write_csv(self.folder / "log.csv", self.progress.log)
         return environment
+
+    def _environment_before(self) -> dict[str, str]:
+        """What a resumed run was made by before; nothing where that is not known, or no texts."""
+        path = self.folder / "environment.json"
+        with contextlib.suppress(InputError):
+            before = read_json(path) if self.resumed and path.exists() else {}
+            if isinstance(before, dict) and all(isinstance(text, str) for text in before.values()):
+                return before
+        return {}
 
     def _weights(self) -> dict[str, Any]:
         """What a network is loaded from: `inference.networks.load_network`."""
@@ -170,7 +179,7 @@ class Run:
         """Count an epoch: `row` is the log's, with the validation's score as "val_dsc". Saves; the best in best.pt."""
         progress = self.progress
         score = row["val_dsc"]
-        improved = progress.epoch.number == 0 or score > progress.best or score == 0 == progress.best
+        improved = progress.epoch.number == 0 or score > progress.best or max(score, progress.best) == 0
         progress.best = max(progress.best, score)
         progress.epoch = Epoch(progress.epoch.number + 1)
         progress.log.append(row)
@@ -193,6 +202,8 @@ class Run:
         """The content of best.pt. Raises InputError where it is missing, damaged, or of another network."""
         path = self.folder / "best.pt"
         remedy = f"; copy it back, or train on from {self.folder / 'last.pt'} with --init and another --out"
+        if not path.exists():
+            raise InputError(f"{path}: is missing, and the test needs it{remedy}")
         with errors_begin("the best network so far", remedy):
             best = load_checkpoint(path, next(self.network.parameters()).device)
             with content_of(path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
 from types import FrameType
 from typing import NoReturn
 
@@ -20,14 +19,12 @@ class StopSignal:
 
     While the `with` block lasts, or from `listen` on, they end the program with the exit code REQUEUE, or INTERRUPTED
     for SIGINT: at once, or, after `defer` is set, when the program asks whether one was `received` and has saved its
-    work. A second SIGINT ends it at once.
+    work. A SIGINT after another signal ends it at once.
     """
 
     def __init__(self) -> None:
         self.received = ""
         self.defer = False
-        self.since = 0.0
-        """When the first SIGINT came."""
 
     def listen(self) -> None:
         """Handle the signals from now on. SIGINT stays ignored where it was, as in a job of `nohup` or reproduce.py."""
@@ -43,25 +40,21 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            self._interrupt()
-        self.received = signal.Signals(number).name
+        if number == signal.SIGINT and (self.received or not self.defer):
+            self._say("interrupted")
+            raise SystemExit(INTERRUPTED)
+        self.received = self.received or signal.Signals(number).name
         if not self.defer:
             self.end("outside of the training")
+        if number == signal.SIGINT:
+            self._say("\ninterrupted; saves first, Ctrl-C once more does not wait for it")
 
-    def _interrupt(self) -> None:
-        """Let the first SIGINT wait until the work is saved; torchrun sends it once more at the same time."""
-        if self.defer and self.received != "SIGINT":
-            self.since = time.monotonic()
-            if is_first_process():
-                print("\ninterrupted; saves first, Ctrl-C once more does not wait for it", file=sys.stderr, flush=True)
-        elif not self.defer or time.monotonic() - self.since > 1:
-            print("interrupted", file=sys.stderr, flush=True)
-            raise SystemExit(INTERRUPTED)
+    def _say(self, text: str) -> None:
+        if is_first_process():
+            print(text, file=sys.stderr, flush=True)
 
     def end(self, moment: str) -> NoReturn:
         """End the program; `moment` says at which point of the training."""
-        if is_first_process():
-            cause = self.received or "a signal to another process"
-            print(f"stopped by {cause} {moment}; the same command with --resume goes on", file=sys.stderr, flush=True)
+        cause = self.received or "a signal to another process"
+        self._say(f"stopped by {cause} {moment}; the same command with --resume goes on")
         raise SystemExit(INTERRUPTED if self.received == "SIGINT" else REQUEUE)

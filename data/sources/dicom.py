@@ -233,7 +233,7 @@ def _check_alike(slices: list[_Slice]) -> None:
             "size": item.layout.shape != first.layout.shape,
             "pixel spacing": not np.allclose(item.spacing, first.spacing, rtol=1e-4),
             "orientation": not np.allclose(item.axes, first.axes, atol=1e-3),
-            "frame of reference": item.frame != first.frame,
+            "frame of reference": "" not in (item.frame, first.frame) and item.frame != first.frame,
         }
         for what, differs in differences.items():
             if differs:

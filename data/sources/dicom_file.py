@@ -112,11 +112,11 @@ def has_pixels(path: Path, header: pydicom.FileDataset) -> bool:
     return "Image Storage" in kind.name or not known
 
 
-def study_of(path: Path) -> str:
-    """The unique identifier of the study that a file belongs to; an empty text where it names none."""
+def study_of(path: Path) -> tuple[str, ...]:
+    """The patient and the study that a file belongs to, by their identifiers; empty texts where it names none."""
     header = read_file(path)
     with explain(path):
-        return str(header.get("StudyInstanceUID") or "").strip()
+        return tuple(str(header.get(keyword) or "").strip() for keyword in ("PatientID", "StudyInstanceUID"))
 
 
 def rounding(spacing: float) -> float:

@@ -118,7 +118,7 @@ def write_segmentation(
             specific_character_set=UTF_8,
         )
         _copy_patient(written, series.files[0])
-    if path.exists() and not (is_dicom(path) and study_of(path) == written.StudyInstanceUID):
+    if path.exists() and not (is_dicom(path) and study_of(path) == study_of(series.files[0])):
         raise InputError(f"{path}: is no segmentation of this study, and would be lost; choose another folder")
     with atomic_path(path) as temporary:
         written.save_as(temporary, enforce_file_format=True)

@@ -430,3 +430,25 @@ def test_a_failure_does_not_stop_the_others(make_data, tmp_path):
     assert [run["state"] for run in manifest] == ["failed", "finished"]
     assert "last.pt: not a checkpoint" in manifest[0]["error"]
     assert {row[0] for row in scores(out)} == {"PAM"}
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "said"),
+    [
+        ("cuda", 0, "no GPU is visible here"),
+        ("cuda:1", 2, "each training sees one GPU, which is its cuda:0"),
+        ("cuda", 2, ""),
+        ("cuda:0", 1, ""),
+        ("auto", 0, ""),
+        ("cpu", 0, ""),
+    ],
+)
+def test_devices_that_no_training_has(tmp_path, monkeypatch, device, gpus, said):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    runs = [Run("row", "fold", tmp_path, ["--device", device])]
+    if not said:
+        reproduce.check_device(runs)
+        return
+    with pytest.raises(InputError) as caught:
+        reproduce.check_device(runs)
+    assert_clear(caught.value, f"--device {device}: {said}")

@@ -233,7 +233,7 @@ def test_runs_of_other_settings_and_repeated_ones_are_no_row(make_run):
     free = {"split_file": Path("s.json"), "init": Path("w.pt"), "device": "cuda:1", "workers": 3, "recompute": True}
     assert read_result("row", [first, make_run("d", rows, 0, free)]).runs == 2
     with pytest.raises(InputError, match=r"e: repeats .*a, with its seed"):
-        read_result("row", [first, make_run("e", rows, 0, {"data": Path("a")})])
+        read_result("row", [first, make_run("e", rows, 0, {"data": Path("a").absolute()})])
     assert read_result("row", [first, make_run("f", rows, 1, {"data": Path("a")})]).seeds == [0, 1]
     other = [scores_of("2", "liver", 0.5)]
     assert read_result("row", [first, make_run("g", other, 0, {"data": Path("a")})]).folds == 2

@@ -494,8 +494,12 @@ def test_names_are_matched_as_prepare_writes_them(pair):
             (pair[side] / f"{name}.nii.gz").rename(pair[side] / f"{new}.nii.gz")
     rows = score(**pair | {"out": pair["out"].with_name("again")}, **NAMED)
     assert sorted(row["dsc"] for row in rows) == sorted(row["dsc"] for row in expected)
+    swapped = {"predictions": pair["truth"], "truth": pair["predictions"], "out": pair["out"].with_name("swapped")}
+    assert len(score(**swapped, **NAMED)) == len(rows)
     shutil.copy(pair["predictions"] / "b.nii.gz", pair["predictions"] / "pat.1 v2.nii.gz")
-    refused("two segmentations would be of subject pat-1-v2", **pair | {"out": pair["out"].with_name("two")}, **NAMED)
+    refused("two segmentations would be of pat-1-v2", **pair | {"out": pair["out"].with_name("two")}, **NAMED)
+    shutil.copy(pair["predictions"] / "pat 1.v2.nii.gz", pair["predictions"] / "pat-1-v2.nii.gz")  # which is it itself
+    assert len(score(**pair | {"out": pair["out"].with_name("three")}, **NAMED)) == len(rows)
 
 
 def test_groups_are_those_of_the_table(pair):

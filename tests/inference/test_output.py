@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,16 @@ def test_scans_of_one_name_in_two_calls_do_not_replace_each_other(trained, tmp_p
     moved = shutil.move(first, tmp_path / "T1.nii.gz")
     run(trained.checkpoint, moved, out=out)
     assert {row["file"] for row in read_csv(out / "volumes.csv")} == {str(moved)}
+
+
+def test_folders_whose_names_are_no_text(trained, tmp_path):
+    """NIfTI files are read from anywhere; the table says where they are as well as it can."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller"))
+    folder.mkdir()
+    scan = copied(trained, folder, "a")[0]
+    run(trained.checkpoint, scan, out=tmp_path / "out")
+    assert {row["file"] for row in read_csv(tmp_path / "out" / "volumes.csv")} == {f"{tmp_path}/M\\xfcller/a.nii.gz"}
+    run(trained.checkpoint, scan, out=tmp_path / "out")
 
 
 def test_processes_that_write_at_one_time_lose_no_rows(tmp_path):

@@ -120,6 +120,15 @@ def test_a_run_remembers_its_earlier_starts(make_data, tmp_path, monkeypatch, ca
         assert first.endswith("UTC: main.py --first") and second.endswith(f"UTC: main.py --second ({changed})")
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"command": 5}'])
+def test_a_damaged_environment_stops_no_run(make_data, tmp_path, tiny, content):
+    data = make_data()
+    out = run(data, tmp_path / "run", "--epochs", "1")
+    (out / "environment.json").write_text(content)
+    run(data, out, "--epochs", "2")
+    assert "earlier starts" not in json.loads((out / "environment.json").read_text())
+
+
 @pytest.mark.slow
 def test_resumed_equals_uninterrupted_also_from_the_checkpoint_before(data, tmp_path, capsys, tiny):
     """Three epochs; and one, two, then three, of which the last goes on from previous.pt, since last.pt is damaged."""

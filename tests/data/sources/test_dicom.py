@@ -215,6 +215,9 @@ def test_slices_of_two_frames_of_reference_are_refused(tmp_path):
     dataset.save_as(files[1])
     with pytest.raises(InputError, match=re.escape(str(files[1])) + ".*frame of reference.*keep one series"):
         read_series(tmp_path)
+    del dataset.FrameOfReferenceUID  # which says nothing
+    dataset.save_as(files[1])
+    assert len(read_series(tmp_path).files) == 3
 
 
 @pytest.mark.parametrize("angles", [(0, 0, 0), (12, -20, 8)])
