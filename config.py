@@ -427,9 +427,9 @@ def parse_config(arguments: list[str] | None = None) -> Config:
 
 
 def _parse(default: Config, arguments: list[str] | None) -> Config:
-    import tyro
+    import cli
 
-    return tyro.cli(tyro.conf.OmitArgPrefixes[Config], default=default, args=arguments, use_underscores=True)
+    return cli.parse(Config, arguments, default=default)
 
 
 def read_run(path: Path) -> Config | None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import tyro
 from tqdm import tqdm
 
+import cli
 from experiments.results import COST
 from inference.evaluation import Evaluation, Sources
 from metrics import is_slice, summarize
@@ -38,7 +39,7 @@ NOTES = {  # on how segmentations were compared
 class Options:
     """Score label volumes: NIfTI files, PNG slices and masks, DICOM series and SEG objects."""
 
-    sources: tyro.conf.OmitArgPrefixes[tyro.conf.PositionalRequiredArgs[Sources]]
+    sources: tyro.conf.PositionalRequiredArgs[Sources]
     out: Path
     """Run folder for the scores: a new one, or that of an earlier evaluation."""
 
@@ -116,4 +117,4 @@ def check_out(out: Path, sources: Sources) -> None:
 
 if __name__ == "__main__":
     with user_errors():
-        main(tyro.cli(Options, description=Options.__doc__, use_underscores=True))
+        main(cli.parse(Options))

@@ -21,6 +21,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+import cli
 from inference.networks import TrainedNetwork, load_network
 from models import describe_network
 from models.kernels.onnx import translations
@@ -188,4 +189,4 @@ def run(path: Path, images: list[np.ndarray]) -> list[np.ndarray]:
 
 if __name__ == "__main__":
     with user_errors():
-        main(tyro.cli(Options, description=Options.__doc__, use_underscores=True))
+        main(cli.parse(Options))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import tyro
 
+import cli
 from data.sources.dicom_seg_writer import check_writable
 from data.viewers import check_viewer_labels, write_viewer_labels
 from inference.output import OPTIONAL, OutputFolder, file_of
@@ -169,4 +170,4 @@ def write_as_dicom(options: Options, segmentation: Segmentation) -> list[Excepti
 
 if __name__ == "__main__":
     with user_errors():
-        main(tyro.cli(Options, description=Options.__doc__, use_underscores=True))
+        main(cli.parse(Options))

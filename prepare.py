@@ -18,6 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
+import cli
 from data.description import IGNORE, parse_mirror, read_mirror
 from data.folder import check_groups, open_data
 from data.preparation import Preparation
@@ -362,7 +363,7 @@ COMMANDS = {command.key: command for command in SOURCES} | {"check": Check}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    tyro.extras.subcommand_cli_from_dict(COMMANDS, args=arguments, use_underscores=True).run()
+    cli.parse_command(COMMANDS, arguments).run()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import tyro
 
+import cli
 from experiments.given_rows import parse_rows, refuse_run
 from reporting.comparison import write_comparison
 from reporting.paper import write_figures
@@ -65,4 +66,4 @@ def write_again(folder: Path, device: str) -> Path:
 
 if __name__ == "__main__":
     with user_errors():
-        main(tyro.cli(Options, description=Options.__doc__, use_underscores=True))
+        main(cli.parse(Options))

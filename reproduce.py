@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 import tyro
 
+import cli
 from config import GROUP_OF, parse_config
 from data.folder import Identity
 from experiments.folds import Fold, Splitting, folds
@@ -59,7 +60,7 @@ class Options:
 
     table: tyro.conf.Positional[Literal["I", "II", "III-chaos", "IV", "V", "VI", "VII", "VIII"]]
     """Table of the paper."""
-    splitting: tyro.conf.OmitArgPrefixes[Splitting] = field(default_factory=Splitting)
+    splitting: Splitting = field(default_factory=Splitting)
     out: Path = Path("reproduced")
     """Folder for runs, splits and tables. Tables share the runs of the rows that they share."""
     seeds: str = ""
@@ -305,10 +306,10 @@ def compare(options: Compare) -> None:
 def main(arguments: list[str]) -> None:
     """reproduce.py's command line."""
     if arguments[:1] == ["compare"]:
-        return compare(tyro.cli(Compare, args=arguments[1:], prog="reproduce.py compare", use_underscores=True))
+        return compare(cli.parse(Compare, arguments[1:], prog="reproduce.py compare"))
     if arguments and difflib.get_close_matches(arguments[0], ["compare"]):
         raise InputError(f"{arguments[0]}: no table of the paper; perhaps you meant compare, such as compare runs/a")
-    options, rest = tyro.cli(Options, args=arguments, return_unknown_args=True, use_underscores=True)
+    options, rest = cli.parse(Options, arguments, return_unknown_args=True)
     own = GROUP_OF.keys() - OF_RUNS - OF_ROWS
     if options.seeds:
         own -= {"seed"}
