@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
+import re
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
@@ -13,17 +13,25 @@ import tyro
 WRITTEN = {"use_underscores": True, "config": (tyro.conf.OmitArgPrefixes,)}
 
 
-def parse(options: type, arguments: list[str] | None = None, **settings: Any) -> Any:
-    """The dataclass `options` from `arguments` (by default those of the process); `settings` are tyro.cli's."""
+def parse(options: type, description: str, arguments: list[str] | None = None, **settings: Any) -> Any:
+    """The dataclass `options` from `arguments` (by default those of the process).
+
+    `description` stands above the flags, an example in each line that begins with "python"; `settings` are tyro.cli's.
+    """
     _describe(options)
-    return tyro.cli(options, args=arguments, description=inspect.getdoc(options), **WRITTEN, **settings)
+    return tyro.cli(options, args=arguments, description=_indented(description), **WRITTEN, **settings)
 
 
-def parse_command(commands: Mapping[str, type], arguments: list[str] | None = None) -> Any:
-    """The dataclass of the command that `arguments` begin with, from the others."""
+def parse_command(commands: Mapping[str, type], description: str, arguments: list[str] | None = None) -> Any:
+    """The dataclass of the command that `arguments` begin with, from the others; see parse."""
     for options in commands.values():
         _describe(options)
-    return tyro.extras.subcommand_cli_from_dict(commands, args=arguments, **WRITTEN)
+    return tyro.extras.subcommand_cli_from_dict(commands, description=_indented(description), args=arguments, **WRITTEN)
+
+
+def _indented(description: str) -> str:
+    """With examples indented: tyro joins lines that are not."""
+    return re.sub("\n+python", "\n  python", description)
 
 
 def _describe(options: type) -> None:

@@ -429,7 +429,7 @@ def parse_config(arguments: list[str] | None = None) -> Config:
 def _parse(default: Config, arguments: list[str] | None) -> Config:
     import cli
 
-    return cli.parse(Config, arguments, default=default)
+    return cli.parse(Config, Config.__doc__, arguments, default=default)
 
 
 def read_run(path: Path) -> Config | None:

@@ -117,4 +117,4 @@ def check_out(out: Path, sources: Sources) -> None:
 
 if __name__ == "__main__":
     with user_errors():
-        main(cli.parse(Options))
+        main(cli.parse(Options, __doc__))

@@ -189,4 +189,4 @@ def run(path: Path, images: list[np.ndarray]) -> list[np.ndarray]:
 
 if __name__ == "__main__":
     with user_errors():
-        main(cli.parse(Options))
+        main(cli.parse(Options, __doc__))

@@ -170,4 +170,4 @@ def write_as_dicom(options: Options, segmentation: Segmentation) -> list[Excepti
 
 if __name__ == "__main__":
     with user_errors():
-        main(cli.parse(Options))
+        main(cli.parse(Options, __doc__))

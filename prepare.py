@@ -363,7 +363,7 @@ COMMANDS = {command.key: command for command in SOURCES} | {"check": Check}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    cli.parse_command(COMMANDS, arguments).run()
+    cli.parse_command(COMMANDS, __doc__, arguments).run()
 
 
 if __name__ == "__main__":

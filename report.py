@@ -66,4 +66,4 @@ def write_again(folder: Path, device: str) -> Path:
 
 if __name__ == "__main__":
     with user_errors():
-        main(cli.parse(Options))
+        main(cli.parse(Options, __doc__))

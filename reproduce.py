@@ -5,6 +5,8 @@ python reproduce.py I --data DIR --folds 5 --epochs 100   on five folds of all s
 python reproduce.py VIII                                  parameter counts, without any training
 python reproduce.py I --data DIR --row "Mine: --model unet" --rows "nnU-Net=runs/nnunet"   with rows of your own
 python reproduce.py compare "Mine=runs/a,runs/b" runs/c   the same table and tests for runs of your own
+
+Flags of main.py that are not listed are handed to all rows (--preset quick, ...).
 """
 
 from __future__ import annotations
@@ -53,10 +55,7 @@ WRITTEN = ("table.md", "table.csv", "table.tex", "boxes.png", "curves.png")
 
 @dataclass(frozen=True)
 class Options:
-    """A table of the paper; or "reproduce.py compare RUN RUN..." for runs of your own.
-
-    Flags of main.py that are not listed here are handed to all rows (--preset quick, ...).
-    """
+    """A table of the paper."""
 
     table: tyro.conf.Positional[Literal["I", "II", "III-chaos", "IV", "V", "VI", "VII", "VIII"]]
     """Table of the paper."""
@@ -306,10 +305,10 @@ def compare(options: Compare) -> None:
 def main(arguments: list[str]) -> None:
     """reproduce.py's command line."""
     if arguments[:1] == ["compare"]:
-        return compare(cli.parse(Compare, arguments[1:], prog="reproduce.py compare"))
+        return compare(cli.parse(Compare, Compare.__doc__, arguments[1:], prog="reproduce.py compare"))
     if arguments and difflib.get_close_matches(arguments[0], ["compare"]):
         raise InputError(f"{arguments[0]}: no table of the paper; perhaps you meant compare, such as compare runs/a")
-    options, rest = cli.parse(Options, arguments, return_unknown_args=True)
+    options, rest = cli.parse(Options, __doc__, arguments, return_unknown_args=True)
     own = GROUP_OF.keys() - OF_RUNS - OF_ROWS
     if options.seeds:
         own -= {"seed"}

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
     ("flags", "tested"), [(["--folds", "3"], 14), (["--split", "10,2,2", "--repeats", "3"], 6), ([], 2)]
 )
 def test_folds_test_each_subject_once(tmp_path, flags, tested):
-    options = cli.parse(Splitting, ["--data", str(ROOT / "dataset"), *flags])
+    options = cli.parse(Splitting, "", ["--data", str(ROOT / "dataset"), *flags])
     found = folds(options, tmp_path)
     subjects = []
     for fold in found:
