@@ -285,7 +285,7 @@ class Compare:
     """Rows: "NAME=folder,folder", the name where you like; the folders are the folds and seeds of the row."""
     against: str | None = None
     """The row that the others are tested against; by default the first."""
-    out: Path = Path("compared")
+    out: Path = Path("reproduced/compared")
     """Folder for the table."""
 
 
