@@ -78,7 +78,7 @@ METRICS = {
     )
 }
 SHOWN = ("dsc", "vs", "nsd", "msd", "hd95")
-"""What tables show: the paper's metrics, NSD and the maximal distance."""
+"""What tables show: the paper's metrics, NSD and HD95."""
 SHOWN_WORST_CASE = ("msd_worst", "hd95_worst")
 
 
@@ -262,14 +262,14 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     the keys with float values. "overall" is over the subjects' means over classes, without regions. NaN and absent
     values are left out; n counts what is in.
     """
-    metrics = _unique(key for row in rows for key, value in row.items() if isinstance(value, float))
+    metrics = dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, float))
 
     def statistics(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         return {metric: mean_std(row.get(metric, math.nan) for row in rows) for metric in metrics}
 
     def by_class(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         parts = {}
-        for name in _unique(row["class"] for row in rows):
+        for name in dict.fromkeys(row["class"] for row in rows):
             of_class = [row for row in rows if row["class"] == name]
             counts = {key: sum(row.get(key, False) for row in of_class) for key in ("missed", "spurious")}
             parts[name] = statistics(of_class) | counts
@@ -406,7 +406,3 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 def _percentile(values: NDArray[np.float64], percentile: float) -> float:
     return float(np.percentile(values, percentile)) if values.size else math.nan
-
-
-def _unique(values: Iterable[Any]) -> list[Any]:
-    return list(dict.fromkeys(values))

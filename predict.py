@@ -118,7 +118,7 @@ def check(options: Options) -> None:
         if not path.exists():
             raise InputError(f"--truth {path}: no such file or folder; correct the name")
     out = _real(options.out)
-    files = [Path(file) for source in options.inputs for file in files_of(source)]
+    files = [file for source in options.inputs for file in files_of(source)]
     for path in (*files, *options.truth):
         folders = [_real(path)] if path.is_dir() else [_real(path).parent, _real(path.parent)]
         if any(out in (folder, folder / "Img", folder / "GT") for folder in folders):

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import tyro
 
@@ -65,8 +65,8 @@ class Options(ABC):
     """Leave out subjects that cannot be read, and list them at the end."""
 
     key: ClassVar[str]
-    title: ClassVar[str]
-    licence_text: ClassVar[str] = ""
+    name: ClassVar[str]
+    licence: ClassVar[str] = ""
 
     @abstractmethod
     def find(self) -> Source:
@@ -83,7 +83,7 @@ class Options(ABC):
         split, all_splits = self._choose_split(source, groups)
         subjects = [subject for of_split in split.values() for subject in of_split]
         command = shlex.join(["prepare.py", *sys.argv[1:]])
-        description = {"name": self.title, "licence": self.licence_text, "command": command}
+        description = {"name": self.name, "licence": self.licence, "command": command}
         classes = source.classes(subjects, self.skip_bad)
         description |= self.scoring(source, classes)
         if self.mirror:
@@ -155,9 +155,7 @@ class ScanOptions(Options):
     """Plane of the slices. acquired: across the axis of the largest spacing, axial where there is none."""
     spacing: str = ""
     """Resample slices to this spacing x,y in mm; by default they keep theirs."""
-    normalize: Annotated[Literal["slice", "volume", "percentiles"] | None, tyro.conf.arg(aliases=["--normalise"])] = (
-        None
-    )
+    normalize: Literal["slice", "volume", "percentiles"] | None = None
     """Stretch each slice (the paper's way, the default) or each volume from its smallest to its largest value, or,
     percentiles, each volume from its 0.5th to its 99.5th."""
     window: str = ""
@@ -193,14 +191,6 @@ class NamedOptions(Options):
     licence: str = ""
     """Licence of the data, for its dataset.json."""
 
-    @property
-    def title(self) -> str:
-        return self.name
-
-    @property
-    def licence_text(self) -> str:
-        return self.licence
-
 
 @dataclass(frozen=True, kw_only=True)
 class ChaosMr(ScanOptions):
@@ -208,7 +198,7 @@ class ChaosMr(ScanOptions):
 
     sequence: Literal["t1-in", "t1-out", "t2"] = "t1-in"
     """T1-DUAL in phase (the paper's), T1-DUAL out of phase, or T2-SPIR."""
-    key, title, licence_text = "chaos-mr", "CHAOS MR", CHAOS_LICENCE
+    key, name, licence = "chaos-mr", "CHAOS MR", CHAOS_LICENCE
 
     def find(self) -> Source:
         return ChaosMR(self.source, self.sequence)
@@ -218,7 +208,7 @@ class ChaosMr(ScanOptions):
 class ChaosCt(ScanOptions):
     """CHAOS CT, liver: the challenge's CT folder, CT/<subject>/{DICOM_anon,Ground}."""
 
-    key, title, licence_text, default_window = "chaos-ct", "CHAOS CT", CHAOS_LICENCE, "40,400"
+    key, name, licence, default_window = "chaos-ct", "CHAOS CT", CHAOS_LICENCE, "40,400"
 
     def find(self) -> Source:
         return ChaosCT(self.source)
@@ -228,7 +218,7 @@ class ChaosCt(ScanOptions):
 class Hvsmr(ScanOptions):
     """HVSMR 2016: training_axial_crop_pat<k>.nii.gz with -label (myocardium, blood pool)."""
 
-    key, title, licence_text = "hvsmr", "HVSMR 2016", "the terms of the HVSMR 2016 challenge"
+    key, name, licence = "hvsmr", "HVSMR 2016", "the terms of the HVSMR 2016 challenge"
 
     def find(self) -> Source:
         return find_hvsmr(self.source)
@@ -238,7 +228,7 @@ class Hvsmr(ScanOptions):
 class Brats(ScanOptions):
     """BraTS 2018: HGG and LGG folders; FLAIR, T1, T1ce and T2 become four channels."""
 
-    key, title, licence_text = "brats", "BraTS 2018", "the terms of the BraTS 2018 challenge"
+    key, name, licence = "brats", "BraTS 2018", "the terms of the BraTS 2018 challenge"
 
     def find(self) -> Source:
         return find_brats(self.source)
@@ -251,11 +241,11 @@ class Msd(ScanOptions):
     key = "msd"
 
     @property
-    def title(self) -> str:
+    def name(self) -> str:
         return str(read_msd_description(self.source).get("name", ""))
 
     @property
-    def licence_text(self) -> str:
+    def licence(self) -> str:
         described = read_msd_description(self.source)
         return str(described.get("licence", described.get("license", "")))
 

@@ -27,7 +27,7 @@ from data.folder import Identity
 from experiments.folds import Fold, Splitting, folds
 from experiments.formats import latex, markdown, parameters_latex, parameters_markdown, parameters_table, plain
 from experiments.given_rows import parse_rows, refuse_run
-from experiments.launching import Run, check, run_all, submit_all
+from experiments.launching import Run, goes_on, run_all, submit_all
 from experiments.results import merged_groups, read_result
 from experiments.rows import OF_ROWS, OF_RUNS, ROWS, field_of, own_rows, slug
 from experiments.tables import PAPER, Table
@@ -95,7 +95,7 @@ def reproduce(options: Options, flags: list[str]) -> None:
     groups = merged_groups([fold.groups for fold in each])
     runs = plan_runs(options, rows, each, flags)
     _check_given(given, runs, each[0], groups)
-    to_go_on = [run for run in runs if check(run)]
+    to_go_on = [run for run in runs if goes_on(run)]
     if options.slurm is None:
         check_device(run for run in runs if not run.finished())
     check_data(runs)

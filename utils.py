@@ -306,6 +306,14 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
         yield
 
 
+def exists(path: Path) -> bool:
+    """Whether a path exists; several that a comma joins may together be too long for one."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, atomically."""
     with atomic_path(path) as temporary:
@@ -428,6 +436,12 @@ def seed_everything(seed: int, *position: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - for libraries that draw from NumPy's global state
     torch.manual_seed(seed)
+
+
+def natural(text: str) -> list[tuple[bool, int, str]]:
+    """Sort key that puts 2 before 10, also where a number has more digits than Python converts."""
+    parts = re.findall(r"0*([0-9]+)|([^0-9]+)", text)
+    return [(not number, len(number), number or sign) for number, sign in parts]
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.run import peak, resident
+from benchmarks.run import resident, timed
 from config import PRESETS, Config, MachineConfig
 from losses import GuidedLoss
 from models import build_model
@@ -54,8 +54,8 @@ def measure(networks: dict[str, Config], size: int, turns: int) -> dict[str, Cos
     steps = {name: _training_step(model, image, target) for name, model in models.items()}
     steps_taken, inferences = [], []
     for _ in range(turns + 1):
-        steps_taken.append([_timed(step) for step in steps.values()])
-        inferences.append([_timed(lambda model=model: _infer(model, image)) / BATCH for model in models.values()])
+        steps_taken.append([timed(step) for step in steps.values()])
+        inferences.append([timed(lambda model=model: _infer(model, image)) / BATCH for model in models.values()])
     taken = [np.array(seconds[1:]) for seconds in (steps_taken, inferences)]
     medians = [x for seconds in taken for x in (np.median(seconds, 0), np.median(seconds / seconds[:, :1], 0))]
     return {name: Cost(*map(float, costs)) for name, costs in zip(models, np.transpose(medians), strict=True)}
@@ -68,7 +68,7 @@ def peak_memory(config: Config, size: int) -> float:
     step = _training_step(model, *_slices(size))
     for _ in range(4):
         step()
-    return peak(before)
+    return device.peak_memory(CPU) - before / 2**30
 
 
 def _slices(size: int) -> tuple[Tensor, Tensor]:
@@ -93,12 +93,6 @@ def _training_step(model: nn.Module, image: Tensor, target: Tensor) -> Callable[
 def _infer(model: nn.Module, image: Tensor) -> None:
     with MACHINE.autocast():
         model.eval()(image)
-
-
-def _timed(run: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
 
 
 def main(arguments: list[str] | None = None) -> None:

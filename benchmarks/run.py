@@ -41,6 +41,7 @@ from losses import GuidedLoss
 from metrics import dice, score_subject
 from models import build_model
 from training.device import Machine, peak_memory, without_denormals
+from training.environment import processor_name
 from training.epoch import Epoch, Training, train_one_epoch
 from training.optimization import Optimization
 from training.setup import training_loader
@@ -65,7 +66,7 @@ def measure_step(way: str, size: int = 256, batch: int = BATCH, steps: int = 2, 
     run_steps = _training_steps(way, size, batch, steps, ITERATIONS)
     for _ in range(3):
         run_steps()
-    seconds = [_timed(run_steps) / ITERATIONS for _ in range(repeats)]
+    seconds = [timed(run_steps) / ITERATIONS for _ in range(repeats)]
     return {"seconds": seconds, "memory_gib": peak(before)}
 
 
@@ -83,7 +84,7 @@ def measure_inference(way: str, slices: int = 40, size: int = 256, batch: int = 
             plain.segment(model, torch.from_numpy(images[:, k : k + 1]).to(DEVICE))
 
     run(volume[:, :batch])
-    return {"seconds": [_timed(lambda: run(volume)) for _ in range(3)], "memory_gib": peak(before)}
+    return {"seconds": [timed(lambda: run(volume)) for _ in range(3)], "memory_gib": peak(before)}
 
 
 def measure_evaluation(way: str, repeats: int = 3) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def measure_evaluation(way: str, repeats: int = 3) -> dict[str, Any]:
         else:
             scores[:] = score_subject(prediction, target, names, spacing)
 
-    return {"seconds": [_timed(run) for _ in range(repeats)], "scores": scores}
+    return {"seconds": [timed(run) for _ in range(repeats)], "scores": scores}
 
 
 def measure_epoch(way: str, size: int = 256, slices: int = 4 * BATCH) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def measure_epoch(way: str, size: int = 256, slices: int = 4 * BATCH) -> dict[st
         run = plain_way if way == "plain" else fast_way
         run()
         waiting.clear()
-        seconds = _timed(run)
+        seconds = timed(run)
     # The first batch is there when the workers have started, once an epoch; what counts is whether steps wait.
     return {"seconds": [seconds], "waiting": sum(waiting[1:]), "start": sum(waiting[:1])}
 
@@ -164,7 +165,7 @@ def measure_rate(size: int = 8192 if DEVICE.type == "cuda" else 2048) -> dict[st
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.randn(size, size, device=DEVICE, dtype=dtype)
         a @ a
-        rates[str(dtype).removeprefix("torch.")] = 2 * size**3 / median(_timed(lambda a=a: a @ a) for _ in range(9))
+        rates[str(dtype).removeprefix("torch.")] = 2 * size**3 / median(timed(lambda a=a: a @ a) for _ in range(9))
     return rates
 
 
@@ -226,7 +227,7 @@ def _train(model: nn.Module, loader: Any, optimization: Optimization) -> None:
     train_one_epoch(training, Epoch(0), title="")
 
 
-def _timed(run: Callable[[], Any]) -> float:
+def timed(run: Callable[[], Any]) -> float:
     _synchronize()
     began = time.perf_counter()
     run()
@@ -345,10 +346,7 @@ def flops_of_a_step() -> int:
 
 def machine() -> dict[str, str]:
     """What the numbers hold for."""
-    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else platform.processor() or platform.machine()
-    if DEVICE.type == "cpu" and Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), name)
+    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else processor_name()
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     return {"device": name, "cores": str(os.cpu_count()), "threads": str(torch.get_num_threads()), **versions}
 

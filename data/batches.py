@@ -37,7 +37,7 @@ class ShuffledBatches:
         """Go on with `epoch` at an iteration, counted from 0."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         self.order = torch.randperm(self.slices, generator=generator).tolist()
-        self.epoch, self.iteration = epoch, iteration
+        self.iteration = iteration
 
     def batch(self, iteration: int) -> list[int]:
         """The slices of an iteration, of all processes together."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,19 +18,7 @@ from data.augment import augment
 from data.description import Labels
 from data.mirror import Mirror
 from data.png import read_image, read_pair
-from utils import InputError
-
-
-def natural(text: str) -> list[tuple[int, int, str]]:
-    """Sort key that puts 2 before 10, also where a number has more digits than Python converts."""
-    keys = []
-    for k, part in enumerate(re.split(r"([0-9]+)", text)):  # every second part is a number
-        digits = part.lstrip("0")
-        if k % 2:
-            keys.append((0, len(digits), digits))
-        elif part:
-            keys.append((1, 0, part))
-    return keys
+from utils import InputError, natural
 
 
 class Slice(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from config import AugmentationConfig
-from data.dataset import Slice, SliceDataset, digest_of, natural
+from data.dataset import Slice, SliceDataset, digest_of
 from data.description import Description, Labels, is_list_of_names, read_description
 from data.geometry import Geometry
 from data.listing import SPLITS, list_splits
@@ -25,7 +25,7 @@ from data.notes import Look, class_notes, copy_notes, image_notes, lost_notes, n
 from data.png import read_mask, read_pair
 from data.preparation import Preparation, lie_of
 from data.volumes import MAX_SPAN
-from utils import IGNORED, InputError, counted, errors_begin, some
+from utils import IGNORED, InputError, counted, errors_begin, natural, some
 
 CHAOS_LABELS = {"background": 0, "liver": 63, "right kidney": 126, "left kidney": 189, "spleen": 252}
 

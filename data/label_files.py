@@ -28,8 +28,13 @@ from utils import InputError, errors_begin, note, printable, read_json, some
 Files = Path | dict[int, Path]  # of a subject: a file or a DICOM folder, or number of a slice -> PNG file
 VOLUMES = (*(ending for ending in ENDINGS if ".img" not in ending), *OTHERS)
 BESIDE = (".json", ".csv", ".txt", ".ctbl", ".npz", ".pkl", ".html")  # what programs write beside volumes
-# What predict.py writes of a scan beside its segmentation and volumes.csv.
-PREDICTED = ("_overlay.png", "_probabilities.nii.gz", ".seg.dcm", "_dicom")
+# Kind -> ending of what predict.py writes of a scan beside its segmentation and volumes.csv.
+PREDICTED = {
+    "overlay": "_overlay.png",
+    "probabilities": "_probabilities.nii.gz",
+    "dicom": ".seg.dcm",
+    "dicom_series": "_dicom",
+}
 THEIRS = ("channel_names", "modality", "file_ending", "numTraining")  # keys of the Decathlon and of nnU-Net
 
 
@@ -84,9 +89,10 @@ def _find_all(folder: Path) -> dict[str, Path]:
     left_out, dicom = [], []
     predicted = (folder / "volumes.csv").exists()
     for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
-        if predicted and path.name.endswith(PREDICTED):
+        if predicted and path.name.endswith(tuple(PREDICTED.values())):
             continue
-        subject = path.name if path.is_dir() and _dicom_files(path) else _stem(path)
+        is_series = path.is_dir() and any(file.is_file() and is_dicom(file) for file in path.iterdir())
+        subject = path.name if is_series else _stem(path)
         if subject and subject in found:
             raise InputError(f"{path}: a second file of {subject} beside {found[subject]}; remove one of the two")
         if subject:
@@ -113,10 +119,6 @@ def _stem(path: Path) -> str:
         if path.name.lower().endswith(ending) and path.is_file():
             return path.name[: -len(ending)]
     return ""
-
-
-def _dicom_files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.is_file() and is_dicom(path)]
 
 
 # ---------------------------------------------------------------- as class indices

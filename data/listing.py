@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.dataset import Slice, natural
-from utils import LONGEST_NAME, InputError, note, printable
+from data.dataset import Slice
+from utils import LONGEST_NAME, InputError, natural, note, printable
 
 SPLITS = ("train", "val", "test")
 LONGEST_SUBJECT = LONGEST_NAME - len(".nii.gz")  # as the name of a segmentation

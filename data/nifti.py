@@ -101,7 +101,6 @@ def write_nifti(path: Path, image: sitk.Image, header: nib.Nifti1Header | None =
     With the header of the scan whose voxels these are, the file has its forms, their codes, and its unit, to the bit.
     """
     values = sitk.GetArrayViewFromImage(image).T
-    affine = None
     if header is None:
         header = nib.Nifti1Header() if max(values.shape) < 2**15 else nib.Nifti2Header()
         header.set_data_shape(values.shape)

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.dataset import Slice, natural
+from data.dataset import Slice
 from data.geometry import Geometry
 from data.png import bit_depth
 from data.preparation import lie_of
-from utils import counted, some
+from utils import counted, natural, some
 
 OBLIQUE = 15  # degrees between an axis of slices and the body's
 
@@ -122,7 +122,7 @@ def copy_notes(splits: Mapping[str, Sequence[Slice]], images: Mapping[Slice, Loo
 
 
 def image_notes(images: Mapping[Slice, Look]) -> list[str]:
-    """Images without a picture; depths that differ between files of a channel where deep ones are dark; grey RGB."""
+    """Blank images; masks in their place; grey RGB; depths that differ between files of a channel, deep ones dark."""
     notes = []
     seen = {item.subject for item, image in images.items() if image.pixels}
     blank = {item.subject for item in images} - seen

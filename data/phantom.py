@@ -64,8 +64,6 @@ def write_dataset(
     temporary.mkdir(parents=True)
     try:
         _write_files(temporary, seed, subjects, size, slices)
-        if out.exists():
-            out.rmdir()
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -151,8 +149,8 @@ def _near(rng: np.random.Generator, center: Point, spread: float = 5) -> Point:
     return tuple(np.add(center, rng.uniform(-spread, spread, 3)).tolist())
 
 
-def _about(rng: np.random.Generator, radii: Point, share: float = 0.1) -> Point:
-    return tuple((np.asarray(radii) * rng.uniform(1 - share, 1 + share, 3)).tolist())
+def _about(rng: np.random.Generator, radii: Point) -> Point:
+    return tuple((np.asarray(radii) * rng.uniform(0.9, 1.1, 3)).tolist())
 
 
 class _Canvas:

@@ -12,10 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from data.dataset import natural
 from data.description import parse_groups
 from data.listing import SPLITS, check_subject
-from utils import InputError, OptionError, errors_begin, read_json, some
+from utils import InputError, OptionError, errors_begin, natural, read_json, some
 
 Split = dict[str, list[str]]
 NOTHING: Mapping[str, Any] = MappingProxyType({})

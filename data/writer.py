@@ -100,8 +100,9 @@ def write_data(out: Path, plan: Plan, check: Callable[[Path], Any] = open_data) 
     partial = out.with_name(f".{out.name}.partial")
     _claim(partial)
     try:
-        subjects, channels, problems = _write_subjects(partial, plan)
-        content = plan.content(subjects, channels)
+        written, problems = _write_subjects(partial, plan)
+        channels = next((outcome.names for outcome in reversed(written.values())), ())
+        content = plan.content({subject: outcome.entry for subject, outcome in written.items()}, channels)
         for name, left in content["split"].items():
             if not left:
                 raise InputError(f"no subject of {name} can be read; the last problem: {problems[-1]}")
@@ -162,12 +163,10 @@ def _check_names(plan: Plan) -> None:
         check_subject(subject)
 
 
-def _write_subjects(root: Path, plan: Plan) -> tuple[dict[str, Any], Sequence[str], list[str]]:
-    """What dataset.json says of each subject that was written, names of channels, and what was wrong with others."""
+def _write_subjects(root: Path, plan: Plan) -> tuple[dict[str, _Written], list[str]]:
+    """Each subject that was written, and what was wrong with the others."""
     home = {subject: name for name, subjects in plan.split.items() for subject in subjects}
-    written: dict[str, Any] = {}
-    channels: dict[str, int] = {}
-    names: Sequence[str] = ()
+    written: dict[str, _Written] = {}
     problems = []
 
     def write(subject: str) -> _Written | str:
@@ -180,19 +179,17 @@ def _write_subjects(root: Path, plan: Plan) -> tuple[dict[str, Any], Sequence[st
         bar = tqdm(pool.map(write, home), "prepare", len(home), unit="subject", disable=None)
         for subject, outcome in zip(home, bar, strict=True):
             if isinstance(outcome, _Written):
-                written[subject] = outcome.entry
-                channels[subject] = outcome.channels
-                names = outcome.names
+                written[subject] = outcome
             elif plan.skip_bad:
                 problems.append(outcome)
             else:
                 pool.shutdown(cancel_futures=True)
                 raise InputError(outcome)
-    if len(set(channels.values())) > 1:
-        examples = {count: subject for subject, count in reversed(channels.items())}
+    examples = {outcome.channels: subject for subject, outcome in reversed(written.items())}
+    if len(examples) > 1:
         has = " and ".join(f"subject {subject} has {count}" for count, subject in examples.items())
         raise InputError(f"{has} channels; save all images alike, or name only such subjects in the split file")
-    return written, names, problems
+    return written, problems
 
 
 class _Written(NamedTuple):

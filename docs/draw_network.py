@@ -230,7 +230,7 @@ def draw_network(canvas: Canvas, shapes: Shapes) -> None:
     for number in range(shapes.steps):
         draw_step(canvas, shapes, number)
     draw_prediction(canvas, shapes)
-    draw_losses(canvas, shapes)
+    draw_losses(canvas)
     draw_legend(canvas, shapes)
 
 
@@ -310,7 +310,7 @@ def draw_prediction(canvas: Canvas, shapes: Shapes) -> None:
     canvas.box(786, SEMANTIC, 78, "maps", "prediction", text_of(shapes.prediction))
 
 
-def draw_losses(canvas: Canvas, shapes: Shapes) -> None:
+def draw_losses(canvas: Canvas) -> None:
     """The three terms of the loss."""
     weights = LossConfig()
     between = (STEP_X[0] + STEP_WIDTH + STEP_X[1]) / 2

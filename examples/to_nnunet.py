@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import SimpleITK as sitk
 
 from data.folder import DataFolder, open_data
 from data.splits import read_split
-from data.volumes import assemble
+from data.volumes import assemble, to_scan
 from utils import IGNORED, InputError, note, user_errors, write_json
 
 
@@ -58,15 +59,10 @@ def write_split(folder: DataFolder, split: str, out: Path) -> list[str]:
         volumes = {out / "labelsTr" / f"{subject}.nii.gz": targets}
         for k in range(folder.channels):
             volumes[out / "imagesTr" / f"{subject}_{k:04d}.nii.gz"] = images[:, k]
-        geometry = folder.geometry[subject]
+        geometry = replace(folder.geometry[subject], original=None, orientation=None)  # of the slices
         for path, volume in volumes.items():
             numbers = [dataset.slices[index].number for index in indices]
-            image = sitk.GetImageFromArray(assemble(numbers, list(volume)))
-            image.SetSpacing(geometry.spacing or (1.0, 1.0, 1.0))
-            if geometry.origin and geometry.direction:
-                image.SetOrigin(geometry.origin)
-                image.SetDirection(geometry.direction)
-            sitk.WriteImage(image, path)
+            sitk.WriteImage(to_scan(assemble(numbers, list(volume)), geometry), path)
     return list(dataset.subjects())
 
 

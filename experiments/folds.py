@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.dataset import natural
 from data.folder import DataFolder, open_data
 from data.splits import Split, fold_splits, random_splits, read_groups, read_split, split_counts
 from experiments.results import merged_groups
 from training.scores import tolerances_of
-from utils import InputError, errors_begin, read_json, write_json
+from utils import InputError, errors_begin, natural, read_json, write_json
 
 
 @dataclass(frozen=True)

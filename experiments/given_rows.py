@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from utils import InputError, printable
+from utils import InputError, exists, printable
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def _parse_row(text: str) -> tuple[str, tuple[Path, ...]]:
     """The name, an empty text where there is none, and the folders. The name ends where all after it are folders."""
     cuts = [k for k, sign in enumerate(text) if sign == "="]
     readings = [("", _folders(text)), *((text[:k].strip(), _folders(text[k + 1 :])) for k in cuts)]
-    whole = [reading for reading in readings if reading[1] and all(map(_exists, reading[1]))]
+    whole = [reading for reading in readings if reading[1] and all(map(exists, reading[1]))]
     name, folders = (whole or readings[1:] or readings)[0]
     if not folders or (cuts and not whole and not name):
         raise InputError(f'{text}: must be "NAME=folder,folder" or "folder,folder"')
@@ -62,15 +62,8 @@ def _parse_row(text: str) -> tuple[str, tuple[Path, ...]]:
 
 def _folders(text: str) -> tuple[Path, ...]:
     """The folders of a row; nothing where one of them is an empty text."""
-    parts = [text] if _exists(Path(text)) else [part.strip() for part in text.split(",")]
+    parts = [text] if exists(Path(text)) else [part.strip() for part in text.split(",")]
     return tuple(map(Path, parts)) if all(parts) else ()
-
-
-def _exists(folder: Path) -> bool:
-    try:
-        return folder.exists()
-    except OSError:  # the folders of many folds together are too long for a path
-        return False
 
 
 def _ends(folder: Path) -> list[str]:

@@ -56,7 +56,7 @@ class Run:
         return (self.folder / "test.json").exists()
 
 
-def check(run: Run) -> bool:
+def goes_on(run: Run) -> bool:
     """Whether the folder of `run` holds it with fewer epochs, from which it goes on.
 
     Raises InputError where it holds a run of other settings, and SystemExit(2) for a wrong flag.

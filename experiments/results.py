@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from config import GROUP_OF, Config, changeable, differences, read_run
-from metrics import METRICS
+from metrics import METRICS, mean_std
 from utils import InputError, printable, read_csv, read_json
 
 MEAN = None  # over the classes of a subject; no class can be called so
@@ -209,8 +209,8 @@ def _check_alike(run: _Run, first: _Run) -> None:
 
 def _made_from(config: Config) -> tuple[Any, ...]:
     """What makes runs of one row and with one set of test subjects different."""
-    data, split, weights = config.data, config.optimization.init, config.split_file
-    return config.machine.seed, *(path and path.resolve() for path in (data, split, weights))
+    paths = config.data, config.split_file, config.optimization.init
+    return config.machine.seed, *(path and path.resolve() for path in paths)
 
 
 def _whole_seeds(runs: Sequence[_Run]) -> tuple[dict[int | None, list[_Run]], list[int]]:
@@ -336,7 +336,7 @@ def _values(rows: Sequence[dict[str, Any]]) -> Values:
             of_subjects.setdefault(row["subject"], []).append(row)
     for subject, of_subject in of_subjects.items():
         for key in keys:
-            mean = _mean(row[key] for row in of_subject)
+            mean = mean_std(row[key] for row in of_subject)["mean"]
             values.setdefault((MEAN, key), {})[subject] = METRICS[key].scale * mean
     return values
 
@@ -349,15 +349,9 @@ def _mean_values(parts: Sequence[Values]) -> Values:
             for subject, value in of_column.items():
                 known.setdefault(column, {}).setdefault(subject, []).append(value)
     return {
-        column: {subject: _mean(values) for subject, values in of_column.items()}
+        column: {subject: mean_std(values)["mean"] for subject, values in of_column.items()}
         for column, of_column in known.items()
     }  # fmt: skip
-
-
-def _mean(values: Iterable[float]) -> float:
-    """Of the values that are not NaN; NaN where there are none."""
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
 
 
 def _curve(log: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ ROWS = {
     "DANet-step": ["--model", "daf_dual"],
 }
 # What a row of the paper is, whatever the preset: flags that no call may give to all rows.
-IDENTITY = {
+PAPER_NETWORK = {
     "guidance": True,
     "deep_supervision": True,
     "encoder_decoder": True,
@@ -35,7 +35,7 @@ IDENTITY = {
     "key_pooling": 1,
     "semantic_channels": 256,
 }
-OF_ROWS = {"model", "steps", *IDENTITY}
+OF_ROWS = {"model", "steps", *PAPER_NETWORK}
 OF_RUNS = {"data", "out", "resume", "split_file"}  # fields that each run has of its own
 
 
@@ -51,7 +51,7 @@ def _rows_of(steps: int) -> dict[str, list[str]]:
     """The rows of the paper's network with so many steps."""
     title = "1 step" if steps == 1 else f"{steps} steps"
     ending = "" if steps == 2 else f" ({title})"
-    whole = ["--model", "ms_dual_guided", "--steps", str(steps), *flags_of(IDENTITY)]
+    whole = ["--model", "ms_dual_guided", "--steps", str(steps), *flags_of(PAPER_NETWORK)]
     return {
         f"MS-Dual{ending}": [*whole, "--no_guidance"],
         f"MS-Dual-Guided{ending}": whole,

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from data.dataset import natural
 from data.description import Description, Labels, description_beside, read_description, split_of
 from data.geometry import Geometry, Grid
 from data.label_files import (
@@ -32,7 +31,7 @@ from data.sources.dicom_seg import extended
 from data.splits import read_groups
 from data.volume_files import aligned, read_file, turned_like
 from data.volumes import Volume, oriented, resample, to_scan
-from utils import IGNORED, InputError, OptionError, errors_begin, printable, read_json, some
+from utils import IGNORED, InputError, OptionError, errors_begin, natural, printable, read_json, some
 
 SAME_DIRECTION = 1e-3  # of unit vectors
 
@@ -262,9 +261,6 @@ def _in_masks(labels: Labels) -> dict[str, int]:
     return dict(zip(labels.names, labels.colors or labels.codes, strict=True))
 
 
-# ---------------------------------------------------------------- on one grid
-
-
 def _as_subjects(found: dict[str, Files], truths: Collection[str]) -> dict[str, Files]:
     """Segmentations by the names of their truths, of which one may be written as a subject: pat-1-v2 for "pat 1.v2".
 
@@ -282,6 +278,9 @@ def _as_subjects(found: dict[str, Files], truths: Collection[str]) -> dict[str, 
             raise InputError(f"two segmentations would be of {subject}, one of them called {name}; rename one")
         named[subject] = files
     return named
+
+
+# ---------------------------------------------------------------- on one grid
 
 
 def compare(subject: str, prediction: LabelVolume, truth: LabelVolume) -> Compared:

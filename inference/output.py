@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from data.label_files import PREDICTED
 from utils import LONGEST_NAME, InputError, make_folder, one_at_a_time, read_csv, remove_leftovers, write_csv
 
 OPTIONAL = ("probabilities", "dicom", "dicom_series")  # kinds of results, each written where a flag wants it
@@ -98,7 +99,4 @@ def _is_another(file: str, source: Path) -> bool:
 
 def file_of(kind: str, name: str, is_picture: bool = False) -> str:
     """What a result of a scan or picture called `name` is called: its segmentation, overlay, or one of OPTIONAL."""
-    endings = {"overlay": "_overlay.png", "probabilities": "_probabilities.nii.gz"}
-    endings |= {"dicom": ".seg.dcm", "dicom_series": "_dicom"}
-    endings["segmentation"] = ".png" if is_picture else ".nii.gz"
-    return name + endings[kind]
+    return name + PREDICTED.get(kind, ".png" if is_picture else ".nii.gz")

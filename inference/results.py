@@ -17,7 +17,6 @@ from data.colors import class_colors
 from data.description import Labels
 from data.nifti import write_nifti
 from data.png import unpack_color
-from data.preparation import Preparation
 from data.sources import dicom_seg_writer
 from data.sources.dicom import write_series
 from data.volumes import assemble, like, to_scan
@@ -37,8 +36,6 @@ class Segmentation:
     """Class indices, uint8 (D, H, W), on the grid of its slices, where main.py scores."""
     image: sitk.Image
     """Class indices; where slices were resampled, from linearly interpolated probabilities."""
-    preparation: Preparation | None = None
-    """How the network's scans became slices."""
     checkpoints: Sequence[Path] = ()
     """Of the networks that it is of."""
     slice_probabilities: np.ndarray | None = None
@@ -94,7 +91,7 @@ def on_own_grid(scan: Scan, probabilities: np.ndarray, ensemble: Ensemble) -> Se
         maps = probability_maps(scan, probabilities)  # a view of an image is good as long as the image is there
         image = like(image, ensemble.classify(np.stack([sitk.GetArrayViewFromImage(each) for each in maps])))
     identity, checkpoints = ensemble.identity, [network.path for network in ensemble.networks]
-    return Segmentation(scan, identity.labels, slices, image, identity.preparation, checkpoints, probabilities)
+    return Segmentation(scan, identity.labels, slices, image, checkpoints, probabilities)
 
 
 def probability_maps(scan: Scan, probabilities: np.ndarray) -> list[sitk.Image]:

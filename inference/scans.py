@@ -14,7 +14,6 @@ import numpy as np
 import SimpleITK as sitk
 
 from data.channels import check_order
-from data.dataset import natural
 from data.description import description_beside, read_description
 from data.geometry import LONGEST, Geometry
 from data.listing import list_images
@@ -25,7 +24,7 @@ from data.sources.dicom import Series, read_series
 from data.sources.dicom_file import is_dicom
 from data.volume_files import VolumeFile, aligned, read_file
 from inference.networks import Ensemble
-from utils import InputError, OptionError, changes, errors_begin, note
+from utils import InputError, OptionError, changes, errors_begin, exists, natural, note
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def scan_names(sources: Sequence[str]) -> list[str]:
 
 def files_of(source: str) -> list[Path]:
     """Files separated by commas, such as those of a scan's channels; what lies under the whole name is one file."""
-    return [Path(source)] if Path(source).exists() else [Path(file) for file in source.split(",")]
+    return [Path(source)] if exists(Path(source)) else [Path(file) for file in source.split(",")]
 
 
 def _parts(source: str) -> list[str]:

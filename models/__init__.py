@@ -1,4 +1,4 @@
-"""Networks: tensors in, tensors out. Nothing in here knows about files, flags or training."""
+"""Networks: tensors in, tensors out. Nothing in here knows of data, losses or training."""
 
 from __future__ import annotations
 

@@ -90,18 +90,13 @@ def inspect(model: nn.Module, image: Tensor, point: tuple[int, int]) -> Inspecti
     )
 
 
-def _output(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    return output
-
-
 def _watch(
     hooks: contextlib.ExitStack, module: nn.Module, sink: list[Any], take: Callable[..., Any] | None = None
 ) -> None:
     """Put what `take` makes of each call of a module, by default its output, into `sink` until `hooks` end."""
-    take = take or _output
 
-    def keep(*call: Any) -> None:
-        sink.append(take(*call))
+    def keep(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        sink.append(take(module, inputs, output) if take else output)
 
     hooks.callback(module.register_forward_hook(keep).remove)
 

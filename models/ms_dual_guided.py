@@ -48,8 +48,10 @@ class RefinementStep(nn.Module):
             )
         if options.guidance:
             norms = SCALES if options.norm_by_scale else 0
-            semantic = SemanticModule(width, options.semantic_channels, norms)
-            self.semantic = semantic if options.encoder_decoder else DirectDistance()
+            if options.encoder_decoder:
+                self.semantic = SemanticModule(width, options.semantic_channels, norms)
+            else:
+                self.semantic = DirectDistance()
             shared = options.variant == "paper"
             self.guide = layers(nn.Conv2d(width, WIDTH, 3, padding=1) for _ in range(1 if shared else SCALES))
         self.project = layers(nn.Conv2d(WIDTH, WIDTH, 1) for _ in range(SCALES))

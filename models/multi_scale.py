@@ -16,16 +16,14 @@ WIDTH = 64  # channels of each scale's features
 class MultiScale(Network):
     """Backbone, reduction of its four maps to 64 channels (F'_s), their fusion at H/4 (F_MS).
 
-    16: the semantic module halves the H/4 maps twice. 48: at 32 pixels the coarsest map would be a single one, which
-    batch normalization refuses for a single image.
-
     Args:
         channels, backbone: see `models.backbone.build_backbone`.
         native: each scale keeps its own resolution, H/4 to H/32, also in the losses; else all are enlarged to H/4, as
             in the paper.
     """
 
-    multiple, smallest = 16, 48
+    multiple = 16  # the semantic module halves the H/4 maps twice
+    smallest = 48  # at 32 pixels the coarsest map would be a single value, of which there is no variance
 
     def __init__(self, channels: int, backbone: str, native: bool = False) -> None:
         super().__init__()

@@ -102,8 +102,7 @@ def build_own(option: str, text: str, fields: Mapping[str, Any]) -> nn.Module:
 def named_by(constructor: Any) -> list[str]:
     """The arguments that a constructor names, without those that it has been given already."""
     given = getattr(constructor, "keywords", {})
-    names = inspect.signature(getattr(constructor, "func", constructor)).parameters
-    return [name for name in names if name not in given]
+    return [name for name in inspect.signature(constructor).parameters if name not in given]
 
 
 def in_words(error: BaseException) -> str:

@@ -215,7 +215,7 @@ def _window(marked: np.ndarray, aspect: float) -> tuple[slice, slice]:
     return slice(first[0], first[0] + length[0]), slice(first[1], first[1] + length[1])
 
 
-def overlay(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
+def blend(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """An image (1 or 3, H, W) in [0, 1] and class indices (H, W) over it -> uint8 (H, W, 3)."""
     classes, table = hatched(classes), np.array([*_colors(IGNORED), to_rgb(NOT_ANNOTATED)])
     colors = np.broadcast_to(image, (3, *classes.shape)).transpose(1, 2, 0)
@@ -227,7 +227,7 @@ def overlays(volumes: Sequence[Volume], dataset: SliceDataset) -> Iterator[tuple
     for volume in volumes[:3]:
         index, truth, prediction = _fullest_of(volume, dataset)
         image = dataset.picture(index)
-        yield volume.subject, np.hstack([overlay(image, truth), overlay(image, prediction)])
+        yield volume.subject, np.hstack([blend(image, truth), blend(image, prediction)])
 
 
 def _fullest_of(volume: Volume, dataset: SliceDataset) -> tuple[int, np.ndarray, np.ndarray]:

@@ -19,11 +19,13 @@ from reporting.segmentation import segment_run
 from reporting.viewer import Segmented
 from utils import IGNORED, InputError, make_folder
 
+SHOWN = 4  # subjects
 
-def write_figures(rows: Sequence[Row], out: Path, device: str, against: str | None = None, most: int = 4) -> list[Path]:
+
+def write_figures(rows: Sequence[Row], out: Path, device: str, against: str | None = None) -> list[Path]:
     """Write grid and boxes as PDF and PNG to `out`; return their paths. A column for each row, in the order given.
 
-    The grid has `most` test subjects evenly from the worst to the best of the row that the others are compared with
+    The grid has up to SHOWN test subjects evenly from the worst to the best of the row that the others are compared with
     (`against`, or the first), each at the slice where all rows together have the most wrong pixels.
     """
     table = read_rows(rows, against)
@@ -35,7 +37,7 @@ def write_figures(rows: Sequence[Row], out: Path, device: str, against: str | No
         raise InputError(f"{table.reference.name}: shares no test subject with all other rows")
     dice = table.reference.values[MEAN, "dsc"]
     common.sort(key=lambda subject: np.nan_to_num(dice[subject], nan=math.inf))
-    chosen = [common[k] for k in np.unique(np.linspace(0, len(common) - 1, most).round().astype(int))]
+    chosen = [common[k] for k in np.unique(np.linspace(0, len(common) - 1, SHOWN).round().astype(int))]
     lines = []
     for subject in chosen:
         run, ours = segmented[reference][subject]

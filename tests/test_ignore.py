@@ -23,7 +23,7 @@ from data.writer import describe
 from losses import GuidedLoss, around_centres, cross_entropy, dice_loss
 from metrics import score_subject
 from models.network import Output
-from reporting.figures import fullest, hatched, overlay
+from reporting.figures import blend, fullest, hatched
 from reporting.viewer import confusion, mean_dice
 from tests.helpers.errors import assert_one_line
 from tests.helpers.runs import read_csv, run
@@ -263,7 +263,7 @@ def test_pictures_hatch_them():
     lines = hatched(classes)
     assert lines[0, 0] == 2
     assert 0 < np.count_nonzero(lines == IGNORED) < 32
-    colors = overlay(np.zeros((1, 8, 8), np.float32), classes)
+    colors = blend(np.zeros((1, 8, 8), np.float32), classes)
     assert set(map(tuple, colors[lines == IGNORED])) == {(100, 100, 100)}
     assert (colors[lines == 0] == 0).all()
     assert fullest([classes, np.eye(8, dtype=np.uint8)]) == 1

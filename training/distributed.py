@@ -82,16 +82,12 @@ def from_first(compute: Callable[..., T], *arguments: Any) -> T:
     """
     if world_size() == 1:
         return compute(*arguments)
-    if rank() == 0:
-        try:
-            result = compute(*arguments)
-        except BaseException:
-            dist.broadcast_object_list([False, None])
-            raise
-        dist.broadcast_object_list([True, result])
-        return result
-    box = [False, None]
-    dist.broadcast_object_list(box)
+    box = [False, None]  # whether it worked, and what it returned
+    try:
+        if rank() == 0:
+            box = [True, compute(*arguments)]
+    finally:
+        dist.broadcast_object_list(box)
     if not box[0]:
         raise SystemExit(2)
     return box[1]

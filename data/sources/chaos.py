@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from data.dataset import natural
 from data.png import read_grey
 from data.sources import Case, read_each
 from data.sources.dicom import Series, read_series
 from data.volume_files import check_same_grid
 from data.volumes import like
-from utils import InputError, errors_begin, some
+from utils import InputError, errors_begin, natural, some
 
 MR_CLASSES = {0: "background", 1: "liver", 2: "right kidney", 3: "left kidney", 4: "spleen"}
 MR_RANGES = ((55, 70), (110, 135), (175, 200), (240, 255))  # grey values between these, exclusive, by the challenge

@@ -87,9 +87,9 @@ def write_segmentation(
 ) -> None:
     """Write class indices on the grid of `series` as a binary segmentation that refers to the slices of the series.
 
-    Segment k is class k, called names[k], whether it is anywhere or not. Frames without a voxel
-    are left out. Raises InputError for slices that cannot be read, or that have not what a reference needs, and where
-    `path` holds anything but a DICOM file of the same study.
+    Segment k is class k, called names[k], whether it is anywhere or not. Frames without a voxel are left out. Raises
+    InputError for slices that cannot be read, or that have not what a reference needs, and where `path` holds anything
+    but a DICOM file of the same study.
     """
     from highdicom.seg import Segmentation
     from highdicom.version import __version__

@@ -15,14 +15,13 @@ import numpy as np
 import SimpleITK as sitk
 
 from data.channels import pattern_names
-from data.dataset import natural
 from data.description import IGNORE
 from data.listing import as_subject
 from data.sources import Case, read_each
 from data.sources.dicom import read_series
 from data.sources.dicom_seg import check_frame, extended, read_named, segment_names, segmentation_in
 from data.volume_files import aligned, read_file, read_label
-from utils import InputError, counted, note, read_json, some
+from utils import InputError, counted, natural, note, read_json, some
 
 BRATS_CHANNELS = ("flair", "t1", "t1ce", "t2")  # the order of the Decathlon's Task01
 BRATS_CLASSES = {0: "background", 1: "necrotic and non-enhancing", 2: "edema", 4: "enhancing"}

@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from data.channels import pattern_names
-from data.dataset import natural
 from data.description import IGNORE, Labels, read_description
 from data.folder import infer_labels
 from data.listing import as_subject
 from data.masks import MaskValues, check_background, check_colors, extremes
 from data.png import PICTURES, is_turned, read_mask, read_pixels
 from data.sources import PictureCase, read_each
-from utils import IGNORED, InputError, some
+from utils import IGNORED, InputError, natural, some
 
 DESCRIPTION = "dataset.json"  # of the folder of pictures: its labels or colors, as in a data set
 Key = tuple[str, int]  # subject and slice, 1 where the pattern has none

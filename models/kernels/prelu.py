@@ -12,9 +12,6 @@ from torch.nn import functional as F
 class PReLU(nn.PReLU):
     """max(0, x) + weight * min(0, x), with one weight."""
 
-    def __init__(self) -> None:
-        super().__init__()
-
     def forward(self, x: Tensor) -> Tensor:
         """Any shape -> the same."""
         by_hand = x.device.type == "cpu" and torch.is_grad_enabled()

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from config import AugmentationConfig
 from data.batches import SubjectBatches, read_batches, slice_loader
-from data.dataset import Slice, SliceDataset, natural
+from data.dataset import Slice, SliceDataset
 from data.description import Labels
 from data.folder import open_data
 from tests.helpers.scans import REAL, needs_real_data
+from utils import natural
 
 
 @given(st.lists(st.text("019a-", max_size=5), max_size=6))

@@ -218,7 +218,7 @@ def test_pixels_have_the_sides_of_the_scan(tmp_path, monkeypatch, spacing):
 
 def test_overlay_is_half_image_half_color():
     image = np.array([[[0.0, 1.0, 0.5]]])
-    pixels = figures.overlay(image, np.array([[0, 1, 9]], np.uint8))
+    pixels = figures.blend(image, np.array([[0, 1, 9]], np.uint8))
     orange = [0xE6, 0x9F, 0x00]  # class 9 has the color of class 1 again
     expected = [[0, 0, 0], [(255 + c) / 2 for c in orange], [(127.5 + c) / 2 for c in orange]]
     np.testing.assert_allclose(pixels[0], expected, atol=0.51)
@@ -228,7 +228,7 @@ def test_rgb_is_shown_in_color(tmp_path):
     """In TensorBoard's overlays, in montages and on pages; three channels of one file, not of three."""
     image = np.array([1.0, 0.5, 0.0])[:, None, None].repeat(40, 1).repeat(40, 2)
     red = np.rint(255 * image[:, 0, 0]).astype(np.uint8)
-    np.testing.assert_array_equal(figures.overlay(image, np.zeros((40, 40), np.uint8))[0, 0], red)
+    np.testing.assert_array_equal(figures.blend(image, np.zeros((40, 40), np.uint8))[0, 0], red)
     Image.fromarray(np.broadcast_to(red, (40, 40, 3)).copy()).save(tmp_path / "red.png")
     item = Slice("1", 1, (tmp_path / "red.png",), tmp_path / "red.png")
     dataset = SliceDataset([item], Labels.indexed(("background", "a"), (0, 1)))
