@@ -258,9 +258,13 @@ class Config:
         return cls().change(**values)
 
     def change(self, **values: Any) -> Config:
-        """The same with other `values`, by their flat names."""
+        """The same with other `values`, by their flat names. Raises InputError for what a field cannot be."""
         changed: dict[str, Any] = {}
         for name, value in values.items():
+            if name not in GROUP_OF:
+                raise InputError(f"{name}: is no field of the configuration; correct the name")
+            if not _fits(str(value) if isinstance(value, Path) else value, HINTS[name]):
+                raise InputError(f"{name} {value}: is of another kind than the field, or too long")
             group = GROUP_OF[name]
             if group is None:
                 changed[name] = value

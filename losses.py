@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import ceil, log2
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from models.network import Output, at_least_float32
 from models.own import build_own, in_words
-from utils import UNCOUNTED, OptionError, is_out_of_memory
+from utils import UNCOUNTED, OptionError, ceil_div, is_out_of_memory
 
 
 class LossTerms(NamedTuple):
@@ -55,11 +55,13 @@ class GuidedLoss(nn.Module):
         self.loss = loss
         self.all_reduce = all_reduce
 
-    def forward(self, output: Output, target: Tensor, counted: bool = True) -> LossTerms:
-        """Output of the network and target (B, H, W), class indices; the segmentation term leaves out UNCOUNTED pixels.
+    def forward(self, output: Output | Tensor | Sequence[Tensor], target: Tensor, counted: bool = True) -> LossTerms:
+        """What a network returns, see `Output.of`, and target (B, H, W), class indices, with UNCOUNTED pixels left out.
 
-        With `counted` False, the slices do not enter the sums of `dice_loss` (`ShuffledBatches.weight` is 0).
+        With `counted` False, the slices do not enter the sums of `dice_loss` (`ShuffledBatches.weight` is 0). Raises
+        ValueError for maps and targets of other shapes, and for targets that are not whole numbers.
         """
+        output = Output.of(output)
         with torch.autocast(target.device.type, enabled=False):
             maps = [at_least_float32(logits) for logits in (*output.raw, *output.refined)]
             losses = [self.of_map(*around_centres(logits, target), counted) for logits in maps]
@@ -92,17 +94,33 @@ def around_centres(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     A logit stands for a square of pixels (`Output`). It is held against the four pixels around the centre of the
     square, each as an element of the batch (B' = 4 B): one of them alone is off the centre, and would teach the network
     to segment half a pixel away. A square of one pixel is held against this one (B' = B). Pixels outside of the image
-    are UNCOUNTED.
+    are UNCOUNTED. Raises ValueError as `_check` does, and for a map that has not ceil(H / stride) rows or
+    ceil(W / stride) columns.
     """
-    rows, columns = logits.shape[-2:]
-    stride = 2 ** ceil(log2(target.shape[-2] / rows))  # rows = ceil(H / stride), and H is at least the largest stride
+    _check(logits, target)
+    (rows, columns), (height, width) = logits.shape[-2:], target.shape[-2:]
+    stride = 2 ** max(0, ceil(log2(height / rows)))  # rows = ceil(H / stride), and H is at least the largest stride
+    if (rows, columns) != (ceil_div(height, stride), ceil_div(width, stride)):
+        raise ValueError(
+            f"logits of {rows} x {columns} for a target of {height} x {width}: must have its size, or a half, a "
+            "quarter, ... of it, rounded up; interpolate them"
+        )
     if stride == 1:
         return logits, target.long()
-    padding = (0, columns * stride - target.shape[-1], 0, rows * stride - target.shape[-2])
+    padding = (0, columns * stride - width, 0, rows * stride - height)
     padded = F.pad(target.long(), padding, value=UNCOUNTED)
     central = (stride // 2 - 1, stride // 2)
     targets = [padded[:, i::stride, j::stride] for i in central for j in central]
     return logits.repeat(4, 1, 1, 1), torch.cat(targets)
+
+
+def _check(logits: Tensor, target: Tensor) -> None:
+    if logits.ndim != 4 or logits.shape[1] < 2:
+        raise ValueError(f"logits {tuple(logits.shape)}: must be (B, classes, H, W), two classes with the background")
+    if target.ndim != 3 or len(target) != len(logits):
+        raise ValueError(f"target {tuple(target.shape)} for logits {tuple(logits.shape)}: must be (B, H, W)")
+    if target.is_floating_point():
+        raise ValueError(f"target of {target.dtype}: must be class indices, whole numbers")
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -121,11 +139,15 @@ def dice_loss(
 
     p is the softmax of logits (B, classes, H, W), t the one-hot target (B, H, W); sums run over batch and pixels, and
     with `all_reduce` over other processes, but not over UNCOUNTED pixels, nor over slices that are not `counted`
-    (Drozdzal et al., 2016). The ones keep the gradient small of classes that a batch lacks.
+    (Drozdzal et al., 2016). The ones keep the gradient small of classes that a batch lacks. Raises ValueError for a
+    target of another size, and as `GuidedLoss` does.
     """
-    valid = ((target >= 0) & counted).unsqueeze(1)
-    p = logits.softmax(1) * valid
-    t = torch.zeros_like(p).scatter_(1, target.clamp(min=0).unsqueeze(1), 1.0) * valid
+    _check(logits, target)
+    if target.shape[-2:] != logits.shape[-2:]:
+        raise ValueError(f"target {tuple(target.shape)} for logits {tuple(logits.shape)}: must be of one size")
+    valid = ((target != UNCOUNTED) & counted).unsqueeze(1)
+    p = at_least_float32(logits).softmax(1) * valid
+    t = torch.zeros_like(p).scatter_(1, target.long().unsqueeze(1).where(valid, 0), 1.0) * valid
     sums = torch.stack([x.sum((0, 2, 3)) for x in (p * t, p, t)])
     if all_reduce is not None:
         sums = all_reduce(sums)

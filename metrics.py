@@ -22,6 +22,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
+from numbers import Real
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -157,8 +159,11 @@ def score(
 ) -> dict[str, float]:
     """All metrics of one class of one subject, by the keys of METRICS; those in mm where there is a spacing.
 
-    The tolerance is in mm; in voxels it is one. `shape` is the image's, where the masks are a part of it.
+    The tolerance is in mm; in voxels it is one. `shape` is the image's, where the masks are a part of it; without it, a
+    single slice is scored in 2D.
     """
+    if shape is None:
+        prediction, target, spacing = _without_faces(np.asarray(prediction), np.asarray(target), spacing)
     values = {"dsc": dice(prediction, target), "vs": volume_similarity(prediction, target)}
     surfaces = _surfaces(prediction, target)
     size = np.array(np.shape(target) if shape is None else shape)
@@ -198,16 +203,16 @@ def score_subject(
     "region" says of each row whether it is a region's. `tolerances` are the NSD's in mm by class or region;
     TOLERANCE_MM for the others.
     """
-    _check_shapes(prediction, target)
-    if is_slice(prediction.shape):  # which has no face above and below
-        across = prediction.shape.index(1)
-        prediction, target = prediction.squeeze(across), target.squeeze(across)
-        spacing = None if spacing is None else [length for axis, length in enumerate(spacing) if axis != across]
+    prediction, target = _as_indices(prediction), _as_indices(target)
+    prediction, target, spacing = _without_faces(prediction, target, spacing)
     unknown = unknown_classes(target, len(class_names))
     both = np.stack(annotated(prediction, target))
     if both.size and not (both.min() >= 0 and both.max() < len(class_names)):
         raise ValueError(f"labels from {both.min()} to {both.max()} with {len(class_names)} class names")
     classes = list(class_names[1:])
+    strangers = {*chain(*regions.values())} - {*classes} | tolerances.keys() - {*class_names, *regions}
+    if strangers:
+        raise ValueError(f"regions or tolerances of {', '.join(sorted(strangers))}: no class is called so")
     scored = [(name, [k], False) for k, name in enumerate(classes, 1)]
     scored += [(name, [classes.index(part) + 1 for part in parts], True) for name, parts in regions.items()]
     # One pass finds the box of every class in either volume; None is a class in neither.
@@ -224,6 +229,33 @@ def score_subject(
         row |= {"missed": present and not found, "spurious": found and not present}
         rows.append(row | score(a, b, spacing, tolerances.get(name, TOLERANCE_MM), prediction.shape))
     return rows
+
+
+def _as_indices(labels: NDArray) -> NDArray[np.integer]:
+    """Class indices that may be stored in another kind of number, such as the float64 of nibabel's get_fdata."""
+    labels = np.asarray(labels)
+    if labels.dtype.kind in "iu" and labels.dtype != np.uint64:
+        return labels
+    if labels.dtype.kind not in "buf":
+        raise ValueError(f"labels of {labels.dtype}: must be whole numbers")
+    with np.errstate(invalid="ignore"):
+        whole = labels.astype(np.int64)
+    if not np.array_equal(whole, labels):
+        raise ValueError(f"labels of {labels.dtype} that are no whole numbers")
+    return whole
+
+
+def _without_faces(
+    prediction: NDArray, target: NDArray, spacing: Sequence[float] | None
+) -> tuple[NDArray, NDArray, Sequence[float] | None]:
+    """A volume of a single slice as that slice, which has no face above and below; others as they are."""
+    _check_shapes(prediction, target)
+    if not is_slice(prediction.shape):
+        return prediction, target, spacing
+    across = prediction.shape.index(1)
+    if spacing is not None:
+        spacing = [length for axis, length in enumerate(spacing) if axis != across]
+    return prediction.squeeze(across), target.squeeze(across), spacing
 
 
 def is_slice(shape: Sequence[int]) -> bool:
@@ -259,10 +291,12 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Returns {"per_class": {class: {metric: {"mean", "std", "n"}, ..., "missed": int, "spurious": int}}, "per_region":
     the same of regions where there are any, "overall": {metric: {"mean", "std", "n"}}, "subjects": int}. Metrics are
-    the keys with float values. "overall" is over the subjects' means over classes, without regions. NaN and absent
+    the keys with numbers. "overall" is over the subjects' means over classes, without regions. NaN and absent
     values are left out; n counts what is in.
     """
-    metrics = dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, float))
+    metrics = dict.fromkeys(
+        key for row in rows for key, value in row.items() if isinstance(value, Real) and not isinstance(value, bool)
+    )
 
     def statistics(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         return {metric: mean_std(row.get(metric, math.nan) for row in rows) for metric in metrics}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from config import PRESETS, Config, MachineConfig
 from losses import GuidedLoss
 from models import build_model
 from training.device import Machine, without_denormals
+from training.device import peak_memory as process_memory
 from training.optimization import Optimization
 
 MODERN = PRESETS["modern"]
@@ -68,7 +68,7 @@ def peak_memory(config: Config, size: int) -> float:
     step = _training_step(model, *_slices(size))
     for _ in range(4):
         step()
-    return device.peak_memory(CPU) - before / 2**30
+    return process_memory(torch.device("cpu")) - before / 2**30
 
 
 def _slices(size: int) -> tuple[Tensor, Tensor]:

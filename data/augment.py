@@ -27,7 +27,7 @@ def augment(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Image float32 (C, H, W), bilinear; target uint8 (H, W), nearest; what comes from outside is 0 in both.
 
-    A flip along the axis of `mirror` exchanges its classes.
+    A flip along the axis of `mirror` exchanges its classes. What stays as it is is returned itself, not as a copy.
     """
     for axis in (-2, -1):
         if rng.random() < options.flip_probability:

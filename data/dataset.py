@@ -77,7 +77,8 @@ class SliceDataset(SubjectSlices, Dataset):
 
     Item i is the image, float32 (channels, H, W) in [0, 1], and the target, class indices int64 (H, W), IGNORED where
     nobody annotated it. An augmentation is drawn from (seed, epoch, i) alone, so that an epoch is the same for any
-    number of workers. Raises InputError for files whose size or channels have changed since they were checked.
+    number of workers: set `epoch` before each one. Workers that stay from epoch to epoch (persistent_workers of a
+    DataLoader) do not see it. Raises InputError for files whose size or channels have changed since they were checked.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class SliceDataset(SubjectSlices, Dataset):
         return len(self.slices)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        index = range(len(self))[index]  # the augmentation is that of the slice, also of one counted from the end
         item = self.slices[index]
         image, mask = read_pair(item.images, item.mask)
         if item.shape not in (None, image.shape):

@@ -115,7 +115,7 @@ class DataFolder:
     """Subject -> group, such as the patient, as dataset.json says; one that is not named is a group of its own."""
 
     def dataset(self, split: str, augmentation: AugmentationConfig | None = None, seed: int = 0) -> SliceDataset:
-        """The slices of `split` as a dataset.
+        """The slices of `split` (train, val or test) as a dataset.
 
         Raises InputError where flips exchange classes, but it is not known along which axis of the slices.
         """
@@ -151,7 +151,7 @@ class DataFolder:
         return Geometry(spacing, tuple(int(side) for side in np.median(sizes, 0)), direction=direction)
 
 
-def open_data(root: Path, subjects: dict[str, list[str]] | None = None, whole_groups: bool = True) -> DataFolder:
+def open_data(root: str | Path, subjects: dict[str, list[str]] | None = None, whole_groups: bool = True) -> DataFolder:
     """List, pair, read and check all slices of a data set.
 
     With `subjects`, split -> names, the slices of all folders are split anew by these; others are left out. Without
@@ -164,6 +164,7 @@ def open_data(root: Path, subjects: dict[str, list[str]] | None = None, whole_gr
     pixel, validation masks that hold no class, and a dataset.json that is not as this module wants it, or gives another
     size than the slices have.
     """
+    root = Path(root)
     described = read_description(root / "dataset.json")
     found, notes = list_splits(root)
     there = {item.subject for items in found.values() for item in items}

@@ -94,6 +94,7 @@ def _shared(network: TrainedNetwork) -> tuple[object, ...]:
     return *options, network.identity.labels, network.identity.preparation, network.identity.channels
 
 
+@torch.random.fork_rng(devices=[])  # a network begins with random weights, which are not kept
 def load_network(path: Path, device: torch.device) -> TrainedNetwork:
     """The network of a checkpoint. Raises InputError for a file that is no checkpoint of this version."""
     checkpoint = load_checkpoint(path, device)

@@ -126,8 +126,8 @@ class MSDualGuided(MultiScale):
             paper's text and its parameter counts say; "released" does what the released code does.
 
     Raises:
-        OptionError: fewer than one step, or no attention at all.
-        ValueError: (forward) an image smaller than 32 pixels.
+        OptionError: a number below 1, an unknown text, or no attention at all.
+        ValueError: (forward) an image smaller than 32 pixels, or of whole numbers.
     """
 
     def __init__(
@@ -149,12 +149,16 @@ class MSDualGuided(MultiScale):
         fine_decoder: bool = False,
         variant: str = "paper",
     ) -> None:
-        if steps < 1:
-            raise OptionError(f"steps {steps}: must be at least 1")
+        numbers = {"steps": steps, "key_pooling": key_pooling, "semantic_channels": semantic_channels}
+        for name, number in numbers.items():
+            if number < 1:
+                raise OptionError(f"{name} {number}: must be at least 1")
         if not (position_attention or channel_attention):
             raise OptionError("no_position_attention and no_channel_attention: a refinement step needs one of the two")
         if variant not in ("paper", "released"):
             raise OptionError(f"variant {variant}: must be paper or released")
+        if scales not in ("quarter", "native"):
+            raise OptionError(f"scales {scales}: must be quarter or native")
         native = scales == "native"
         pooling = [max(1, key_pooling // 2**k) if native else key_pooling for k in range(SCALES)]
         options = StepOptions(

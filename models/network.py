@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,6 +36,13 @@ class Output(NamedTuple):
         """The output of a network without guidance, which supervises these maps, its prediction first."""
         return cls([], list(logits), [], [])
 
+    @classmethod
+    def of(cls, returned: Output | Tensor | Sequence[Tensor]) -> Output:
+        """What any network returns: an `Output`, one map of logits, or several with its prediction first."""
+        if isinstance(returned, Output):
+            return returned
+        return cls.of_logits(*(returned if isinstance(returned, list | tuple) else [returned]))
+
 
 class Network(nn.Module):
     """Pads the image to what the layers take, and brings all logits to the image's own size.
@@ -58,6 +65,8 @@ class Network(nn.Module):
 
     def forward(self, image: Tensor) -> Output | Tensor:
         """Image (B, C, H, W), any H, W >= 32 -> Output in train mode, logits (B, classes, H, W) in eval mode."""
+        if not image.is_floating_point():
+            raise ValueError(f"images of {image.dtype}: must be floating-point numbers, from 0 to 1")
         height, width = image.shape[-2:]
         if min(height, width) < 32:
             raise ValueError(f"images must be at least 32 x 32 pixels, not {height} x {width}")

@@ -148,10 +148,7 @@ class OwnNetwork(Network):
             if isinstance(error, InputError) or is_out_of_memory(error) or without_content:
                 raise
             raise OptionError(f"model {self.text}: fails on images {tuple(image.shape)}: {in_words(error)}") from None
-        if isinstance(returned, Output):
-            output = returned
-        else:
-            output = Output.of_logits(*(returned if isinstance(returned, list | tuple) else [returned]))
+        output = Output.of(returned)
         for logits in (*output.raw, *output.refined):
             self._check(logits, image.shape[0])
         if not output.refined:

@@ -25,7 +25,7 @@ SHOWN = 4  # subjects
 def write_figures(rows: Sequence[Row], out: Path, device: str, against: str | None = None) -> list[Path]:
     """Write grid and boxes as PDF and PNG to `out`; return their paths. A column for each row, in the order given.
 
-    The grid has up to SHOWN test subjects evenly from the worst to the best of the row that the others are compared with
+    The grid has SHOWN test subjects evenly from the worst to the best of the row that the others are compared with
     (`against`, or the first), each at the slice where all rows together have the most wrong pixels.
     """
     table = read_rows(rows, against)

@@ -74,6 +74,19 @@ def test_flat_names_reach_their_groups_and_json():
     assert parse_config(["--no-guidance"]) == parse_config(["--no_guidance"])
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("scales", "Native"), ("steps", "2"), ("steps", 2.5), ("betas", (0.9,)), ("guidance", 1)]
+)
+def test_values_of_another_kind_are_refused(name, value):
+    with pytest.raises(InputError, match=rf"^{name} .*another kind"):
+        Config.of(**{name: value})
+
+
+def test_a_misspelled_field_is_refused():
+    with pytest.raises(InputError, match=r"^flip: is no field"):
+        Config.of(flip=0.5)
+
+
 def test_configurations_with_other_fields():
     values = Config.of(steps=3).to_dict()
     del values["dice"]

@@ -90,3 +90,48 @@ def test_sums_of_the_dice_loss_run_over_processes():
     dice_loss(logits[1:], target[1:], all_reduce=lambda sums: seen.append(sums) or sums)
     half = dice_loss(logits[:1], target[:1], all_reduce=lambda sums: sums + seen[0])
     torch.testing.assert_close(half, dice_loss(logits, target))
+
+
+def test_whatever_a_network_returns():
+    output, target = random_output()
+    maps = output.refined
+    expected = sum(torch.nn.functional.cross_entropy(logits, target) for logits in maps)
+    for returned in (maps, tuple(maps), Output.of_logits(*maps)):
+        torch.testing.assert_close(GuidedLoss()(returned, target).total, expected)
+    torch.testing.assert_close(GuidedLoss()(maps[0], target).total, torch.nn.functional.cross_entropy(maps[0], target))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.int32])
+def test_targets_of_any_whole_numbers(dtype):
+    logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 2, (2, 8, 8))
+    loss = GuidedLoss(dice=1.0)
+    assert loss(logits, target.to(dtype)).total == loss(logits, target).total
+    assert dice_loss(logits, target.to(dtype)) == dice_loss(logits, target)
+
+
+def test_the_dice_loss_sums_half_precisions_in_float32():
+    logits, target = torch.randn(1, 3, 300, 300), torch.randint(0, 3, (1, 300, 300))
+    assert dice_loss(logits.half(), target) == pytest.approx(float(dice_loss(logits, target)), abs=1e-4)
+
+
+WRONG = {
+    "probabilities as the target": ((2, 3, 8, 8), torch.full((2, 8, 8), 0.9), "whole numbers"),
+    "one-hot target": ((2, 3, 8, 8), torch.ones(2, 3, 8, 8, dtype=torch.long), r"must be \(B, H, W\)"),
+    "target with a channel": ((2, 2, 8, 8), torch.ones(2, 1, 8, 8, dtype=torch.long), r"must be \(B, H, W\)"),
+    "one target for two images": ((2, 3, 8, 8), torch.ones(1, 8, 8, dtype=torch.long), r"must be \(B, H, W\)"),
+    "one channel, for a sigmoid": ((2, 1, 8, 8), torch.ones(2, 8, 8, dtype=torch.long), "two classes"),
+    "volumes": ((2, 3, 4, 8, 8), torch.ones(2, 4, 8, 8, dtype=torch.long), r"must be \(B, classes, H, W\)"),
+    "a side rounded down": ((2, 3, 16, 16), torch.ones(2, 33, 33, dtype=torch.long), "16 x 16.*33 x 33"),
+    "a third of the size": ((2, 3, 11, 11), torch.ones(2, 33, 33, dtype=torch.long), "11 x 11.*33 x 33"),
+    "different strides": ((2, 3, 8, 4), torch.ones(2, 16, 16, dtype=torch.long), "8 x 4.*16 x 16"),
+    "more than a pixel": ((2, 3, 16, 16), torch.ones(2, 8, 8, dtype=torch.long), "16 x 16.*8 x 8"),
+}
+
+
+@pytest.mark.parametrize(("shape", "target", "message"), WRONG.values(), ids=WRONG)
+def test_what_does_not_fit_is_refused(shape, target, message):
+    logits = torch.randn(shape)
+    with pytest.raises(ValueError, match=message):
+        GuidedLoss()(logits, target)
+    with pytest.raises(ValueError, match=r"must be|whole numbers"):
+        dice_loss(logits, target)

@@ -247,6 +247,20 @@ def test_mistakes():
     for part in ("spleen", "background"):
         with pytest.raises(ValueError, match=part):
             score_subject(a.astype(int), a.astype(int), names, regions={"all": ["liver", part]})
+    with pytest.raises(ValueError, match="spleen"):
+        score_subject(a.astype(int), a.astype(int), names, tolerances={"spleen": 2.0})
+    for values in (a * 0.5, np.where(a, math.nan, 0), a.astype(str), a.astype(complex)):
+        with pytest.raises(ValueError, match="whole numbers"):
+            score_subject(values, a.astype(int), names)
+
+
+@pytest.mark.parametrize("kind", [bool, np.float16, np.float64, np.uint64, np.int8])
+def test_class_indices_in_any_kind_of_number(kind):
+    """As nibabel's get_fdata gives them in float64."""
+    a, b = (np.random.default_rng(seed).integers(0, 2, (4, 5, 6)) for seed in (0, 1))
+    expected = score_subject(a, b, ["background", "x"], (2.0, 1.0, 1.0))
+    assert score_subject(a.astype(kind), b, ["background", "x"], (2.0, 1.0, 1.0)) == expected
+    assert score_subject(a, b.astype(kind), ["background", "x"], (2.0, 1.0, 1.0)) == expected
 
 
 @pytest.mark.slow
@@ -351,6 +365,7 @@ def test_a_single_slice_is_scored_in_2d_whichever_axis_it_lies_across():
         spacing = np.insert([0.5, 2.0], across, 7.0)
         (row,) = score_subject(prediction, target, ["background", "x"], spacing)
         assert {key: row[key] for key in flat} == pytest.approx(flat)
+        assert score(prediction == 1, target == 1, spacing) == pytest.approx(flat)
 
 
 def test_equal_to_stored_values_of_other_libraries():
@@ -417,6 +432,15 @@ def test_summary_by_hand():
     # Subjects' means over classes: DSC 0.45, 0.7, 0.0; MSD 1, 3, none.
     same(summary["overall"]["dsc"], {"mean": 1.15 / 3, "std": math.sqrt((0.6925 - 1.15**2 / 3) / 2), "n": 3})
     same(summary["overall"]["msd"], {"mean": 2.0, "std": math.sqrt(2), "n": 2})
+
+
+def test_numbers_of_any_kind_are_summarized():
+    """As metrics of one's own may give them."""
+    kinds = {"a": np.float32, "b": int, "c": np.int64}
+    rows = [{"subject": str(k), "class": "x"} | {key: kind(k) for key, kind in kinds.items()} for k in (1, 2, 6)]
+    summary = summarize(rows)
+    assert {key: summary["overall"][key]["mean"] for key in kinds} == dict.fromkeys(kinds, 3.0)
+    assert "missed" not in summary["overall"]
 
 
 def test_summary_of_little():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,6 +42,15 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index(make_data):
     assert torch.equal(first, batches(0, 1, 2))
     assert not torch.equal(first, batches(0, 2, 0))
     assert not torch.equal(first, batches(1, 1, 0))
+
+
+def test_a_slice_counted_from_the_end_is_augmented_alike(make_data):
+    dataset = open_data(str(make_data(numbers=(1, 2, 3)))).dataset("train", AugmentationConfig())
+    for index in range(len(dataset)):
+        for same in (index - len(dataset), np.int64(index), torch.tensor(index)):
+            assert all(map(torch.equal, dataset[same], dataset[index]))
+    with pytest.raises(IndexError):
+        dataset[len(dataset)]
 
 
 @needs_real_data

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from inference.segmenter import Segmenter
 from tests.helpers.errors import assert_clear
@@ -26,6 +27,14 @@ ROOT = Path(__file__).parents[2]
 def segmenter(trained) -> Segmenter:
     """The network that knows scans."""
     return Segmenter(trained.checkpoint, device="cpu")
+
+
+def test_random_numbers_of_the_program_stay_as_they_are(trained):
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    Segmenter(trained.checkpoint, device="cpu")
+    assert torch.rand(1) == expected
 
 
 def test_a_file_gets_the_segmentation_of_training(trained, segmenter, tmp_path):

@@ -516,7 +516,24 @@ def test_networks_without_blocks_cannot_recompute():
         recompute_activations(build_model(Config.of(model="unet")))
 
 
-@pytest.mark.parametrize("options", [{"steps": 0}, {"position_attention": False, "channel_attention": False}])
+def test_images_of_whole_numbers_are_refused():
+    """They would be 0 to 255 where 0 to 1 is meant."""
+    network = MSDualGuided(backbone="resnet18", guidance=False, steps=1).eval()
+    with pytest.raises(ValueError, match="uint8: must be floating-point"):
+        network(torch.zeros(1, 1, 64, 64, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steps": 0},
+        {"key_pooling": 0},
+        {"semantic_channels": 0},
+        {"scales": "Native"},
+        {"variant": "Paper"},
+        {"position_attention": False, "channel_attention": False},
+    ],
+)
 def test_impossible_options_are_refused(options):
     with pytest.raises(OptionError):
         MSDualGuided(backbone="resnet18", **options)

@@ -1,0 +1,42 @@
+"""docs/python.md: its code runs as it stands, and scores as main.py does."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.phantom import write_dataset
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_page_run_in_another_folder(tmp_path):
+    write_dataset(tmp_path / "dataset", subjects=(2, 1, 2), size=64, slices=(3, 4))
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    code = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(code) == 2
+    # The same scores by the functions that main.py calls.
+    check = """
+from config import EvaluationConfig, MachineConfig
+from inference.segmentation import segment_split
+from training.device import Machine
+from training.scores import score_volume
+machine = Machine.of(MachineConfig(device="cpu", amp="off", workers=0))
+volumes = segment_split(network, test_set, EvaluationConfig(largest_component=False), machine, "test")
+theirs = [row for v in volumes for row in score_volume(v, data.geometry[v.subject], data.labels, {})]
+assert [row["class"] for row in theirs] == [row["class"] for row in rows] and len(rows) == 8
+for row, their in zip(rows, theirs):
+    for key in ("dsc", "msd_mm", "hd95_mm"):
+        np.testing.assert_allclose(row[key], their[key])
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", "".join(code) + check]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"'mean': 0\.\d+, 'std': .*'n': 2", done.stdout)
