@@ -1,6 +1,6 @@
 """Segmentation metrics of one class of one subject in 3D, what each of them is, and their summary over subjects.
 
-A subject of a single slice is scored in 2D: its surface is its outline.
+`score_subject` scores a subject of a single slice in 2D: its surface is its outline.
 
 Masks A (prediction) and B (target) are boolean arrays of one shape, of any number of axes; other types count as
 "non-zero is inside". `spacing` is the size of a voxel along each array axis in mm; without it the unit is the voxel.
@@ -159,11 +159,9 @@ def score(
 ) -> dict[str, float]:
     """All metrics of one class of one subject, by the keys of METRICS; those in mm where there is a spacing.
 
-    The tolerance is in mm; in voxels it is one. `shape` is the image's, where the masks are a part of it; without it, a
-    single slice is scored in 2D.
+    The tolerance is in mm; in voxels it is one. `shape` is the image's, where the masks are a part of it. A volume of a
+    single slice is scored as it is, in 3D, by this and the functions above: give the slice, (H, W), for 2D.
     """
-    if shape is None:
-        prediction, target, spacing = _without_faces(np.asarray(prediction), np.asarray(target), spacing)
     values = {"dsc": dice(prediction, target), "vs": volume_similarity(prediction, target)}
     surfaces = _surfaces(prediction, target)
     size = np.array(np.shape(target) if shape is None else shape)
@@ -204,7 +202,11 @@ def score_subject(
     TOLERANCE_MM for the others.
     """
     prediction, target = _as_indices(prediction), _as_indices(target)
-    prediction, target, spacing = _without_faces(prediction, target, spacing)
+    _check_shapes(prediction, target)
+    if is_slice(prediction.shape):  # which has no face above and below
+        across = prediction.shape.index(1)
+        prediction, target = prediction.squeeze(across), target.squeeze(across)
+        spacing = None if spacing is None else [length for axis, length in enumerate(spacing) if axis != across]
     unknown = unknown_classes(target, len(class_names))
     both = np.stack(annotated(prediction, target))
     if both.size and not (both.min() >= 0 and both.max() < len(class_names)):
@@ -243,19 +245,6 @@ def _as_indices(labels: NDArray) -> NDArray[np.integer]:
     if not np.array_equal(whole, labels):
         raise ValueError(f"labels of {labels.dtype} that are no whole numbers")
     return whole
-
-
-def _without_faces(
-    prediction: NDArray, target: NDArray, spacing: Sequence[float] | None
-) -> tuple[NDArray, NDArray, Sequence[float] | None]:
-    """A volume of a single slice as that slice, which has no face above and below; others as they are."""
-    _check_shapes(prediction, target)
-    if not is_slice(prediction.shape):
-        return prediction, target, spacing
-    across = prediction.shape.index(1)
-    if spacing is not None:
-        spacing = [length for axis, length in enumerate(spacing) if axis != across]
-    return prediction.squeeze(across), target.squeeze(across), spacing
 
 
 def is_slice(shape: Sequence[int]) -> bool:

@@ -1,4 +1,4 @@
-"""The page of a run, or of several: one HTML file that needs no network; and figures for a paper.
+"""The page of a run, or of several: one HTML file that opens without internet; and figures for a paper.
 
 python report.py runs/001-paper                              writes its report.html again
 python report.py "Ours=runs/a,runs/b" "U-Net=runs/c,runs/d"  a page that compares rows of runs, compared/report.html

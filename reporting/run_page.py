@@ -1,4 +1,4 @@
-"""The page of a run: one HTML file that needs no network."""
+"""The page of a run: one HTML file that opens without internet."""
 
 from __future__ import annotations
 
