@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from config import Config
+from config import Config, NetworkConfig
 from models import build_model, check_network, describe_network, own_class, unused_options
 from models.own import own_file
 from tests.helpers import own_code
@@ -130,7 +130,7 @@ def test_any_plain_values_arrive(arguments):
 )  # fmt: skip
 def test_what_is_no_class_with_plain_values_is_refused(text):
     with pytest.raises(OptionError, match=r"must be package.module:Class or .*\(key=value") as raised:
-        check_network(Config.of(model=text).network)
+        check_network(NetworkConfig(model=text))
     assert str(raised.value).startswith("model ") and "\n" not in str(raised.value)
 
 
