@@ -100,7 +100,7 @@ def table(measured: dict[str, dict[str, tuple[float, float]]], rate: float) -> s
 
 def main() -> None:
     """Measure, and print the table."""
-    rate = measure_rate()["bfloat16"]
+    rate = measure_rate(torch.device("cpu"))["bfloat16"]
     print(f"A large matrix product in bfloat16: {rate / 1e9:,.0f} GFLOP/s\n")
     print(table({scales: measure(config, 256) for scales, config in NETWORKS.items()}, rate))
 

@@ -159,11 +159,12 @@ def measure_loader(size: int = 256, slices: int = 640) -> dict[str, Any]:
     return rates
 
 
-def measure_rate(size: int = 8192 if DEVICE.type == "cuda" else 2048) -> dict[str, float]:
+def measure_rate(device: torch.device = DEVICE) -> dict[str, float]:
     """FLOP/s of a large matrix product, the roof that a step is held against."""
+    size = 8192 if device.type == "cuda" else 2048
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
-        a = torch.randn(size, size, device=DEVICE, dtype=dtype)
+        a = torch.randn(size, size, device=device, dtype=dtype)
         a @ a
         rates[str(dtype).removeprefix("torch.")] = 2 * size**3 / median(timed(lambda a=a: a @ a) for _ in range(9))
     return rates
