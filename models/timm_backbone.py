@@ -104,10 +104,12 @@ def _create(name: str, **options: object) -> nn.Module:
         elif "output_stride" in options:
             reason = f"its maps cannot stay at 1/{options['output_stride']} of the image, as the network needs it"
         raise OptionError(f"backbone {name}: {reason}; choose another one") from None
-    except (OSError, RuntimeError) as error:  # RuntimeError: there are no weights
-        if not options.get("pretrained") or is_out_of_memory(error):
+    except (OSError, RuntimeError) as error:  # RuntimeError: there are no weights, or no maps
+        if is_out_of_memory(error) or (isinstance(error, OSError) and not options.get("pretrained")):
             raise
         reason = str(error.__cause__ or error).splitlines()[0]
+        if not options.get("pretrained"):
+            raise OptionError(f"backbone {name}: {reason}; choose another one") from None
         raise OptionError(
             f"pretrained: timm could not get the weights of {name} ({reason}); give their file, or train from scratch"
         ) from None

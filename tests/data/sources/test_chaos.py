@@ -197,7 +197,8 @@ def test_a_normalization_takes_the_place_of_chaos_ct_s_window(tmp_path):
         grey = np.stack([image.numpy() for image, _ in data.dataset(split)])
         assert (grey.max(), grey.min()) == (1, 0)
         (subject,) = data.dataset(split).subjects()
-        assert grey[0].max() == np.float32(round(255 * (1000 * int(subject) + 500) / (1000 * int(subject) + 510))) / 255
+        code = round(255 * (1000 * int(subject) + 500) / (1000 * int(subject) + 510))
+        assert grey[0].max() == np.float32(code) / np.float32(255)
 
 
 def test_chaos_ct_refuses_another_number_of_masks(tmp_path):

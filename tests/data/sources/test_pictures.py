@@ -108,7 +108,7 @@ def test_a_bmp_with_a_palette_of_greys_is_read_right_or_refused(tmp_path, bits, 
         shown = read_pixels(tmp_path / "a.bmp")
     except InputError as error:
         assert_clear(error, "a.bmp", "palette of greys")
-        assert bits > 1
+        assert bits > 1 or len(palette) == 1  # which older Pillow does not read
     else:
         np.testing.assert_array_equal(shown, np.array(palette, np.uint8)[stored])
 
