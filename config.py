@@ -263,8 +263,11 @@ class Config:
         for name, value in values.items():
             if name not in GROUP_OF:
                 raise InputError(f"{name}: is no field of the configuration; correct the name")
+            if hasattr(value, "item"):  # a number of NumPy
+                value = value.item()
             if not _fits(str(value) if isinstance(value, Path) else value, HINTS[name]):
-                raise InputError(f"{name} {value}: is of another kind than the field, or too long")
+                raise InputError(f"{name} {value!r}: is of another kind than the field, or too long")
+            value = tuple(value) if isinstance(value, list) else value
             group = GROUP_OF[name]
             if group is None:
                 changed[name] = value

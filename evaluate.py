@@ -1,4 +1,4 @@
-"""Score segmentations of any origin: label volumes beside their truth, as main.py scores its test subjects.
+"""Score segmentations of any origin (NIfTI, PNG masks, DICOM series and SEG objects) as main.py does its test subjects.
 
 python evaluate.py PREDICTIONS labelsTs --out runs/nnunet --labels nnUNet_raw/Dataset001/dataset.json
 python evaluate.py runs/001-paper/predictions DIR/test --out runs/again

@@ -1,4 +1,4 @@
-"""Write a trained network to an ONNX file, which needs neither PyTorch nor this repository.
+"""Write a trained network to an ONNX file, which needs no PyTorch, and compare the two.
 
 python export.py runs/001-paper/best.pt --out network.onnx
 """

@@ -62,6 +62,8 @@ class GuidedLoss(nn.Module):
         ValueError for maps and targets of other shapes, and for targets that are not whole numbers.
         """
         output = Output.of(output)
+        if not output.refined or not all(isinstance(logits, Tensor) for logits in output.refined):
+            raise ValueError("output: must be an Output, logits (B, classes, H, W), or a list of them")
         with torch.autocast(target.device.type, enabled=False):
             maps = [at_least_float32(logits) for logits in (*output.raw, *output.refined)]
             losses = [self.of_map(*around_centres(logits, target), counted) for logits in maps]

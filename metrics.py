@@ -214,7 +214,7 @@ def score_subject(
     classes = list(class_names[1:])
     strangers = {*chain(*regions.values())} - {*classes} | tolerances.keys() - {*class_names, *regions}
     if strangers:
-        raise ValueError(f"regions or tolerances of {', '.join(sorted(strangers))}: no class is called so")
+        raise ValueError(f"regions or tolerances of {', '.join(sorted(map(str, strangers)))}: no class is called so")
     scored = [(name, [k], False) for k, name in enumerate(classes, 1)]
     scored += [(name, [classes.index(part) + 1 for part in parts], True) for name, parts in regions.items()]
     # One pass finds the box of every class in either volume; None is a class in neither.
@@ -243,7 +243,7 @@ def _as_indices(labels: NDArray) -> NDArray[np.integer]:
     with np.errstate(invalid="ignore"):
         whole = labels.astype(np.int64)
     if not np.array_equal(whole, labels):
-        raise ValueError(f"labels of {labels.dtype} that are no whole numbers")
+        raise ValueError(f"labels of {labels.dtype} that are no class indices, whole numbers")
     return whole
 
 
@@ -275,17 +275,19 @@ def _union(boxes: Sequence[tuple[slice, ...] | None]) -> tuple[slice, ...]:
     return tuple(slice(min(s.start for s in sides), max(s.stop for s in sides)) for sides in zip(*known, strict=True))
 
 
+NO_METRICS = ("subject", "class", "group", "region", "missed", "spurious")  # columns of a row that may be numbers, too
+
+
 def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means and sample standard deviations (n - 1; NaN for n = 1) over subjects, of rows {subject, class, metrics}.
 
     Returns {"per_class": {class: {metric: {"mean", "std", "n"}, ..., "missed": int, "spurious": int}}, "per_region":
     the same of regions where there are any, "overall": {metric: {"mean", "std", "n"}}, "subjects": int}. Metrics are
-    the keys with numbers. "overall" is over the subjects' means over classes, without regions. NaN and absent
+    the other keys with numbers. "overall" is over the subjects' means over classes, without regions. NaN and absent
     values are left out; n counts what is in.
     """
-    metrics = dict.fromkeys(
-        key for row in rows for key, value in row.items() if isinstance(value, Real) and not isinstance(value, bool)
-    )
+    numbers = (key for row in rows for key, value in row.items() if isinstance(value, Real))
+    metrics = [key for key in dict.fromkeys(numbers) if key not in NO_METRICS]
 
     def statistics(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         return {metric: mean_std(row.get(metric, math.nan) for row in rows) for metric in metrics}

@@ -1,4 +1,4 @@
-"""Segment new scans with a trained network, in the scans' own geometry.
+"""Segment scans (NIfTI, DICOM folders, PNG slices, splits of a data set) in their own geometry, and pictures.
 
 python predict.py runs/001-paper/best.pt scan.nii.gz dicom_folder --out segmentations
 python predict.py fold1/best.pt,fold2/best.pt DIR/test --out segmentations --tta

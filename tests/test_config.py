@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from config import GROUP_OF, GROUPS, PRESETS, AugmentationConfig, Config, MachineConfig, parse_config
@@ -80,6 +81,12 @@ def test_flat_names_reach_their_groups_and_json():
 def test_values_of_another_kind_are_refused(name, value):
     with pytest.raises(InputError, match=rf"^{name} .*another kind"):
         Config.of(**{name: value})
+
+
+def test_numbers_of_numpy_and_lists_are_taken():
+    config = Config.of(steps=np.int64(3), lr=np.float32(0.5), guidance=np.True_, betas=[0.5, 0.75])
+    assert config == Config.of(steps=3, lr=0.5, guidance=True, betas=(0.5, 0.75))
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_a_misspelled_field_is_refused():

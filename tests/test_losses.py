@@ -101,6 +101,12 @@ def test_whatever_a_network_returns():
     torch.testing.assert_close(GuidedLoss()(maps[0], target).total, torch.nn.functional.cross_entropy(maps[0], target))
 
 
+@pytest.mark.parametrize("returned", [[], {"out": torch.randn(2, 3, 8, 8)}, None, [None]])
+def test_what_is_no_output_is_refused(returned):
+    with pytest.raises(ValueError, match="must be an Output"):
+        GuidedLoss()(returned, torch.zeros(2, 8, 8, dtype=torch.long))
+
+
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.int32])
 def test_targets_of_any_whole_numbers(dtype):
     logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 2, (2, 8, 8))

@@ -436,10 +436,10 @@ def test_summary_by_hand():
 def test_numbers_of_any_kind_are_summarized():
     """As metrics of one's own may give them."""
     kinds = {"a": np.float32, "b": int, "c": np.int64}
-    rows = [{"subject": str(k), "class": "x"} | {key: kind(k) for key, kind in kinds.items()} for k in (1, 2, 6)]
+    rows = [{"subject": k, "class": 1} | {key: kind(k) for key, kind in kinds.items()} for k in (1, 2, 6)]
     summary = summarize(rows)
     assert {key: summary["overall"][key]["mean"] for key in kinds} == dict.fromkeys(kinds, 3.0)
-    assert "missed" not in summary["overall"]
+    assert summary["overall"].keys() == summary["per_class"][1].keys() - {"missed", "spurious"} == kinds.keys()
 
 
 def test_summary_of_little():
