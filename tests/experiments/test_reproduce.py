@@ -382,7 +382,7 @@ def test_rows_of_a_data_set_that_was_changed_are_not_mixed(make_data, tmp_path, 
     folder = out / "runs" / "daf" / data.resolve().name
     train(data, folder, "--epochs", "1")
     started = []
-    monkeypatch.setattr(reproduce, "check", lambda run: False)  # its settings are not those of the tiny network
+    monkeypatch.setattr(reproduce, "goes_on", lambda run: False)  # its settings are not those of the tiny network
     monkeypatch.setattr(reproduce, "run_all", lambda runs, *_: started.append(runs))
     monkeypatch.setattr(reproduce, "write_table", lambda *_: None)
     with pytest.raises(SystemExit):  # PAM has not finished
