@@ -31,6 +31,7 @@ from utils import InputError, atomic_path, make_folder, user_errors
 OPSET = 18  # onnxruntime 1.14 and later run it
 VERSION = 1  # of the description in the file
 CLOSE = 1e-3  # the most that a probability may differ from PyTorch's; rounding in float32 makes 1e-7 to 1e-4
+TRANSLATED = f"network that PyTorch {torch.__version__} can write as ONNX for slices of any size"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def main(options: Options) -> None:
     images = random_images(trained)
     make_folder(options.out.parent)
     with atomic_path(options.out) as temporary:
-        with content_of(options.checkpoint, "network that ONNX can hold for slices of any size"), torch.no_grad():
+        with content_of(options.checkpoint, TRANSLATED), torch.no_grad():
             network = Probabilities(trained)
             expected = [network(torch.from_numpy(image)).numpy() for image in images]
             print(f"{options.checkpoint}: translating its network, which may take minutes", flush=True)
